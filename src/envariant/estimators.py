@@ -30,7 +30,8 @@ from envariant.core.conversion import warn_of_look_alikes
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown, unknown_name
-from envariant.core.tasks import Binary, Multiclass, Regression, Task, task_named
+from envariant.core.multi_target import task_named
+from envariant.core.tasks import Binary, Multiclass, Regression, Task
 from envariant.models import ModelConfig
 from envariant.training.evaluator import Evaluator
 from envariant.training.model_builder import model_builder
@@ -42,8 +43,7 @@ from envariant.training.train import train
 
 # batch_size="auto": full batches for at most _FULL_BATCH rows, which are exact and equally fast; otherwise
 # minibatches of _BATCH rows per environment.
-_FULL_BATCH = 5000
-_BATCH = 256
+_FULL_BATCH, _BATCH = 5000, 256
 
 
 @contextmanager

@@ -220,7 +220,8 @@ class Part(ABC):
         minimum_environments: Smallest number of training environments for which the part is meaningful.
         needs_features: Whether the part uses the features (the inputs of the head).
         needs_linear_head: Whether the head must be one linear layer.
-        needs_classes: Whether the part is undefined for regression.
+        needs_classes: Whether the part is undefined for regression; it then needs one target per row as well.
+        needs_one_target: Whether the part is undefined for several targets per row.
         stochastic: Whether the part uses random numbers.
         depends_on_sizes: Whether an environment's weight depends on its number of rows. If not, repeating all
             rows of an environment does not change the gradients, except for divisors such as n − 1.
@@ -232,6 +233,7 @@ class Part(ABC):
     needs_features: ClassVar[bool] = False
     needs_linear_head: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
+    needs_one_target: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     depends_on_sizes: ClassVar[bool] = False
 

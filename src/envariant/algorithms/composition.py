@@ -244,6 +244,10 @@ class Composition(Algorithm):
         for part in self.parts:
             if part.needs_classes and isinstance(context.task, Regression):
                 raise EnvariantError(f"{part.name}: needs classes, but the task is regression")
+            if (part.needs_classes or part.needs_one_target) and context.task.target_shape:
+                raise EnvariantError(
+                    f"{part.name}: needs one target per row, but the task is {context.task.name}"
+                )
         return {str(i): part.init(params, context) for i, part in enumerate(self.parts)}
 
     def gradients(

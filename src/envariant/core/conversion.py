@@ -16,6 +16,7 @@ from torch import Tensor
 
 from envariant.core import image_rows, machine
 from envariant.core.errors import EnvariantError, EnvariantWarning, listed, shown, unknown_name
+from envariant.core.multi_target import MultiLabel, MultiOutputRegression
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
@@ -96,15 +97,23 @@ _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Convert targets `[rows]`, numbers or text, to numbers, and infer the task if it is not given.
+    """Convert targets to numbers, and infer the task if it is not given.
+
+    Args:
+        values: Numbers or text `[rows]`, or numbers `[rows, targets]`.
+        task: Task, or None to infer it.
+        label: Name of the data set, for error messages.
 
     Returns:
-        The targets `[rows]`, the task, and the class names. Class names are empty for regression, and for
-        numeric targets with a given task.
+        The targets `[rows]` or `[rows, targets]`, the task, and the class names. Class names are empty for
+        regression, and for numeric targets with a given task.
 
     Raises:
         EnvariantError: If the values are not valid targets of the task, or fit no task.
     """
+    several_targets = _several_targets(values)
+    if several_targets is not None:
+        return _with_several_targets(several_targets, task, label)
     column = column_of(values, f"{label}: targets")
     different = len(np.unique(column))
     words = column.dtype.kind not in "biuf"
@@ -131,6 +140,35 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
         expected = "numbers" if isinstance(task, Regression) else f"at most {most} classes"
         raise EnvariantError(f"{label}: {task.name} targets must be {expected}; got {listed(labels)}")
     return torch.from_numpy(codes), task, labels
+
+
+def _several_targets(values: Any) -> NDArray[Any] | None:
+    """Return numbers `[rows, targets]` with at least two targets; None for other shapes and types."""
+    try:
+        values = _stacked(values)
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    is_table = array.ndim == 2 and array.shape[0] > 0 and array.shape[1] > 1
+    return array if is_table and array.dtype.kind in "biuf" else None
+
+
+def _with_several_targets(
+    values: NDArray[Any], task: Task | None, label: str
+) -> tuple[Tensor, Task, tuple[str, ...]]:
+    if len(missing := np.flatnonzero(np.isnan(values.astype(np.float64)).any(axis=1))):
+        rows = f"{len(missing)} of {len(values)} rows (first: row {missing[0]})"
+        raise EnvariantError(f"{label}: targets are missing in {rows}; fill in or remove them")
+    if task is None:
+        width = values.shape[1]
+        are_labels = bool(np.isin(values, (0, 1)).all())
+        task = MultiLabel(width) if are_labels else MultiOutputRegression(width)
+    elif not task.target_shape:
+        raise EnvariantError(
+            f"{label}: {task.name} needs one target per row; got shape {values.shape}, which fits "
+            f"MultiLabel({values.shape[1]}) or MultiOutputRegression({values.shape[1]})"
+        )
+    return torch.from_numpy(values.astype(np.float64)), task, ()
 
 
 def column_of(values: Any, what: str) -> NDArray[Any]:

@@ -19,7 +19,8 @@ from envariant.core.display import Displayed, Summary
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.files import as_path
-from envariant.core.tasks import Regression, Task, task_named
+from envariant.core.multi_target import task_named
+from envariant.core.tasks import Regression, Task
 from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import ColumnEncoding, Encoder
 from envariant.data.tables.kinds import KINDS, TaskName

@@ -17,6 +17,7 @@ from envariant.core.errors import EnvariantWarning
 from envariant.core.tasks import Regression
 from envariant.studies.permutation_importance import Predict, StudyMeasurements
 from envariant.studies.study import Study
+from envariant.training.callbacks import RunLabel, run_label
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record
@@ -59,6 +60,10 @@ class Job:
             for s, spec in chosen
         )
 
+    def labels(self) -> dict[int, RunLabel]:
+        """Return the name and settings of each run, for callbacks."""
+        return {stored.id: RunLabel(run_label(stored.id), _settings(stored)) for stored in self.runs}
+
     def steps(self) -> int:
         """Return the number of updates per run.
 
@@ -88,6 +93,13 @@ class Update:
     step: int = 0
     runs: tuple[int, ...] = ()
     event: Stepped | Evaluated | None = field(default=None, compare=False)
+
+
+def _settings(stored: StoredRun) -> dict[str, str]:
+    run, trial = stored.run, stored.run.trial
+    plain = {"data": run.data, "algorithm": run.algorithm, "trial": trial.number, "replica": run.replica}
+    plain |= {"learning_rate": trial.learning_rate, "test_environments": ", ".join(run.test_environments)}
+    return {key: str(value) for key, value in (plain | dict(trial.hyperparameters)).items()}
 
 
 def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]:
@@ -198,7 +210,7 @@ def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurem
     """Return each run's p-value of the invariance test on validation rows; None if there are no such rows."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
     answers = [tuple(part.cpu().numpy() for part in predict(name)) for name in names]
-    if not names:
+    if not names or measurements.sample.task.target_shape:
         return [None] * len(runs)
     environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in answers])
     regression = isinstance(measurements.sample.task, Regression)

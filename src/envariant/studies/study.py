@@ -43,8 +43,6 @@ MAX_RUNS = 1_000_000
 """Largest number of runs in a study, because all runs are planned in memory."""
 SPLITS = ("suggested", "each", "each-and-pairs")
 """Ways to choose test environments without naming them."""
-
-
 _LARGEST_FILE = 10**6
 
 
@@ -137,6 +135,7 @@ class Study(Displayed):
         execution: object = "auto",
         memory: str | float | None = None,
         progress: bool | None = None,
+        callbacks: Any = None,
     ) -> StudyResults:
         """Train all runs of the study and return the results; call again with the same folder to resume.
 
@@ -150,10 +149,9 @@ class Study(Displayed):
             executor: "local", or "ray" for a Ray cluster.
             address: Address of the Ray cluster.
             execution: How replicas are executed; see `RunSpec`.
-            memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free
-                memory.
-            progress: Whether to show progress. Default: a bar on a terminal or in a notebook, otherwise lines
-                of text.
+            memory: Memory limit of a replica stack per process, such as "8GB". Default: half of what is free.
+            progress: Whether to show progress. Default: a bar on a terminal or in a notebook, else lines.
+            callbacks: Objects whose methods are called during training; see `envariant.train`.
 
         Raises:
             EnvariantError: If an option is invalid, the folder cannot be written, or it contains other runs.
@@ -162,7 +160,7 @@ class Study(Displayed):
         running: Any = import_module("envariant.studies.running")
         return running.run_study(
             self, out, progress, workers=workers, executor=executor, address=address, execution=execution,
-            memory=memory,
+            memory=memory, callbacks=callbacks,
         )  # fmt: skip
 
     def _display(self) -> Summary:

@@ -167,7 +167,7 @@ class Evaluator:
     def logits(
         self, inputs: Shaped[Tensor, "*rows_and_shape"], axis: Axis = None, decode: Decode | None = None
     ) -> Float[Tensor, "*replicas_and_rows"]:
-        """Return the logits `[replicas, rows]` or `[replicas, rows, outputs]`.
+        """Return the logits (regression: predictions), `[replicas, rows]` or `[replicas, rows, outputs]`.
 
         For a single module, there is no replica axis.
 
@@ -178,7 +178,7 @@ class Evaluator:
         """
 
         def predict(params: Weights, buffers: Weights, inputs: Tensor) -> Tensor:
-            return self._forward(params, buffers, inputs, training=False)[1]
+            return self._task.predictions(self._forward(params, buffers, inputs, training=False)[1])
 
         blocks = self._over_blocks(predict, (inputs,), axis, decode)
         shape = (self._replicas, 0, *self._task.logits_shape)
@@ -201,7 +201,8 @@ class Evaluator:
 
         def sums(params: Weights, buffers: Weights, inputs: Tensor, targets: Tensor) -> Tensor:
             logits = self._forward(params, buffers, inputs, training=False)[1]
-            values = (self._task.losses(logits, targets), self._task.scores(logits, targets))
+            scores = self._task.scores(self._task.predictions(logits), targets)
+            values = (self._task.losses(logits, targets), scores)
             outputs = logits.double().reshape(len(logits), -1)
             totals = torch.stack([value.double().sum() for value in values])
             return torch.cat([totals, outputs.sum(dim=0), outputs.square().sum(dim=0)])

@@ -154,9 +154,9 @@ class RFC(Initializer):
 
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         task = environments.task
-        if isinstance(task, Regression):
+        if isinstance(task, Regression) or task.target_shape:
             raise EnvariantError(
-                "rfc: needs classes, because it asks which rows are right; the task is regression"
+                f"rfc: needs classes, because it asks which rows are right; the task is {task.name}"
             )
         pooled = _pooled(environments)
         model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)

@@ -309,7 +309,6 @@ class ReplicaStack:
         """Return the current training state of the stack."""
         watch = {"metrics": self._metrics, "gradient_rms": self._gradient_rms, "failed_at": self._failed_at}
         watch |= {} if self._config.clip is None else {"clipped": self._clipped}
-        eval_params = self._eval_params()
         eval_params, eval_buffers = self._eval_weights()
         return Checkpoint(
             replicas=self.replicas,

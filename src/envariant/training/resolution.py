@@ -8,6 +8,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import nn
+from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
@@ -24,8 +25,10 @@ from envariant.algorithms import (
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, closest_name, unknown_name
+from envariant.core.losses import closure_content, content
 from envariant.core.schedules import Schedule
 from envariant.data.validation_split import ValidationSplit
+from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
 from envariant.training.augmentation import RandomAffine, augmentation
 from envariant.training.averaging import averaging
@@ -213,6 +216,7 @@ def check_objects(options: Mapping[str, Any]) -> None:
     converters: Mapping[str, Callable[[Any], object]] = {
         "model": model_builder,
         "optimizer": optimizer_config,
+        "loss": check_loss,
         "init": _initializer,
         "augmentation": _augmentation,
         "device": device_named,
@@ -270,6 +274,7 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         evaluate_every=complete.evaluate_every or max(1, round(steps / 25)),
     ).described()
     share, test = requested.holdout_fraction, requested.test_environments
+    rows = ValidationSplit(source, share, test) if share else source
     rate, groups = grouped(
         complete.learning_rate, complete.weight_decay, defaults.learning_rate, steps,
         weights_only=complete.decay_weights_only,
@@ -277,7 +282,7 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
-        ValidationSplit(source, share, test) if share else source,
+        rows if requested.loss is None else WithLoss(rows, requested.loss),
         algorithm,
         _config(complete, spec),
         _initializer(requested.init),
@@ -424,7 +429,17 @@ def _identities(
         "algorithm": algorithm_identity(algorithm.trained),
         "hyperparameters": "",
     }
-    for key in ("model", "optimizer", "init", "augmentation", "adapt", "average", "keep", "stop_early"):
+    for key in (
+        "model",
+        "optimizer",
+        "loss",
+        "init",
+        "augmentation",
+        "adapt",
+        "average",
+        "keep",
+        "stop_early",
+    ):
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)
@@ -444,12 +459,15 @@ def content_hash(value: object) -> str:
             # A lazy layer has no weights yet.
             own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
             digest.update(name.encode() + own)
+        # The settings of PyTorch's losses are not part of their text.
+        digest.update(content(value).encode() if isinstance(value, _Loss) else b"")
         return digest.hexdigest()
     parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
     if parts[0] is not None:
         digest.update(repr((content_hash(parts[0]), parts[1], sorted(parts[2].items()))).encode())
         return digest.hexdigest()
     digest.update(f"{type(value).__qualname__} {text_of(value)}".encode())
+    digest.update(closure_content(value).encode())
     try:
         digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
     except (OSError, TypeError):

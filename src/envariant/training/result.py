@@ -16,8 +16,9 @@ from envariant.core.display import NONE, Displayed, Summary, named, views
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, listed, unknown_name
 from envariant.core.files import as_path
+from envariant.core.multi_target import task_named
 from envariant.core.score_table import ScoreTable
-from envariant.core.tasks import Task, task_named
+from envariant.core.tasks import Task
 from envariant.models import model_config
 from envariant.training import history
 from envariant.training.checkpoint import ReplicaState

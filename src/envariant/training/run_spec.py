@@ -96,6 +96,12 @@ class RunSpec(BaseModel, Displayed):
         "ModelConfig, a function that returns a new module, or a module whose weights are the initial "
         "weights of every replica.",
     )
+    loss: Any = _option(
+        None,
+        "Loss of each row: cross-entropy, focal(gamma=2) or label-smoothing(0.1) for classes; mse, "
+        "huber(delta=1), quantile(0.9) or poisson for numbers; by default that of the data's task; in Python "
+        "also a function of logits and targets, or a Task.",
+    )
     steps: Whole | None = _option(
         None,
         "Optimizer updates of each replica; suggested schedules scale with their number.",
@@ -345,6 +351,7 @@ EXECUTION_ONLY = frozenset({"execution", "memory", "replicas"})
 _CONDITIONS = (
     "hyperparameters",
     "model",
+    "loss",
     "optimizer",
     "steps",
     "batch_size",

@@ -37,6 +37,7 @@ class CAD(Penalty):
     """
 
     name: ClassVar[str] = "cad"
+    needs_one_target: ClassVar[bool] = True
     paper: ClassVar[str] = "Ruan, Dubois, Maddison 2022, arXiv 2201.00057"
     minimum_environments: ClassVar[int] = 2
     needs_features: ClassVar[bool] = True

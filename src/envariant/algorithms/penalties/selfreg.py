@@ -31,6 +31,7 @@ class SelfReg(Penalty):
     """
 
     name: ClassVar[str] = "selfreg"
+    needs_one_target: ClassVar[bool] = True
     paper: ClassVar[str] = "Kim et al. 2021, arXiv 2104.09841"
     needs_features: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True

@@ -68,7 +68,7 @@ def mixed_risk(
     rows = share * first.inputs + (1 - share) * second.inputs
     logits = model(params, rows.flatten(0, 1))[1]
     losses = [
-        batch.task.losses(logits, side.targets.flatten()).unflatten(0, side.targets.shape)
+        batch.task.losses(logits, side.targets.flatten(0, 1)).unflatten(0, side.targets.shape[:2])
         for side in (first, second)
     ]
     both = shares[:, None] * losses[0] + (1 - shares[:, None]) * losses[1]

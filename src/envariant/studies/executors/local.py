@@ -18,6 +18,8 @@ from envariant.core import machine
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.studies.jobs import Job, Update, compared_in, perform, unfinished, warn_of_remarks
 from envariant.studies.study import Study, stored_study
+from envariant.training.callbacks import CallbackRunner, check_callbacks
+from envariant.training.engine import Evaluated
 from envariant.training.execution import Execution, execution_request
 from envariant.training.progress import ProgressCallback, ignore
 from envariant.training.store import Store
@@ -47,6 +49,7 @@ class _Plan:
     memory: str | float | None
     workers: int
     until: float | None
+    callbacks: Any = None
 
     @property
     def is_over(self) -> bool:
@@ -65,6 +68,7 @@ def sweep(
     workers: int = 1,
     on_progress: ProgressCallback = ignore,
     until: float | None = None,
+    callbacks: Any = None,
 ) -> None:
     """Train all planned runs of the study in a folder, and resume unfinished runs.
 
@@ -79,11 +83,14 @@ def sweep(
         memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
         workers: Number of processes; the CPU threads are divided among them.
         on_progress: Function called after every step of a run in this process.
-        until: Value of `time.monotonic()` at which training stops; the next call resumes. Default: no limit.
+        until: Time on the clock of `time.monotonic` at which training stops; the next call resumes. Default:
+            no limit.
+        callbacks: Objects whose methods are called during training (`training.callbacks.Callback`); every
+            process has its own copies.
 
     Raises:
-        EnvariantError: If the store cannot be written, an option is invalid, or `study` is required but
-            missing.
+        EnvariantError: If the store cannot be written, a callback fails, an option is invalid, or `study` is
+            required but missing.
 
     Warns:
         EnvariantWarning: If a schedule never takes effect within a run.
@@ -96,7 +103,7 @@ def sweep(
         with Store(folder) as store:
             study = stored_study(store)
     warn_of_remarks(study)
-    plan = _Plan(study, execution, memory, workers, until)
+    plan = _Plan(study, execution, memory, workers, until, check_callbacks(callbacks))
     before = torch.get_num_threads()
     threads = max(1, before // workers)
     context = multiprocessing.get_context("spawn")
@@ -195,10 +202,13 @@ def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progre
     if recorder.record is not None and recorder.record.threads <= machine.cores():
         # Another number of threads gives other rounding.
         torch.set_num_threads(recorder.record.threads)
+    called: CallbackRunner | None = None
     try:
         steps = job.steps()
         for update in perform(job, recorder):
-            _store(recorder, update)
+            if update.record is not None:
+                called = CallbackRunner(plan.callbacks, update.record, job.labels())
+            _store(recorder, update, called)
             for run in update.runs:
                 on_progress(run, steps if update.outcomes else update.step, steps)
             if plan.is_over:
@@ -217,6 +227,10 @@ def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progre
         torch.set_num_threads(threads)
 
 
-def _store(recorder: Recorder, update: Update) -> None:
+def _store(recorder: Recorder, update: Update, called: CallbackRunner | None) -> None:
     if update.event is not None:
+        # Update.rows include the rows of the event.
+        own = len(update.event.rows) if isinstance(update.event, Evaluated) else 0
         recorder.add(update.event, update.rows, update.outcomes)
+        if called is not None:
+            called(update.event, update.rows[own:])

@@ -43,6 +43,7 @@ class ReplicaState:
         buffers: Buffers by name.
         failure: Reason for divergence; None if the replica has not diverged.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
+        waited: Part of the training time for which rows on disk were waited for, in seconds.
     """
 
     step: int
@@ -50,6 +51,7 @@ class ReplicaState:
     buffers: Mapping[str, Tensor] = field(repr=False)
     failure: str | None
     seconds: float
+    waited: float = 0.0
 
 
 @final
@@ -71,6 +73,7 @@ class Checkpoint:
         failures: Mapping from replica to its divergence, if reported.
         seconds: Training time of the stack, in seconds.
         eval_params: Parameters used for prediction; empty if they equal `params`.
+        waited: Part of the training time for which rows on disk were waited for, in seconds.
     """
 
     replicas: tuple[int, ...]
@@ -85,6 +88,7 @@ class Checkpoint:
     failures: Mapping[int, Failure]
     seconds: float
     eval_params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    waited: float = 0.0
 
     def clone(self) -> "Checkpoint":
         """Return a copy in main memory, which later training steps do not change."""
@@ -113,6 +117,7 @@ class Checkpoint:
                 buffers,
                 None if failure is None else failure.reason,
                 self.seconds / len(self.replicas),
+                self.waited / len(self.replicas),
             )
         return states
 
@@ -126,6 +131,7 @@ class _Header:
     metrics: tuple[str, ...]
     failures: dict[int, Failure]
     seconds: float
+    waited: float = 0.0
 
 
 _HEADER = TypeAdapter(_Header)
@@ -158,6 +164,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
             checkpoint.metrics,
             dict(checkpoint.failures),
             checkpoint.seconds,
+            checkpoint.waited,
         )
     )
     path = folder / f"{_name(checkpoint.replicas)}.safetensors"
@@ -220,6 +227,7 @@ def _read(path: Path) -> Checkpoint:
         metrics=header.metrics,
         failures=header.failures,
         seconds=header.seconds,
+        waited=header.waited,
         **{group: tensors[group] for group in _GROUPS},
     )
 

@@ -201,6 +201,7 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
             with _errors_as_envariant(stack):
                 rows = stack.measure()
             finished = stack.failed or stack.step == config.steps
+            notes += stack.waiting_notes() if finished else ()
             yield Evaluated(
                 stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes
             )

@@ -27,7 +27,7 @@ from envariant.core.errors import EnvariantError, closest_name, unknown_name
 from envariant.core.schedules import Constant, Schedule, schedule
 from envariant.data.validation_split import ValidationSplit
 from envariant.predictors import PREDICTORS, Predictor, predictor
-from envariant.training.augmentation import RandomAffine, augmentation
+from envariant.training.augmentation import Augmentation, augmentation
 from envariant.training.execution import Execution, execution_request
 from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
@@ -345,8 +345,8 @@ def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
-def _augmentation(requested: object) -> RandomAffine | None:
-    if requested is None or isinstance(requested, RandomAffine):
+def _augmentation(requested: object) -> Augmentation | None:
+    if requested is None or isinstance(requested, Augmentation):
         return requested
     if isinstance(requested, str):
         return augmentation(requested)

@@ -57,7 +57,7 @@ class ImageStore(InputStore):
         if self.streamed:
             needed = len(numbers) * self.shape.numel()
             remedy = "use smaller or fewer images, or an option that reads them in batches"
-            machine.require_memory(needed, f"{len(numbers):,} images at once", remedy)
+            machine.require_memory(needed, f"{len(numbers):,} images at once", remedy, machine.memory)
         return torch.from_numpy(self.pixels.read(numbers))
 
     def decode(self, rows: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Build algorithms from recipes, parts, and strings such as `vrex + and-mask(threshold=0.8)`."""
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -25,6 +24,7 @@ from envariant.core import specs
 from envariant.core.errors import EnvariantError, shown
 from envariant.core.plugins import Plugins
 from envariant.core.schedules import Schedule
+from envariant.core.terms import split_terms
 
 ENTRY_POINTS = "envariant.algorithms"
 """Entry point group in which other packages register recipes, as `name = "module:recipe"`."""
@@ -109,7 +109,7 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
     if not isinstance(text, str):
         raise EnvariantError(f"algorithm must be text such as 'vrex + and-mask'; got {shown(text)}")
     parsed: list[tuple[Recipe, dict[str, Any]]] = []
-    for term in _split(text):
+    for term in split_terms(text):
         spec = specs.parse_as("algorithm", term)
         known = RECIPES.get(spec.name) or PLUGINS.load(spec.name, RECIPES)
         parsed.append((known, known.settings(spec)))
@@ -161,17 +161,6 @@ def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
 def _is_usable(plugin: object, name: str) -> bool:
     # Described here, so that a recipe without a description is reported instead of breaking the list.
     return isinstance(plugin, Recipe) and plugin.name == name and describe(plugin).name == name
-
-
-def _split(text: str) -> list[str]:
-    """Split a string at plus signs, except within parentheses and in names such as erm++."""
-    pieces, depth, start = list[str](), 0, 0
-    for match in re.finditer(r"[()]|\+(?=\s*[A-Za-z])", text):
-        depth += {"(": 1, ")": -1}.get(match[0], 0)
-        if match[0] == "+" and depth == 0:
-            pieces.append(text[start : match.start()])
-            start = match.end()
-    return [*pieces, text[start:]]
 
 
 def _stored(value: Any) -> Any:

@@ -60,6 +60,7 @@ class ReplicaState:
         trained: Number of updates that the replica completed. Default: `step`; more if the weights are those
             of an earlier step that the option `keep` chose.
         stopped: Reason for which training ended before the last step; None if it did not.
+        waited: Part of the training time for which rows on disk were waited for, in seconds.
     """
 
     step: int
@@ -69,6 +70,7 @@ class ReplicaState:
     seconds: float
     trained: int | None = None
     stopped: str | None = None
+    waited: float = 0.0
 
     def completed(self, steps: int) -> bool:
         """Return whether training ended as planned: after a number of steps, or earlier by a rule."""
@@ -100,6 +102,7 @@ class Checkpoint:
         averaging: State of the averaging rule (`training.averaging`).
         selection: Best validation scores and their weights (`ValidationWatch.state`).
         stops: Mapping from replica to the end of its training before the last step.
+        waited: Part of the training time for which rows on disk were waited for, in seconds.
     """
 
     replicas: tuple[int, ...]
@@ -118,6 +121,7 @@ class Checkpoint:
     averaging: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     selection: Mapping[str, Any] = field(default_factory=dict[str, Any])
     stops: Mapping[int, Stop] = field(default_factory=dict[int, Stop])
+    waited: float = 0.0
 
     def clone(self) -> "Checkpoint":
         """Return a copy in main memory, which later training steps do not change."""
@@ -153,6 +157,7 @@ class Checkpoint:
                 self.seconds / len(self.replicas),
                 trained,
                 None if stop is None else f"stopped at step {stop.step}: {stop.reason}",
+                self.waited / len(self.replicas),
             )
         return states
 
@@ -176,6 +181,7 @@ class _Header:
     failures: dict[int, Failure]
     seconds: float
     stops: dict[int, Stop] = field(default_factory=dict[int, Stop])
+    waited: float = 0.0
 
 
 _HEADER = TypeAdapter(_Header)
@@ -222,6 +228,7 @@ def save(checkpoint: Checkpoint, folder: Path, prefix: str = "") -> None:
             dict(checkpoint.failures),
             checkpoint.seconds,
             dict(checkpoint.stops),
+            checkpoint.waited,
         )
     )
     path = folder / f"{prefix}{_name(checkpoint.replicas)}.safetensors"
@@ -317,6 +324,7 @@ def _read(path: Path) -> Checkpoint:
         failures=header.failures,
         seconds=header.seconds,
         stops=header.stops,
+        waited=header.waited,
         **{group: tensors[group] for group in _GROUPS},
     )
 

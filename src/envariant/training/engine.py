@@ -209,6 +209,7 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
             with _errors_as_envariant(stack):
                 rows = stack.measure()
             finished, keep = stack.ended or stack.step == config.steps, config.keep.keeps(stack.step)
+            notes += stack.waiting_notes() if finished else ()
             yield Evaluated(
                 stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes, keep
             )

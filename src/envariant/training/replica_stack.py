@@ -49,6 +49,9 @@ from envariant.training.validation_watch import ValidationWatch
 Change = Callable[[Tensor], Tensor]
 """Function from inputs `[…, rows, *shape]` to changed inputs of the same shape."""
 
+# Seconds of waiting that a user would not notice.
+_WORTH_SAYING = 1.0
+
 
 @final
 class ReplicaStack:
@@ -89,7 +92,7 @@ class ReplicaStack:
         if len(replicas) > 1 and self.network.stochastic:
             raise StackingError("the model draws random numbers of its own, as dropout does")
         self._rows = Rows(sets, self._roles, device)
-        trained = self._training_rows(sets)
+        self._trained = trained = self._training_rows(sets)
         self._batches = self._sampler(trained)
         context = replace(
             context,
@@ -125,7 +128,7 @@ class ReplicaStack:
         self.step, self.measured = 0, -1
         # `_ended` is the time of the last step or measurement, so that two checkpoints of one state agree.
         self._started = self._ended = time.perf_counter()
-        self._spent = 0.0
+        self._spent = self._waited = 0.0
         if checkpoint is not None:
             self._load(checkpoint)
 
@@ -149,6 +152,12 @@ class ReplicaStack:
         """Whether all replicas had diverged or stopped at the last measurement."""
         return len(self._failures) + len(self._stops) == len(self._replicas)
 
+    @property
+    def waited(self) -> float:
+        """Seconds for which training and evaluation waited for rows on disk."""
+        readers = {id(rows.reader): rows.reader for rows in (self._rows, self._trained)}
+        return self._waited + sum(reader.waited for reader in readers.values() if reader is not None)
+
     def advance(self) -> None:
         """Run one training step on every replica that has not diverged."""
         step, count = self.step, self._config.accumulate
@@ -169,6 +178,16 @@ class ReplicaStack:
             if self._average is not None:
                 self._average.update(self._params, self._alive, step + 1)
         self.step, self._ended = step + 1, time.perf_counter()
+
+    def waiting_notes(self) -> tuple[str, ...]:
+        """Return a note if more than a tenth of the time was spent waiting for rows on disk."""
+        seconds = self._spent + self._ended - self._started
+        if self.waited <= max(0.1 * seconds, _WORTH_SAYING):
+            return ()
+        return (
+            f"data: {self.waited / seconds:.0%} of the time was spent waiting for rows from disk; "
+            f"storage=disk reads faster than storage=files, and a faster disk or more cores help",
+        )
 
     def rehearse(self) -> None:
         """Predict two rows, run one training step, and undo the step.
@@ -301,6 +320,7 @@ class ReplicaStack:
             inputs, targets = inputs.index_select(along, index), targets.index_select(along, index)
         decode = self._rows.decode
         if change is not None:
+            inputs = inputs if isinstance(inputs, Tensor) else inputs.whole()
             inputs, decode = change(decode(inputs)), None
         own = targets.expand(len(self._replicas), *targets.shape) if axis is None else targets
         return self._evaluator().logits(inputs, axis, decode), own
@@ -322,6 +342,7 @@ class ReplicaStack:
             metrics=self._metric_names,
             failures=dict(self._failures),
             seconds=self._spent + self._ended - self._started,
+            waited=self.waited,
             eval_params={} if eval_params is self._views else eval_params,
             eval_buffers={} if eval_buffers is self._buffers else eval_buffers,
             averaging={} if self._average is None else self._average.state,
@@ -459,4 +480,6 @@ class ReplicaStack:
                 self._alive[k] = False
         self.step, self.measured = saved.step, saved.measured
         self._spent, self._started = saved.seconds, time.perf_counter()
+        # Of earlier processes: what this one has waited for is counted by its readers.
+        self._waited += saved.waited - self.waited
         self._ended = self._started

@@ -30,7 +30,7 @@ from envariant.core.schedules import Schedule
 from envariant.data.validation_split import ValidationSplit
 from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
-from envariant.training.augmentation import RandomAffine, augmentation
+from envariant.training.augmentation import Augmentation, augmentation
 from envariant.training.averaging import averaging
 from envariant.training.early_stopping import stop_rule
 from envariant.training.execution import Execution, execution_request
@@ -394,8 +394,8 @@ def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
-def _augmentation(requested: object) -> RandomAffine | None:
-    if requested is None or isinstance(requested, RandomAffine):
+def _augmentation(requested: object) -> Augmentation | None:
+    if requested is None or isinstance(requested, Augmentation):
         return requested
     if isinstance(requested, str):
         return augmentation(requested)

@@ -133,6 +133,11 @@ class TrainingResult(Displayed):
         """Training and evaluation time of all replicas together, in seconds."""
         return sum(c.seconds for c in self.checkpoints.values())
 
+    @property
+    def waited(self) -> float:
+        """Part of `seconds` for which rows on disk were waited for; 0 if the rows are in memory."""
+        return sum(c.waited for c in self.checkpoints.values())
+
     def final(self, environment: str, metric: str) -> Spread:
         """Return the value of a metric at the step of the result's weights, for each finished replica.
 
@@ -351,6 +356,7 @@ class TrainingResult(Displayed):
             "hardware": dict(record.hardware),
             "command": record.command,
             "seconds": round(self.seconds, 2),
+            "waited": round(self.waited, 2),
         }
 
 

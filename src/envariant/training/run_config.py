@@ -13,7 +13,7 @@ from envariant.core.counter_rng import mixed, private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, first_line
 from envariant.training import precision
-from envariant.training.augmentation import RandomAffine
+from envariant.training.augmentation import Augmentation
 from envariant.training.averaging.base import Averaging
 from envariant.training.clipping import Clipping
 from envariant.training.early_stopping import Patience
@@ -57,7 +57,7 @@ class RunConfig:
     batch_size: int | None
     evaluate_every: int
     precision: str
-    augmentation: RandomAffine | None
+    augmentation: Augmentation | None
     test: tuple[str, ...] | None
     device: torch.device
     compiled: bool = False

@@ -176,7 +176,9 @@ class RunSpec(BaseModel, Displayed):
         None, "Number of steps between evaluations; by default about 25 evaluations per run.", ge=1
     )
     augmentation: Any = _option(
-        None, 'Augmentation of training images, such as "affine(rotation=15, shear=10, scale=0.2)".'
+        None,
+        "Augmentation of training images, such as domainbed, rand-augment, "
+        '"affine(rotation=15, shear=10, scale=0.2)" or "random-resized-crop + horizontal-flip".',
     )
     init: Any = _option(
         None,

@@ -19,7 +19,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 from envariant.data.base import SpecSource
 from envariant.data.tables.encoding import Encoder, fit
 from envariant.data.tables.raw import TableStore
-from envariant.data.tables.table import FILE, Table, load, read
+from envariant.data.tables.table import FILE, Table, load, read, read_with_texts
 
 NAME = "table"
 """Registered name of table sources."""
@@ -190,7 +190,12 @@ def _attributes(table: Table) -> dict[str, Tensor]:
 
 
 def source(
-    path: str, target: str | None = None, environment: str | None = None, **settings: Any
+    path: str,
+    target: str | None = None,
+    environment: str | None = None,
+    *,
+    only_texts: bool = False,
+    **settings: Any,
 ) -> TableSource:
     """Create a data source from the settings in `table("patients.csv", target=died, environment=hospital)`.
 
@@ -198,6 +203,7 @@ def source(
         path: Path of a file, or of a folder written by `Table.write`.
         target: Name of the column to predict; unnecessary for a stored table.
         environment: Name of the environment column; unnecessary for a stored table.
+        only_texts: Whether free text may be the only input, which is embedded later.
         settings: `task`, `exclude`, `sample_weight`, `min_rows`, `encoding` and `missing_values`, as for
             `read`.
 
@@ -216,7 +222,8 @@ def source(
             raise unknown_name("setting", key, ("target", "environment", *_SETTINGS), where="table")
     roles: Mapping[str, Any] = {"target": target, "environment": environment}
     label = str(specs.Spec(NAME, (path,), {**roles, **settings}))
-    return TableSource(read(path, target, environment, **settings), label)
+    reader = read_with_texts if only_texts else read
+    return TableSource(reader(path, target, environment, **settings), label)
 
 
 @lru_cache(maxsize=2)

@@ -72,7 +72,7 @@ class Extractor:
         digest = hashlib.blake2b(repr((self.module, self.mean, self.deviation)).encode(), digest_size=16)
         for name, value in self.module.state_dict().items():
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -70,6 +70,12 @@ def feature_name(name: str, k: int) -> str:
     return f"{name} {k + 1}"
 
 
+def is_feature(name: str, columns: Sequence[str]) -> bool:
+    """Return whether a name is that of a feature of one of some columns."""
+    column, _, number = name.rpartition(" ")
+    return column in columns and number.isdecimal()
+
+
 def encoded(column: Column, encoder: TextEncoder, cache: str | Path | None = None) -> NDArray[np.float32]:
     """Return the features of a text column, `[rows, width]`, from the cache if they are stored.
 

@@ -163,10 +163,12 @@ class Features(SpecSource):
 
     def preprocessing_log(self) -> list[str]:
         """Return the preprocessing log of the source and one line on the features."""
-        lines = getattr(self.source, "preprocessing_log", None)
+        if self._table is not None:
+            return list(map(str, self._table.table.preprocessing_log))
+        lines: Any = getattr(self.source, "preprocessing_log", list)
         own = self._extracted(0)
         line = f"{own.backbone.width:,} features by {name_of(self.backbone)}; {own.extraction}"
-        return [*(lines() if callable(lines) else []), line]
+        return [*lines(), line]
 
     @property
     def extraction(self) -> Extraction:
@@ -282,12 +284,13 @@ class Decoded(nn.Module):
     def __init__(self, store: FeatureStore) -> None:
         super().__init__()
         own = store.standardization
-        self.register_buffer("center", None if own is None else own.center)
-        self.register_buffer("scale", None if own is None else own.scale)
+        width = store.shape[0]
+        self.center = nn.Buffer(torch.zeros(width) if own is None else own.center)
+        self.scale = nn.Buffer(torch.ones(width) if own is None else own.scale)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return standardized features, `[rows, width]`."""
-        return features if self.center is None else (features - self.center) / self.scale
+        return (features - self.center) / self.scale
 
 
 def _rebuilt(fields: Mapping[str, Any]) -> Features:

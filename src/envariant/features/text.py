@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast, final
+from typing import Annotated, Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -122,8 +122,8 @@ def _loaded(model: str) -> Any:
 
 
 def _width(encoder: Any) -> int:
-    sizes = (getattr(encoder, f"get_{key}embedding_dimension", None) for key in ("", "sentence_"))
-    return next(int(cast("Any", size)()) for size in sizes if size is not None)
+    sizes: Any = (getattr(encoder, f"get_{key}embedding_dimension", None) for key in ("", "sentence_"))
+    return next(int(size()) for size in sizes if size is not None)
 
 
 @lru_cache(maxsize=4)

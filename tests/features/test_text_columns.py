@@ -5,11 +5,15 @@ import pandas as pd
 import pytest
 
 from envariant import data
+from envariant.comparison import inputs
+from envariant.comparison.data_check import check_data
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import load, read, read_with_texts
 from envariant.features import Features, HashedWords
 from envariant.features.columns import embedded
+from envariant.predictors import Linear
+from envariant.saved_model import SavedModel
 
 WORDS = {False: ("poor", "slow", "broken", "late"), True: ("great", "fast", "solid", "kind")}
 
@@ -27,7 +31,7 @@ def reviews(rows=240):
 
 def test_text_columns_join_the_numeric_columns(tmp_path):
     frame = reviews()
-    table = embedded(read(frame, "stars", "shop"), (), HashedWords(features=32), tmp_path)
+    table = embedded(read_with_texts(frame, "stars", "shop"), (), HashedWords(features=32), tmp_path)
     assert [column.name for column in table.columns[:3]] == ["price", "review 1", "review 2"]
     assert len(table.columns) == 33
     assert table.texts == ()
@@ -57,8 +61,72 @@ def test_text_may_be_the_only_input(tmp_path, monkeypatch):
 
 
 def test_an_unknown_column_is_named(tmp_path):
-    table = read(reviews(), "stars", "shop")
+    table = read_with_texts(reviews(), "stars", "shop")
     with pytest.raises(EnvariantError, match="unknown text column 'reviwe'.*review"):
         embedded(table, ("reviwe",), HashedWords(), tmp_path)
     with pytest.raises(EnvariantError, match="unknown text column 'price'"):
         embedded(table, ("price",), HashedWords(), tmp_path)
+
+
+def test_features_are_not_reported_as_leaks_but_other_columns_are(tmp_path):
+    frame = reviews().assign(copied=lambda f: f["stars"].astype(float) + 1)
+    table = embedded(read_with_texts(frame, "stars", "shop"), (), HashedWords(features=64), tmp_path)
+    findings = [finding for finding in check_data(table) if "leak" in finding.kind]
+    assert [finding.columns for finding in findings] == [("copied",)]
+    assert not [f for f in check_data(table.rows(np.arange(240))) if f.kind == "joint target leak"]
+
+
+def test_a_saved_model_reads_texts_or_their_features(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
+    frame = reviews()
+    source = Features(
+        TableSource(read_with_texts(frame, "stars", "shop"), "reviews"), HashedWords(features=32)
+    ).table_source
+    SavedModel.of_predictor(source, Linear()).save(tmp_path / "model")
+    model = SavedModel.load(tmp_path / "model")
+    predicted = model.predict(frame[["price", "review"]])
+    assert (predicted["prediction"] == frame["stars"]).mean() > 0.9
+    values = HashedWords(features=32).embed(frame["review"].tolist()).numpy()
+    columns = {f"review {k + 1}": values[:, k] for k in range(32)} | {"price": frame["price"]}
+    pd.testing.assert_frame_equal(model.predict(pd.DataFrame(columns)), predicted)
+    with pytest.raises(EnvariantError, match="price"):
+        model.predict(frame[["review"]])
+
+
+def test_images_become_a_table_and_the_model_reads_files(tmp_path, monkeypatch):
+    pytest.importorskip("PIL")
+    from PIL import Image
+
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for place in ("north", "south"):
+        for name, low in (("dark", 0), ("light", 128)):
+            folder = tmp_path / "photos" / place / name
+            folder.mkdir(parents=True)
+            for k in range(12):
+                pixels = rng.integers(low, low + 128, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+    table = inputs.read(tmp_path / "photos", None, None, "lenet", (), min_rows=5)
+    assert table.task == "binary"
+    assert table.classes == ("dark", "light")
+    assert table.environments == ("north", "south")
+    source = TableSource(table, "photos")
+    model = SavedModel.of_predictor(source, Linear())
+    paths = sorted(map(str, (tmp_path / "photos").rglob("*.png")))
+    predicted = model.predict(pd.DataFrame({"image": paths}))["prediction"]
+    assert (predicted == [path.split("/")[-2] for path in paths]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": "lenet", "target": "stars"}, "target names a column of a table"),
+        ({"features": "lenet", "text": ("review",), "target": "a", "environment": "b"}, "not a text encoder"),
+        ({}, "a table needs target and environment"),
+    ],
+)
+def test_arguments_of_a_comparison_that_do_not_fit(arguments, message, tmp_path):
+    known = {"target": None, "environment": None, "features": None, "text": ()} | arguments
+    frame = reviews().rename(columns={"stars": "a", "shop": "b"})
+    with pytest.raises(EnvariantError, match=message):
+        inputs.read(frame, **known)

@@ -1,5 +1,6 @@
 """Text columns of a table, replaced by the features of a text encoder."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import EnvariantError, EnvariantWarning, unknown_name
 from envariant.data.cache import CACHE_VARIABLE, cache_folder
 from envariant.data.tables.columns import Column
 from envariant.data.tables.table import LogEntry, Table
@@ -32,6 +33,9 @@ def embedded(
 
     Raises:
         EnvariantError: If a column is unknown or not text, or there is no column of free text.
+
+    Warns:
+        EnvariantWarning: If columns of free text are not embedded.
     """
     available = {column.name: column for column in (*table.columns, *table.texts) if column.type.categorical}
     selected = tuple(names) or tuple(column.name for column in table.texts)
@@ -39,6 +43,10 @@ def embedded(
         raise EnvariantError("features: the table has no column of free text; name the columns as text")
     if unknown := [name for name in selected if name not in available]:
         raise unknown_name("text column", unknown[0], available, where="features")
+    if left := [column.name for column in table.texts if column.name not in selected]:
+        warnings.warn(
+            f"features: free text that is not used: {', '.join(left)}", EnvariantWarning, stacklevel=3
+        )
     columns = tuple(column for column in table.columns if column.name not in selected)
     log: list[LogEntry] = []
     for name in selected:
@@ -68,6 +76,12 @@ def text_columns(name: str, values: NDArray[np.float32]) -> tuple[Column, ...]:
 def feature_name(name: str, k: int) -> str:
     """Return the name of a feature of a column, numbered from 1."""
     return f"{name} {k + 1}"
+
+
+def own_columns(table: Table) -> tuple[Column, ...]:
+    """Return the input columns of a table that are not features of a text or image."""
+    names = [name for name, _ in table.embedded]
+    return tuple(column for column in table.columns if not is_feature(column.name, names))
 
 
 def is_feature(name: str, columns: Sequence[str]) -> bool:

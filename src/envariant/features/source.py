@@ -91,7 +91,7 @@ class Features(SpecSource):
         object.__setattr__(self, "backbone", backbone_of(self.backbone))
         object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))
         specs.validate(self, self.base, only=("dtype", "standardize"))
-        for key, value in (("size", self.size or 1), ("batch_size", self.batch_size)):
+        for key, value in (("size", 1 if self.size is None else self.size), ("batch_size", self.batch_size)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise EnvariantError(f"features: {key} must be a whole number from 1; got {value!r}")
         reads_text, is_table = isinstance(self.backbone, TextEncoder), isinstance(source, TableSource)

@@ -389,7 +389,9 @@ def _read(
         loaded, columns, role_names, task, log, min_rows, ordered=ordered, subgroups=divided,
         only_texts=only_texts,
     )  # fmt: skip
-    for remark in remarks(parts.preprocessing_log):
+    # Texts that are embedded later are not left out.
+    used_later = [column.name for column in parts.texts] if only_texts else []
+    for remark in remarks([entry for entry in parts.preprocessing_log if entry.column not in used_later]):
         warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=3)
     declared_texts = None if declared is None else tuple(sorted(declared))
     return Table(*parts[:-3], declared_texts, parts.texts, ordered, parts.group, parts.subgroups)

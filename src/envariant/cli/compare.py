@@ -15,8 +15,10 @@ from envariant.training.run_spec import SHARED
 def compare(
     file: Path,
     *,
-    target: Annotated[str, Parameter(alias="-t")],
-    environment: Annotated[str, Parameter(alias="-e")],
+    target: Annotated[str | None, Parameter(alias="-t")] = None,
+    environment: Annotated[str | None, Parameter(alias="-e")] = None,
+    features: str | None = None,
+    text: Names = (),
     task: Literal["binary", "multiclass", "regression"] | None = None,
     algorithms: Names = (),
     metric: str | None = None,
@@ -47,12 +49,17 @@ def compare(
     Parameters
     ----------
     file
-        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads; or heart-disease for an
-        example.
+        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads; or heart-disease, an example.
+        With features, a folder of images: domain/class/image.
     target
-        Column to predict.
+        Column to predict; not for images.
     environment
-        Column with the environment of each row, such as hospital, year or country.
+        Column with the environment of each row, such as hospital, year or country; not for images.
+    features
+        Frozen backbone, such as efficientnet-lite0 or "timm(resnet18, pretrained=true)" for images, or a text
+        encoder; minilm by default for text columns.
+    text
+        Text columns that are replaced by features.
     task
         Kind of prediction task; by default inferred from the target.
     algorithms
@@ -103,6 +110,8 @@ def compare(
         file,
         target=target,
         environment=environment,
+        features=features,
+        text=text,
         task=task,
         algorithms=algorithms or ALGORITHMS,
         metric=metric,

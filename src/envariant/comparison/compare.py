@@ -21,6 +21,7 @@ from envariant.comparison.data_check import check_data, print_findings
 from envariant.comparison.data_summary import column_stability
 from envariant.comparison.explanation import explained, summarized
 from envariant.comparison.gathering import gather
+from envariant.comparison.inputs import read
 from envariant.comparison.narrative import Recommendation, recommend
 from envariant.comparison.page.scores import MOST_ROWS, drop_rows
 from envariant.comparison.protocol import ALGORITHMS
@@ -171,8 +172,10 @@ class Comparison(Displayed):
 def compare(
     data: Any,
     *,
-    target: Any,
-    environment: Any,
+    target: Any = None,
+    environment: Any = None,
+    features: Any = None,
+    text: Sequence[Any] = (),
     task: str | None = None,
     algorithms: Sequence[Any] = ALGORITHMS,
     candidates: Mapping[str, Any] | None = None,
@@ -203,9 +206,13 @@ def compare(
     on test environments. The baseline is the simplest of the best ordinary models by in-domain scores.
 
     Args:
-        data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
-        target: Name of the column to predict.
-        environment: Name of the column with the environment of each row.
+        data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow. With
+            `features`, also a folder of images (domain/class/image), or a data source or its name.
+        target: Name of the column to predict; None for images.
+        environment: Name of the column with the environment of each row; None for images.
+        features: Frozen backbone that computes features of images, such as `timm(resnet18, pretrained=true)`,
+            or a text encoder. Default: `minilm` for the columns in `text`.
+        text: Names of text columns that are replaced by features.
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
         algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. Three
             ordinary methods are always included: a linear model, boosted trees and a network (ERM).
@@ -255,8 +262,8 @@ def compare(
     )  # fmt: skip
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
     methods = _methods(algorithms, candidates or {}, metric, runs)
-    full = tables.read(
-        data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
+    full = read(
+        data, target, environment, features, text, task=task, exclude=exclude, sample_weight=sample_weight,
         min_rows=max(min_rows, protocol.FEWEST_ROWS), encoding=encoding, missing_values=missing_values,
         ordered=ordered, group=group, subgroups=subgroups,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Check a table before training; every finding includes a suggested action."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, final
 
 import numpy as np
@@ -19,6 +19,7 @@ from envariant.core.console import SafeConsole
 from envariant.data.tables.kinds.base import MOST_CLASSES, MOST_LEVELS
 from envariant.data.tables.table import Table
 from envariant.data.tables.time_order import seems_ordered
+from envariant.features.columns import own_columns
 
 Kind = Literal[
     "target leak", "joint target leak", "near leak", "names the environment", "missing by environment",
@@ -77,6 +78,8 @@ def check_data(table: Table) -> tuple[Finding, ...]:
         ...     print(finding.sentence)
         'casual' and 'registered' together determine count (R² 1.00).
     """
+    # A text or an image may determine the target, and its features have no meaning of their own.
+    table = replace(table, columns=own_columns(table))
     columns = {column.name: column.values for column in table.columns}
     categorical = [column.name for column in table.columns if column.type.categorical]
     environments = np.array(table.environments, dtype=object)[table.environment.values]

@@ -58,6 +58,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "Images with a CSV file that holds their class and environment.",
     ),
     "wilds": ("images.wilds:Wilds", "An image data set of WILDS in its own folder."),
+    "features": (
+        ".features:Features",
+        "Features of images, or of the text columns of a table, by a frozen backbone; extracted once.",
+    ),
 }
 """Class (imported at first use) and description of every source, by name."""
 
@@ -83,7 +87,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     name = spec.name.partition(":")[0]
     if name in SOURCES:
         module, class_name = SOURCES[name][0].split(":")
-        cls: type[SpecSource] = getattr(import_module(f"{__name__}.{module}"), class_name)
+        cls: type[SpecSource] = getattr(import_module(f".{module}", __name__), class_name)
         return cls.from_spec(spec, folder)
     plugin = PLUGINS.load(name, SOURCES)
     is_spec_source = issubclass(plugin, SpecSource)

@@ -3,6 +3,7 @@
 from envariant.core import specs
 from envariant.core.plugins import Plugins, is_dataclass_of
 from envariant.models.base import FeaturizerAndHead, ModelConfig
+from envariant.models.efficientnet import EfficientNetLite0
 from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
 from envariant.models.mlp import MLP
@@ -22,7 +23,9 @@ PLUGINS = Plugins[type[ModelConfig]](
     fits=lambda plugin, name: is_dataclass_of(plugin, ModelConfig) and getattr(plugin, "name", None) == name,
 )
 
-MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
+MODELS: dict[str, type[ModelConfig]] = {
+    cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm, EfficientNetLite0)
+}
 
 
 def model_config(text: str) -> ModelConfig:
@@ -46,6 +49,7 @@ __all__ = [
     "MLP",
     "MNISTCNN",
     "MODELS",
+    "EfficientNetLite0",
     "FeaturizerAndHead",
     "LeNet",
     "Linear",

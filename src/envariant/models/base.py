@@ -43,6 +43,8 @@ class ModelConfig(ABC):
 
     name: ClassVar[str]
     """Registered name of the model."""
+    rgb: ClassVar[bool] = False
+    """Whether gray images are repeated to three channels before features are extracted."""
 
     def __post_init__(self) -> None:
         specs.validate(self, self.name)

@@ -29,6 +29,7 @@ class Timm(ModelConfig):
     """
 
     name: ClassVar[str] = "timm"
+    rgb: ClassVar[bool] = True
     architecture: str = "resnet18"
     pretrained: bool = False
 

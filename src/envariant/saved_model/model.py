@@ -71,6 +71,7 @@ class SavedModel(Displayed):
             environments; None if the model was saved without them. `compare` adds them to the model that it
             recommends.
         adaptation: Intercept and slope fitted to a few labels of a new environment; None if there are none.
+        embedded: Columns of text, or of paths of images, that are replaced by features, and their encoders.
 
     Example:
         >>> from envariant import load_model
@@ -100,6 +101,7 @@ class SavedModel(Displayed):
     density: InputDensity | None = field(default=None, repr=False)
     serving: Serving | None = field(default=None, repr=False)
     adaptation: Adaptation | None = None
+    embedded: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(
@@ -167,11 +169,7 @@ class SavedModel(Displayed):
 
     @classmethod
     def _of_table(
-        cls,
-        source: TableSource,
-        predictor: Predicting,
-        environments: Sequence[str],
-        about: Mapping[str, str],
+        cls, source: TableSource, predictor: Predicting, environments: Sequence[str], about: Mapping[str, str]
     ) -> "SavedModel":
         table, task = source.table, source.task
         return cls(
@@ -194,6 +192,7 @@ class SavedModel(Displayed):
                 if column.name in columns_of(predictor) and column.name not in source.encoder.slices
             ),
             density=density_of(source, environments),
+            embedded=table.embedded,
         )
 
     def save(self, folder: Path | str) -> None:
@@ -433,6 +432,7 @@ class SavedModel(Displayed):
             self.missing_values,
             {} if labels is None else {labels.name: (labels.kind, labels.classes)},
             () if labels is None else (labels.environment,),
+            self.embedded,
         )
 
     def _outputs(self, predict: Predict, columns: Mapping[str, Column]) -> tuple[torch.Tensor, torch.Tensor]:

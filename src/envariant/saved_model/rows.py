@@ -12,7 +12,10 @@ from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import ColumnEncoding
 from envariant.data.tables.kinds import Kind
 from envariant.data.tables.loading import read_columns
+from envariant.data.tables.reading import open_table
 from envariant.data.tables.target_type import TargetType
+from envariant.features.columns import is_feature
+from envariant.features.tables import expanded
 from envariant.saved_model.onnx_export import probabilities
 from envariant.saved_model.reference import recognized
 
@@ -28,6 +31,7 @@ def read_rows(
     missing_values: Sequence[str] | None,
     target: Mapping[str, tuple[Kind, Sequence[str]]],
     optional: Sequence[str] = (),
+    embedded: Sequence[tuple[str, str]] = (),
 ) -> Rows:
     """Read the columns of a model in chunks of rows, with categories spelled as in training.
 
@@ -41,11 +45,18 @@ def read_rows(
         target: Mapping from the name of the target column to its kind and classes; empty if the target is not
             read.
         optional: Names of categorical columns that are read if the table has them.
+        embedded: Mapping from each text column that is replaced by features to the text of its encoder. A
+            table may contain the feature columns instead.
 
     Raises:
         EnvariantError: If a column is missing, or a value does not have the type of its column.
     """
+    declared = None if missing_values is None else frozenset(missing_values)
+    header = open_table(data, encoding, declared).header if embedded else ()
+    raw = [(name, encoder) for name, encoder in embedded if name in header]
+    encodings = [each for each in encodings if not is_feature(each.name, [name for name, _ in raw])]
     kinds: dict[str, Kind] = {column.name: column.kind for column in encodings}
+    kinds |= {name: "category" for name, _ in raw}
     known = {sketch.name: frozenset(sketch.categories) for sketch in reference}
     blocks = read_columns(
         data,
@@ -54,11 +65,12 @@ def read_rows(
         | {name: kind for name, (kind, _) in target.items()},
         notations={column.name: column.notation for column in encodings},
         known=known | {name: frozenset(classes) for name, (_, classes) in target.items()},
-        declared=None if missing_values is None else frozenset(missing_values),
+        declared=declared,
         encoding=encoding,
         optional=[name for name in optional if name not in kinds],
     )
-    for index, columns in blocks:
+    for index, read in blocks:
+        columns = expanded(read, raw)
         yield index, columns | {s.name: recognized(columns[s.name], s) for s in reference}
 
 

@@ -56,6 +56,7 @@ def assembled(
     *,
     ordered: bool = False,
     subgroups: Sequence[str] = (),
+    only_texts: bool = False,
 ) -> Parts:
     """Select the rows and input columns of a table, and log all steps.
 
@@ -69,6 +70,7 @@ def assembled(
         min_rows: Minimum number of rows of an environment.
         ordered: Whether environments are ordered in time.
         subgroups: Names of the columns whose values define subgroups.
+        only_texts: Whether columns of free text may be the only inputs.
 
     Raises:
         EnvariantError: If environments cannot be ordered in time, or there are too few environments, classes
@@ -109,7 +111,7 @@ def assembled(
         for name, column in inputs.items()
         if name in unusable and column.type.categorical and column.type.unusable(column.values)
     )
-    if not usable:
+    if not usable and not (only_texts and texts):
         left_out = ", ".join([*excluded, *inputs]) or "the table has no other column"
         problem = f"no column is left to predict '{target.name}' from"
         raise EnvariantError(f"{label}: {problem} (left out: {left_out})")

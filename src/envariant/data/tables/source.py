@@ -19,7 +19,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 from envariant.data.base import SpecSource
 from envariant.data.tables.encoding import Encoder, fit
 from envariant.data.tables.raw import TableStore
-from envariant.data.tables.table import FILE, Table, load, read
+from envariant.data.tables.table import FILE, Table, load, read, read_with_texts
 
 NAME = "table"
 """Registered name of table sources."""
@@ -190,7 +190,12 @@ def _attributes(table: Table) -> dict[str, Tensor]:
 
 
 def source(
-    path: str, target: str | None = None, environment: str | None = None, **settings: Any
+    path: str,
+    target: str | None = None,
+    environment: str | None = None,
+    *,
+    only_texts: bool = False,
+    **settings: Any,
 ) -> TableSource:
     """Create a table's data source from a specification such as `table("a.csv", target=y, environment=e)`.
 
@@ -198,6 +203,7 @@ def source(
         path: Path of a file, or of a folder written by `Table.write`.
         target: Name of the column to predict; not needed for a table written by `Table.write`.
         environment: Name of the environment column; not needed for a table written by `Table.write`.
+        only_texts: Whether columns of free text, later replaced by features, may be the only inputs.
         settings: Arguments of `read`: `task`, `exclude`, `sample_weight`, `min_rows`, `encoding` and
             `missing_values`.
 
@@ -216,7 +222,8 @@ def source(
             raise unknown_name("setting", key, ("target", "environment", *_SETTINGS), where="table")
     roles: Mapping[str, Any] = {"target": target, "environment": environment}
     label = str(specs.Spec(NAME, (path,), {**roles, **settings}))
-    return TableSource(read(path, target, environment, **settings), label)
+    reader = read_with_texts if only_texts else read
+    return TableSource(reader(path, target, environment, **settings), label)
 
 
 @lru_cache(maxsize=2)

@@ -61,6 +61,7 @@ class Table(Displayed):
         group: Column with the group of each row, such as the patient; groups are never split between training
             and validation or test rows. None: rows are independent.
         subgroups: Columns whose values define subgroups to score separately; they do not affect training.
+        embedded: Text columns that were replaced by features, each with the name of its encoder.
     """
 
     columns: tuple[Column, ...]
@@ -75,6 +76,7 @@ class Table(Displayed):
     ordered: bool = False
     group: Column | None = None
     subgroups: tuple[Column, ...] = ()
+    embedded: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -196,6 +198,7 @@ class Table(Displayed):
             len(self.texts),
             self.ordered,
             self.group is not None,
+            self.embedded,
         )
         tensors = {
             str(k): torch.from_numpy(column.values.copy()) for k, column in enumerate(self.all_columns)
@@ -215,6 +218,7 @@ class _Header:
     texts: int = 0
     ordered: bool = False
     grouped: bool = False
+    embedded: tuple[tuple[str, str], ...] = ()
 
 
 _HEADER = TypeAdapter(_Header)
@@ -259,6 +263,7 @@ def load(folder: Path) -> Table:
         tuple(inputs[used:]),
         header.ordered,
         group,
+        embedded=header.embedded,
     )
 
 
@@ -315,6 +320,41 @@ def read(
     Warns:
         EnvariantWarning: For each notable entry of the preprocessing log.
     """
+    return _read(
+        data, target, environment, task=task, exclude=exclude, sample_weight=sample_weight,
+        min_rows=min_rows, encoding=encoding, missing_values=missing_values, ordered=ordered, group=group,
+        subgroups=subgroups,
+    )  # fmt: skip
+
+
+def read_with_texts(data: Any, target: Any, environment: Any, **settings: Any) -> Table:
+    """Read a table as `read` does, but allow free text as its only inputs, which are embedded later.
+
+    Args:
+        data: Path or data frame, as for `read`.
+        target: Name of the column to predict.
+        environment: Name of the environment column.
+        settings: Other arguments of `read`.
+    """
+    return _read(data, target, environment, only_texts=True, **settings)
+
+
+def _read(
+    data: Any,
+    target: Any,
+    environment: Any,
+    *,
+    task: str | None = None,
+    exclude: Sequence[Any] = (),
+    sample_weight: Any = None,
+    min_rows: int = MIN_ROWS,
+    encoding: str = "utf-8",
+    missing_values: Sequence[str] | None = None,
+    ordered: bool = False,
+    group: Any = None,
+    subgroups: Sequence[Any] = (),
+    only_texts: bool = False,
+) -> Table:
     if task is not None and task not in TASKS:
         raise unknown_name("task", str(task), TASKS)
     specs.check_value(min_rows, PositiveInt, "table: min_rows")
@@ -346,9 +386,14 @@ def read(
     except EnvariantError as error:
         raise labeled(source.label, error) from None
     log = [LogEntry(name, "left out, as requested") for name in excluded]
-    parts = assembled(loaded, columns, role_names, task, log, min_rows, ordered=ordered, subgroups=divided)
-    for remark in remarks(parts.preprocessing_log):
-        warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=2)
+    parts = assembled(
+        loaded, columns, role_names, task, log, min_rows, ordered=ordered, subgroups=divided,
+        only_texts=only_texts,
+    )  # fmt: skip
+    # Texts that are embedded later are not left out.
+    used_later = [column.name for column in parts.texts] if only_texts else []
+    for remark in remarks([entry for entry in parts.preprocessing_log if entry.column not in used_later]):
+        warnings.warn(f"{source.label}: {remark}", EnvariantWarning, stacklevel=3)
     declared_texts = None if declared is None else tuple(sorted(declared))
     return Table(*parts[:-3], declared_texts, parts.texts, ordered, parts.group, parts.subgroups)
 

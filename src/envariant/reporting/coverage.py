@@ -74,12 +74,8 @@ class Coverage:
         """Return a table of the counts with one row per environment."""
         are_few = len(self.classes) <= _MOST_COLUMNS
         columns = self.classes if are_few else ("classes",)
-        header = (
-            "environment",
-            "rows",
-            *columns,
-            *(("absent classes",) if any(self.absent.values()) else ()),
-        )
+        some_absent = any(self.absent.values())
+        header = ("environment", "rows", *columns, *(("absent classes",) if some_absent else ()))
         rows: list[tuple[str, ...]] = []
         for name, counts in zip(self.environments, self.counts, strict=True):
             cells = [f"{count:,}" for count in counts] if are_few else [str(int((counts > 0).sum()))]

@@ -33,7 +33,7 @@ class EnvironmentFit:
         common_slopes: Shared coefficients, `[common]`.
         own_slopes: Environment-specific coefficients, `[environments, own]`.
         linear: Linear predictor (for 0/1 targets, the log-odds), `[rows]`.
-        residuals: Targets minus predictions, `[rows]`; for real targets, divided by the variance.
+        residuals: Targets minus predictions, `[rows]`; for real-valued targets, divided by the variance.
         weights: Variance of each residual under the model, `[rows]`.
     """
 
@@ -50,7 +50,7 @@ class EnvironmentFit:
     _common_inverse: Array
 
     def project(self, residuals: Array) -> Array:
-        """Return simulated residuals, `[rows, simulations]`, as they would be after a refit of the model."""
+        """Return simulated residuals, `[rows, simulations]`, after a refit to each simulation."""
         total = self.common.T @ residuals
         steps: list[Array] = []
         for e, rows in enumerate(self.parts):
@@ -64,7 +64,7 @@ class EnvironmentFit:
         return residuals - self.weights[:, None] * projected
 
     def leverage(self) -> Array:
-        """Return the leverage of each row, `[rows]`: the effect of its target on its prediction."""
+        """Return the leverage of each row, `[rows]`: the effect of the row's target on its own prediction."""
         shares = np.zeros(len(self.linear))
         for e, rows in enumerate(self.parts):
             own, inverse = self.own[rows], self._own_inverses[e]
@@ -73,7 +73,7 @@ class EnvironmentFit:
         return np.clip(shares * self.weights, 0.0, 0.9)
 
     def variation(self, columns: Array) -> Array:
-        """Return the Fisher information on the slope of each column, `[environments, columns]`."""
+        """Return the Fisher information on each column's slope per environment, `[environments, columns]`."""
         result = np.zeros((len(self.parts), columns.shape[1]))
         for e, rows in enumerate(self.parts):
             part, weights = columns[rows], self.weights[rows][:, None]

@@ -114,7 +114,10 @@ def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
 
 
 def with_content_of(features: Tensor, order: Tensor) -> Tensor:
-    """Replace the content of row i by the content of row `order[i]`, without gradient; keep the style."""
+    """Replace the content of row i by the content of row `order[i]`, and keep the style of row i.
+
+    The new content is treated as a constant in the gradient.
+    """
     content, mean, variance = _content_and_style(features)
     return content[order].detach() * (variance + _TINY).sqrt() + mean
 

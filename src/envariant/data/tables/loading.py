@@ -30,7 +30,7 @@ Chunks = dict[str, list[ColumnChunk]]
 @final
 @dataclass(frozen=True, eq=False)
 class LoadedColumns:
-    """Columns of a table in chunks, before their kinds are inferred.
+    """Columns of a table, loaded in chunks, before their kinds are inferred.
 
     Attributes:
         table: Table that contains the columns.

@@ -1,9 +1,9 @@
 """Base classes of algorithms and their parts, and `TrainContext`, a description of the training run.
 
-An algorithm is a pure function from a minibatch to gradients. It has no mutable state, takes random numbers
-only from its context, and never branches in Python on a hyperparameter's value, because the engine replaces
-hyperparameters and the step number by tensors in order to run many replicas as one program. Most algorithms
-are compositions (`composition.py`) of
+An algorithm is a pure function from a minibatch to gradients. It has no mutable state and takes random
+numbers only from its context. It never branches in Python on a hyperparameter's value, because
+hyperparameters and the step number may be tensors: the engine runs many replicas as one program. Most
+algorithms are compositions (`composition.py`) of
 
     risk aggregator  ×  penalties, each with a coefficient schedule  ×  gradient aggregator.
 """
@@ -265,7 +265,7 @@ class Part(ABC):
     def coefficient_at(self, step: int) -> float:
         """Return the coefficient of this part in the loss at a given step.
 
-        With `normalize_loss`, the whole loss is divided by the largest coefficient of all parts if that
+        If `normalize_loss` is set, the whole loss is divided by the largest coefficient of all parts if that
         coefficient exceeds 1.
         """
         del step

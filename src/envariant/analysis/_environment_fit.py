@@ -1,6 +1,7 @@
 """Linear and logistic regression with shared coefficients and environment-specific coefficients.
 
-The equations are reduced one environment at a time, so the cost is linear in the number of environments.
+The coefficients of one environment at a time are eliminated from the normal equations, so the cost is linear
+in the number of environments.
 """
 
 from collections.abc import Sequence
@@ -159,8 +160,8 @@ def firth_slopes(
 ) -> tuple[Array, Array]:
     """Return logistic slopes and standard errors by environment and column, `[environments, columns]`.
 
-    Each slope is fitted alone, with an intercept and a fixed offset `[rows, columns]`, by Firth's penalized
-    likelihood. Such slopes are finite and nearly unbiased in small samples.
+    Each slope is fitted in its own regression with an intercept and a fixed offset, `[rows, columns]`, by
+    Firth's penalized likelihood. Such slopes are finite and nearly unbiased in small samples.
     """
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
     for e, rows in enumerate(parts):

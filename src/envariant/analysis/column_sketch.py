@@ -63,7 +63,7 @@ class Sketch:
             name: Name of the column.
             kind: Kind of the column, such as "number" or "category".
             values: Training values, `[rows]`: floats, NaN if missing; or category codes, −1 if missing.
-            environments: Environment of each row, `[rows]`, as numbers from 0.
+            environments: Index of the environment of each row, counted from 0, `[rows]`.
             n_environments: Number of environments.
             categories: Category names in the order of the codes.
             categorical: Whether values are category codes.

@@ -1,8 +1,8 @@
 """Conformal prediction for environments: thresholds, prediction sets and intervals with a given coverage.
 
-All functions take non-conformity scores of calibration rows, on which the model was not trained: the absolute
-residual |y − prediction|, possibly divided by a scale, or 1 − probability of the true class. A larger score
-means a worse prediction.
+Thresholds are computed from the non-conformity scores of calibration rows, on which the model was not
+trained. A score is the absolute residual |y − prediction|, possibly divided by a scale, or 1 − probability of
+the true class. A larger score means a worse prediction.
 """
 
 import math

@@ -89,7 +89,7 @@ class MissingShares:
 @final
 @dataclass(frozen=True)
 class LocalCategories:
-    """Categories that occur in one environment only, and too often for this to be chance.
+    """Categories that occur in one environment only, which is unlikely to be a coincidence.
 
     Attributes:
         column: Name of the column.

@@ -1,7 +1,7 @@
 """Detect drift: columns in which new rows are distributed differently from training rows.
 
-With many rows, every difference is significant. A column is therefore reported only if new rows differ more
-from the training rows than training environments differ from each other.
+With many rows, even tiny differences are significant. A column is therefore reported only if new rows differ
+more from the training rows than training environments differ from each other.
 """
 
 import math

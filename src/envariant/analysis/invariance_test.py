@@ -1,7 +1,7 @@
 """Test whether the target, given a model's score, still depends on the environment.
 
 If a score depends only on invariant features, then rows with equal scores have the same target distribution
-in every environment. Use rows that were not used for training.
+in every environment. The rows must not have been used for training.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Determine whether each environment has a label, covariate or concept shift relative to the others.
 
-Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, concept shift changes both.
+Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, and concept shift changes
+both.
 """
 
 from dataclasses import dataclass

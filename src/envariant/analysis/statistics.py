@@ -189,7 +189,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p-value of the paired t test.
 
     The test assumes nearly normal differences. Unlike rank tests, it can be significant with three pairs. If
-    all differences are equal, their noise is unknown, and the p-value is 1.
+    all differences are equal, their variance cannot be estimated, and the p-value is 1.
 
     Raises:
         EnvariantError: If `first` and `second` differ in length, or there are fewer than two pairs.

@@ -1,7 +1,8 @@
 """Find the reasons for the drop of the baseline's score in each new environment.
 
-Each drop is split in two ways: into level, calibration slope and ranking, and into changed inputs and a
-changed relation between inputs and target. The shift is classified as label, covariate or concept shift.
+Each drop is split in two ways. The first split is into level, calibration slope and ranking; the second is
+into changed inputs and a changed relation between inputs and target. The shift is classified as label,
+covariate or concept shift.
 """
 
 import math

@@ -212,8 +212,8 @@ def compare(
             ordinary methods are always included: a linear model, boosted trees and a network (ERM).
         candidates: Additional scikit-learn estimators, pipelines or predictors, by a name that you choose.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
-            Default: RMSE for regression; AUROC if the rarer of two classes is below 20 % or class shares
-            differ between environments; else accuracy.
+            Default: RMSE for regression; AUROC if the rarer of two classes has less than 20 % of the rows or
+            class shares differ between environments; otherwise accuracy.
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
         replicas: Number of replicas (independent runs with their own seeds) per trial.
         exclude: Names of columns not used as inputs.

@@ -1,8 +1,8 @@
 """Test whether the score of the baseline drops in new environments.
 
-Three tests detect three kinds of drops: a large drop in a single environment, different drops in many small
-environments, and a small drop in all environments. For a table without a drop, the probability that any test
-rejects is at most about 5 %.
+Three tests detect three kinds of drops: a large drop in a single environment, drops that vary between many
+small environments, and a small drop in all environments. For a table without a drop, the probability that any
+test rejects is at most about 5 %.
 """
 
 import math

@@ -258,9 +258,9 @@ def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArr
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
     """Return the metric with the given name, or the default metric for the target.
 
-    The default is RMSE for regression. For classes, it is AUROC if the rarer of two classes is below 20 %, or
-    if class shares differ between environments, because accuracy then changes even if the model's ranking
-    is unchanged. Otherwise, it is accuracy.
+    The default is RMSE for regression. For classes, it is AUROC if the rarer of two classes has less than 20
+    % of the rows, or if class shares differ between environments, because accuracy then changes even if the
+    model's ranking is unchanged. Otherwise, it is accuracy.
 
     Raises:
         EnvariantError: If the metric is unknown or does not apply to the task.
@@ -289,9 +289,9 @@ def prevalence_differs(table: Table) -> bool:
 def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
     """Build the folds: one environment each, or groups of similar size if there are more than 12.
 
-    If environments are ordered, each of the last 12 is one fold. The first two environments (with at most
-    three environments, only the first) are never tested, because models need earlier environments. The final
-    fold is empty: models are trained on all environments, for the in-domain score of the last one.
+    If environments are ordered, each of the last 12 environments is a fold. The first two environments (with
+    at most three environments, only the first) are never tested, because models need earlier environments.
+    The final fold is empty: models are trained on all environments, for the in-domain score of the last one.
     """
     names = table.environments
     if table.ordered:

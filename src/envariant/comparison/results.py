@@ -173,7 +173,7 @@ class ComparisonResults(Displayed):
 
     @property
     def relevant_difference(self) -> float:
-        """Smallest relevant difference of two scores: 0.02, or 5 % of the baseline's worst error (RMSE)."""
+        """Smallest relevant difference of two scores: 0.02; for RMSE, 5 % of the baseline's worst RMSE."""
         if self.metric.name in ("squared error", "RMSE"):
             return 0.05 * abs(self.worst(self.baseline_method)[1].ood_score.mean)
         return 0.02

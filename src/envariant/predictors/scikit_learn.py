@@ -55,7 +55,7 @@ class ScikitLearn(Predictor):
         name: Name shown in tables. Default: class name of the estimator.
         raw_columns: Whether the estimator is fitted to a data frame with the raw columns of the table,
             instead of encoded inputs. Default: only if it contains a `ColumnTransformer`. In the data frame,
-            missing numbers are NaN, categories and free text are text, and dates are dates.
+            missing numbers are NaN, categories and free text are text, and dates are datetime64 values.
     """
 
     estimator: Any

@@ -47,7 +47,12 @@ class EIIL(EnvironmentInference):
 
 
 def objective(q: Tensor, slopes: Tensor) -> Tensor:
-    """Return the objective of `EIIL` for shares `q`, `[rows]`, and derivatives d in `slopes`, `[rows]`."""
+    """Return the objective of `EIIL` as a number.
+
+    Args:
+        q: Share q_i of each row in the second environment, `[rows]`.
+        slopes: Derivative d_i of each row, as defined in `EIIL`, `[rows]`.
+    """
     return ((q * slopes).mean() ** 2 + ((1 - q) * slopes).mean() ** 2) / 2
 
 

@@ -50,7 +50,12 @@ class CausIRL(Penalty):
         return self.at(predicted, cuts), state
 
     def at(self, predicted: PredictedBatch, cuts: Tensor) -> Tensor:
-        """Compute the penalty with environment e split before its row `cuts[e]`."""
+        """Compute the penalty for given split positions.
+
+        Args:
+            predicted: Batch with its predictions.
+            cuts: Number of rows of each environment that belong to the first group, `[environments]`.
+        """
         features, sizes = predicted.features, predicted.batch.sizes
         positions = torch.cat([torch.arange(size, device=cuts.device) for size in sizes])
         owners = predicted.batch.environment_of_rows()

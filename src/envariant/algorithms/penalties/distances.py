@@ -52,7 +52,7 @@ def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tenso
     Args:
         first: Moments of X.
         second: Moments of Y.
-        means: Whether to include the first term. If not, the second is divided by 4, as in the paper.
+        means: Whether to include the first term. If false, the second term is divided by 4, as in the paper.
     """
     distance = (first.covariance - second.covariance).square().mean()
     return (first.mean - second.mean).square().mean() + distance if means else distance / 4

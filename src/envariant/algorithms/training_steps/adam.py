@@ -70,7 +70,7 @@ def gradients_of(loss: Callable[[Parameters], Tensor], params: Parameters) -> di
 
 
 def first_step(gradients: Parameters, rate: Any) -> dict[str, Tensor]:
-    """Return the change of each parameter in Adam's first step: about `rate` times the gradient's sign."""
+    """Return the update to subtract in Adam's first step: about `rate` times the sign of the gradient."""
     return {k: rate * g / (g.abs() + EPSILON) for k, g in gradients.items()}
 
 

@@ -1,4 +1,4 @@
-"""ADRMX: subtract learned environment features from the class features, adversarially."""
+"""ADRMX: subtract learned environment features from the class features, with an adversarial loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

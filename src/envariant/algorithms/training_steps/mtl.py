@@ -26,7 +26,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MTL(TrainingStep):
-    """Sum Σ_e R_e for a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard et al. 2017.
+    """Sum Σ_e R_e for a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard 2017.
 
     R_e is the risk of environment e, and h_i are the features of row i in environment e. The embedding ε_e is
     a moving average of the mean features. In prediction, the rows are split into blocks of 256 consecutive

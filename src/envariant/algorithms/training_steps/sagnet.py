@@ -22,7 +22,7 @@ _STYLE = "sagnet-style"
 @final
 @dataclass(frozen=True)
 class SagNet(TrainingStep):
-    """(1) min R(A(content, mixed style)); (2) min R(S(other content, style)); (3) flatten S. Nam et al. 2021.
+    """Minimization of R(A(content, mixed style)), with an adversary S on the style. Nam et al. 2021.
 
     R is the risk, A the head of the model, and S a second head. The style of a row is the mean and variance
     of its features; the content is the row's standardized features. Each training step has three parts. Part

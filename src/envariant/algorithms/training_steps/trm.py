@@ -178,7 +178,7 @@ def descended(risk: Callable[[Parameters], Tensor], head: Parameters) -> dict[st
 def neumann(risk: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor) -> Tensor:
     """Approximate H⁻¹v by the Neumann series Σ_{k=0}^{10} (I − H)^k v.
 
-    The sum ends early, at the first k ≥ 1 for which an entry of the sum exceeds ±10.
+    The sum ends early, at the first k ≥ 1 for which an entry of the sum exceeds 10 in absolute value.
 
     Args:
         risk: Function of the head's weight whose Hessian is H.

@@ -197,7 +197,8 @@ def read_columns(
         optional: Names of columns in `kinds` that may be absent.
 
     Yields:
-        Index of the rows (of a pandas data frame; else row numbers from 0), and columns by name. An empty
+        Index of the rows, and columns by name. The index is that of a pandas data frame; for other tables, it
+            consists of row numbers from 0. An empty
         table yields one chunk without rows.
 
     Raises:

@@ -232,7 +232,7 @@ class NumericKind(ColumnKind):
         """Parse strings as numbers; NaN for strings that are not of this kind."""
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
-        """Return the number notation of a text column; None if `parse` needs no notation."""
+        """Return the notation of the numbers in a text column; None if `parse` needs no notation."""
         del texts, decimal_comma
         return None
 

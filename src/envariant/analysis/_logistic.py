@@ -49,7 +49,7 @@ def fit_logistic(
     class 0 has logit 0.
 
     Args:
-        design: Design matrix with p columns, for each row and each class except the first, `[rows, classes −
+        design: Design matrix with p columns for each row and each class except the first, `[rows, classes −
             1, p]`.
         labels: Indicators (0 or 1) or shares of the classes except the first, `[rows, classes − 1]`.
         weights: Sets of row weights w, `[weightings, rows]`. Default: one set, with all weights 1.

@@ -53,7 +53,7 @@ def search_deviating(
 def mean_statistics(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Measure how far each environment's means are from the overall means, with a permutation test.
+    """Measure how far each environment's means are from the overall means, also in permuted data.
 
     For each environment, the two distances of `distances` are standardized by their mean and standard
     deviation over permutations. The result is the larger of the two standardized distances, and at least 0.

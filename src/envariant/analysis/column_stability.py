@@ -119,13 +119,13 @@ def measure_stability(
 
     A joint model of all columns has one intercept per environment. Its other terms are common to all
     environments: the columns, their squares, hinge functions and products. The number of these terms is
-    limited by the number of rows; if necessary, only the columns with the strongest association with the
-    target are used (at most 60). For each column, the score statistic for separate slopes is Σ_e U_e² / V_e,
-    with score U_e and information V_e in environment e. The statistic is compared with simulations of the
-    joint model: labels drawn from its probabilities, or residuals with random signs (Liu 1988). An unstable
-    column then gets one slope per environment in the model, and the other columns are tested again, so that
-    its instability is not attributed to them. Neither covariate shift nor a change of prevalence makes a
-    column unstable. Interactions that differ between environments are not tested.
+    limited by the number of rows. At most 60 columns are included: those with the strongest association with
+    the target. For each column, the score statistic for separate slopes is Σ_e U_e² / V_e, with score U_e and
+    information V_e in environment e. The statistic is compared with simulations of the joint model: labels
+    drawn from its probabilities, or residuals with random signs (Liu 1988). An unstable column then gets one
+    slope per environment in the model, and the other columns are tested again, so that its instability is not
+    attributed to them. Neither covariate shift nor a change of prevalence makes a column unstable.
+    Interactions that differ between environments are not tested.
 
     The reported slopes of a column are estimated separately in each environment, with the slopes of all
     other columns fixed at their estimates in the model. The method is Firth's penalized likelihood (1993) for

@@ -18,7 +18,7 @@ Folds = Sequence[Sequence[str]]
 
 
 def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> Mapping[str, float]:
-    """Return the score of a constant prediction in each environment, learned from its training environments.
+    """Return, by environment, the score of a constant prediction learned from the training environments.
 
     For regression, the prediction is the mean target. For classes, it consists of the class frequencies,
     after one row is added to each class so that no frequency is 0. Environments with an undefined score are

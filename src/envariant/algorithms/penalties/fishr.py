@@ -22,10 +22,10 @@ class Fishr(Penalty):
     ṽ_e is the variance of the head's per-row gradients in environment e, and ṽ̄ the mean over all E
     environments. The index k runs over the entries of the head's weight and bias. The gradient of row i is
     a_i ⊗ h_i for the weight and a_i for the bias, with features h_i and the derivative a_i = ∂ℓ_i/∂z_i of the
-    loss with respect to the logits. The variance over the N rows of environment e is therefore v_e =
-    (a∘a)ᵀ(h∘h)/N − (aᵀh/N)², without a backward pass for each row. As in the released code, ṽ_e = v_e + γ/(1
-    − γ)·m_e with a moving average m_e of v_e. The newest variance has weight 1. After many steps, the penalty
-    is therefore about 1/(1 − γ)² times as large as without the moving average.
+    loss with respect to the logits. Therefore, the variance over the N rows of environment e is
+    v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)², without a backward pass for each row. As in the released code,
+    ṽ_e = v_e + γ/(1 − γ)·m_e with a moving average m_e of v_e. The newest variance has weight 1. After many
+    steps, the penalty is therefore about 1/(1 − γ)² times as large as without the moving average.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper). The search range is meant for averages over

@@ -26,8 +26,8 @@ class EQRM(RiskAggregator):
     F is the distribution function of a Gaussian kernel density estimate from the risks R_e of E environments.
     Its bandwidth is b = 1.06·s·E^(−1/5), where s is the standard deviation of the risks (divisor E − 1). The
     first `burn_in` steps minimize the mean risk. The released code then restarts Adam with a learning rate of
-    1e-6. To reproduce this, use `burn_in=2500`, optimizer `adam(reset=2500)` and learning rate `step(1e-3,
-    1e-6, at=2500)`; all three step numbers must be equal.
+    1e-6. To reproduce this, use `burn_in=2500`, optimizer `adam(reset=2500)` and learning rate
+    `step(1e-3, 1e-6, at=2500)`. All three step numbers must be equal.
 
     Attributes:
         quantile: α in (0, 1). For α close to 1, use the negative number a = log(1 − α) instead; k is then

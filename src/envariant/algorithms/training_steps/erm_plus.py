@@ -77,7 +77,15 @@ class ERMPlus(TrainingStep):
 
 
 def running_mean(mean: Parameters, newest: Parameters, update: int, start: int) -> dict[str, Tensor]:
-    """Return the mean of the weights, updated with the newest weights."""
+    """Return the running mean of the weights, including the newest weights.
+
+    Args:
+        mean: Previous running mean.
+        newest: Weights after the current update.
+        update: Number of the current update, counted from 1.
+        start: Number of the update at which averaging begins. Before this update, the newest weights are
+            returned.
+    """
     # Number of earlier iterates in the mean: 0 before update `start`, 1 at it, and so on.
     earlier = torch.clamp(torch.as_tensor(update - start + 1), min=0)
     return {name: mean[name] + (value - mean[name]) / (earlier + 1) for name, value in newest.items()}

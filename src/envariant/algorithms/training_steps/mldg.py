@@ -30,8 +30,8 @@ class MLDG(TrainingStep):
 
     Attributes:
         beta: β, weight of the meta-test gradients.
-        meta_test_environments: Number of meta-test environments, at least 1. If this is too large, one
-            environment is still kept for meta-training.
+        meta_test_environments: Number of meta-test environments, at least 1. A number that is too large is
+            reduced, so that one environment remains for meta-training.
     """
 
     name: ClassVar[str] = "mldg"

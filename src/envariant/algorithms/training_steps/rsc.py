@@ -22,8 +22,9 @@ class RSC(TrainingStep):
 
     h are the features, and ∘ is the elementwise product. u_i is the gradient of the true class's logit with
     respect to the features of row i. The mask sets the features with the largest entries of u_i to 0. Only
-    the rows whose predicted probability of the true class decreases most are masked. The mask is treated as a
-    constant in the gradient. Only feature vectors are masked; the paper also masks spatial positions.
+    those rows are masked whose predicted probability of the true class decreases most under the mask. The
+    mask is treated as a constant in the gradient. Only feature vectors are masked; the paper also masks
+    spatial positions.
 
     Attributes:
         features: Share of features to mask in a masked row, in [0, 1].

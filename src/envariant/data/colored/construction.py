@@ -141,7 +141,10 @@ def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
 
 
 def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sample one uniform number in [0, 1) per row for label noise, then one per row for colors."""
+    """Sample one uniform number in [0, 1) per row for label noise, then one per row for colors.
+
+    The order is that of the IRM authors' code.
+    """
     return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 

@@ -198,8 +198,7 @@ def read_columns(
 
     Yields:
         Index of the rows, and columns by name. The index is that of a pandas data frame; for other tables, it
-            consists of row numbers from 0. An empty
-        table yields one chunk without rows.
+        consists of row numbers from 0. An empty table yields one chunk without rows.
 
     Raises:
         EnvariantError: If the data cannot be read, a column is missing, or a value is not of the given

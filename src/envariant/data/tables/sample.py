@@ -26,7 +26,7 @@ class ColumnSample:
     """Words for missing values, such as NA, in the first records of one column.
 
     Attributes:
-        counts: Number of fields by pair: the lower-case word, and whether it is in quotes. Strings that are
+        counts: Number of fields by pair (lower-case word, whether the field is in quotes). Strings that are
             not words for missing values are counted as the word "".
     """
 
@@ -44,7 +44,10 @@ class ColumnSample:
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words for missing values without quotes; empty unless all other strings are in quotes."""
+        """Words for missing values without quotes; empty unless all other strings are in quotes.
+
+        R, for example, writes strings in quotes, but NA without quotes.
+        """
         marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
         return self.words - self.quoted_words if marks else frozenset()
 

@@ -97,7 +97,7 @@ def plain(texts: Sequence[str]) -> NDArray[np.float64]:
 def infer_notation(
     texts: Sequence[str], counts: NDArray[np.int64], decimal_comma: bool | None
 ) -> Notation | None:
-    """Return the notation that reads the most rows of a column as numbers; None if no row is a number.
+    """Return the notation that reads the most rows of a column as numbers; None if there is none.
 
     Args:
         texts: Distinct strings of the column.
@@ -161,7 +161,7 @@ def may_have_grouping_points(texts: Sequence[str]) -> bool:
 
 
 def may_be_thousands(values: NDArray[np.float64]) -> bool:
-    """Return whether numbers may be misread integers, for example 1.234 if the file means 1,234 (integer)."""
+    """Return whether numbers may be misread integers, for example 1.234 if the file means 1234."""
     is_small = (np.abs(values) < 1000) & ((np.abs(values) >= 1) | (values == 0))
     return bool((is_small & (np.round(values, 3) == values)).all())
 

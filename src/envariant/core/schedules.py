@@ -247,7 +247,7 @@ class Stages(Schedule):
 @final
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Linear schedule: a ramp from `start` at step `after` to `end` at step `until`; constant before and after.
+    """Linear schedule: ramp from `start` at step `after` to `end` at step `until`, constant before and after.
 
     If `until` is relative, and `after` is relative or 0, the ramp takes at least one step.
     """

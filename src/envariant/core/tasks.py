@@ -117,7 +117,7 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's score: 1 or 0 for a correct or wrong class, or the squared error for regression."""
+        """Return each row's score: 1 or 0 for a correct or wrong class; the squared error for regression."""
 
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
         """Return the mean loss of the best constant prediction (class entropy, or variance of the targets).

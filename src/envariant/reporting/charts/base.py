@@ -116,7 +116,7 @@ def styled(chart: Any, description: str) -> Any:
 
     Args:
         chart: Altair chart without `config`.
-        description: One or two sentences on what the chart shows, for readers who cannot see it.
+        description: One or two sentences that describe the chart to readers who cannot see it.
     """
     styled: Any = chart.properties(description=printable(description))
     styled.config = _CONFIG
@@ -162,7 +162,8 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
         scale: Pixels of the PNG per pixel of the chart.
 
     Raises:
-        EnvariantError: If the file cannot be written, or another file exists at the path.
+        EnvariantError: If the file cannot be written, or a file that Envariant did not write exists at the
+            path.
     """
     check_overwrite(path, r"\A<!-- envariant -->|Software\x00envariant")
     if path.suffix == ".svg":

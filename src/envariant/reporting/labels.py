@@ -69,7 +69,7 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return all options and hyperparameters of a run: a mapping from name in tables to value as text."""
+    """Return a mapping from option or hyperparameter, named as in tables, to its value in a run as text."""
     record = result.record
     options = record.spec.to_dict()
     hyperparameters = options.pop("hyperparameters")

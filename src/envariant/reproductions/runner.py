@@ -83,7 +83,7 @@ class Runner:
         self._report = report
 
     def pick(self, *, quick: V, full: V) -> V:
-        """Return `quick` or `full`, according to the profile of this runner."""
+        """Return `quick` or `full`, depending on the profile of this runner."""
         return quick if self.profile == "quick" else full
 
     @property
@@ -99,7 +99,7 @@ class Runner:
         """Return the result of a run: load it if it is stored, otherwise train and store it.
 
         Raises:
-            RunNotStoredError: If `stored_only` is set and the run is not stored completely.
+            RunNotStoredError: If `stored_only` is True and the run is not completely stored.
         """
         settings: dict[str, Any] = {"replicas": self.replicas, **run.settings}
         name = _folder(run, settings)
@@ -115,7 +115,7 @@ class Runner:
         return self.runs[name]
 
     def sweep(self, runs: Mapping[K, Run]) -> dict[K, TrainingResult]:
-        """Train several runs, or load those that are stored already.
+        """Train several runs; runs that are already stored are loaded instead.
 
         Args:
             runs: Mapping from a key, such as a label, to a run.

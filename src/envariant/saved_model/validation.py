@@ -43,7 +43,7 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def limited_to(weights: Mapping[str, Tensor]) -> Generator[None]:
-    """Limit the size of a network built in the `with` block, before it uses memory.
+    """Limit the number and size of the weights of a network that is built in the `with` block.
 
     Args:
         weights: Stored weights of the network, by name.

@@ -38,10 +38,9 @@ class Adaptation:
         refit: Fitted parameters: "intercept", or "intercept and slope".
         n_labels: Number of labels used for the fit.
         dropped: Mapping from reason to the number of rows without a usable label.
-        before: Scores of the original model on the labeled rows: mapping from "accuracy" and "log loss", or
-            from "RMSE", to the score.
-        after: Cross-validated scores of the adapted model on the labeled rows, with the same keys as
-            `before`.
+        before: Mapping from metric to the score of the original model on the labeled rows. The metrics are
+            "accuracy" and "log loss", or "RMSE" for regression.
+        after: Mapping from metric to the cross-validated score of the adapted model on the labeled rows.
         gain: Mean decrease of the cross-validated log loss or squared error per labeled row; positive if
             adaptation helps.
         gain_error: Standard error of `gain`.

@@ -26,7 +26,7 @@ _REMEDY = "save the model again, or repeat the comparison that saved it"
 
 
 def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files of a saved model; if this is interrupted, the old model or the new model is complete.
+    """Write both files of a saved model; an interruption leaves either the old or the new model complete.
 
     Args:
         folder: Folder to write to, created if missing.

@@ -199,7 +199,7 @@ class SavedModel(Displayed):
         )
 
     def save(self, folder: Path | str) -> None:
-        """Save the model to a folder; if this is interrupted, the old model or the new model is complete.
+        """Save the model to a folder; an interruption leaves either the old or the new model complete.
 
         `model.safetensors` contains the whole model. `model.json` repeats the model's description for people
         and other programs; `load` does not read this file.

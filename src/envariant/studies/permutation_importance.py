@@ -99,8 +99,8 @@ class StudyMeasurements:
         """Return the metric after shuffling each column and, in test environments, also after replacing it.
 
         Shuffling a column within an environment removes the column's information about individual rows.
-        Replacing its values by values from training environments also removes its information about the test
-        environment.
+        Replacing its values with values from training environments also removes the column's information
+        about the test environment.
         """
         generator = torch.Generator().manual_seed(0)
         rows: list[HistoryRow] = []

@@ -41,8 +41,8 @@ def compare(
 ) -> None:
     """Measure how far scores drop in new environments, compare methods, and recommend one.
 
-    Each environment in the table is left out of training in turn and used as the test environment. Repeat the
-    command to resume after an interruption.
+    Each environment in the table (or a group of environments, if there are more than 12) is left out of
+    training in turn and used for testing. Repeat the command to resume after an interruption.
 
     Parameters
     ----------

@@ -12,7 +12,6 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from envariant.core import conversion, environment_display, image_rows, specs
@@ -20,8 +19,9 @@ from envariant.core.attributes import ROW_GROUP, WEIGHT
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
 from envariant.core.defaults import DefaultSettings, ReferenceScores
 from envariant.core.display import Displayed, Summary, views
+from envariant.core.environment import RESERVED, Environment
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.input_store import InputStore, check_compatible, image_store, input_store
+from envariant.core.input_store import check_compatible, image_store
 from envariant.core.tasks import Task, check_losses
 
 __all__ = [
@@ -36,111 +36,6 @@ __all__ = [
     "PredictedBatch",
     "ReferenceScores",
 ]
-
-RESERVED = frozenset({"worst", "*"})
-"""Reserved names that environments cannot have, because tables and histories use them."""
-
-
-@final
-@dataclass(frozen=True, eq=False, init=False, repr=False)
-class Environment(Displayed):
-    """Named set of rows from one distribution.
-
-    Args:
-        name: Name of the environment, on one line.
-        inputs: Inputs `[rows, *input_shape]`, converted to float32, or an `InputStore`.
-        targets: Numeric targets `[rows, *target_shape]`.
-        attributes: Additional values of each row by name, each `[rows, …]`, such as sampling weights or a
-            color. They are not model inputs; figures and diagnostics use them.
-        origin: Name of the environment from which the rows were held out; "" if they were not held out.
-
-    Attributes:
-        name: Name of the environment.
-        input_store: Inputs in the format in which they are stored, such as bytes.
-        targets: Targets `[rows, *target_shape]`.
-        attributes: Additional values of each row, by name.
-        origin: Name of the environment from which the rows were held out; "" if they were not held out.
-
-    Raises:
-        EnvariantError: If lengths differ, there are no rows, or a value is NaN or infinite.
-    """
-
-    name: str
-    input_store: InputStore
-    targets: Shaped[Tensor, "rows *target_shape"]
-    attributes: Mapping[str, Shaped[Tensor, "rows ..."]]
-    origin: str
-
-    def __init__(
-        self,
-        name: str,
-        inputs: Float[Tensor, "rows *input_shape"] | InputStore,
-        targets: Shaped[Tensor, "rows *target_shape"],
-        attributes: Mapping[str, Tensor] | None = None,
-        origin: str = "",
-    ) -> None:
-        where = f"environment '{name}'"
-        if not isinstance(name, str) or not name or name in RESERVED or not name.isprintable():
-            raise EnvariantError(
-                f"{where}: a name must be one line of text and not {' or '.join(sorted(RESERVED))}"
-            )
-        store = input_store(inputs, where)
-        targets, rows = conversion.tensor_of(targets, f"{where}: targets"), len(store)
-        if rows == 0:
-            raise EnvariantError(f"{where}: has no rows; leave it out")
-        if not targets.dim() or len(targets) != rows:
-            raise EnvariantError(
-                f"{where}: {rows} rows of inputs need targets of shape ({rows},); got {tuple(targets.shape)}"
-            )
-        attributes = conversion.attributes_of(attributes or {}, rows, where)
-        weights = attributes.get(WEIGHT, torch.ones(1))
-        if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool(weights.any()):
-            raise EnvariantError(
-                f"{where}: weights must be at least 0 and not all 0; correct them or leave them out"
-            )
-        values = {"name": name, "input_store": store, "targets": targets}
-        for key, value in {**values, "attributes": attributes, "origin": origin}.items():
-            object.__setattr__(self, key, value)
-
-    def __len__(self) -> int:
-        return len(self.input_store)
-
-    def _display(self) -> Summary:
-        more = {"attributes": ", ".join(self.attributes), "held out from": self.origin}
-        return environment_display.of_environment(self.name, self.input_store, self.targets, more)
-
-    @property
-    def inputs(self) -> Float[Tensor, "rows *input_shape"]:
-        """All inputs as float32. Stored bytes are decoded again at every access."""
-        return self.input_store.decode(self.input_store.gather())
-
-    def rows(self, index: Int[Tensor, " selected"] | None = None) -> tuple[Tensor, Tensor]:
-        """Return inputs (as float32) and targets of selected rows.
-
-        Args:
-            index: Row numbers. Default: all rows.
-        """
-        inputs = self.input_store.decode(self.input_store.gather(index))
-        return inputs, self.targets if index is None else self.targets[index]
-
-    def select(
-        self, index: Int[Tensor, " selected"], *, name: str | None = None, origin: str | None = None
-    ) -> "Environment":
-        """Return an environment with a subset of the rows, in the same storage format.
-
-        Args:
-            index: Row numbers of the subset.
-            name: Name of the new environment. Default: the name of this environment.
-            origin: Name of the environment from which the rows were held out. Default: the origin of this
-                environment.
-        """
-        return Environment(
-            self.name if name is None else name,
-            self.input_store.select(index),
-            self.targets[index],
-            {key: values[index] for key, values in self.attributes.items()},
-            self.origin if origin is None else origin,
-        )
 
 
 class EnvironmentSource(Displayed, ABC):
@@ -271,6 +166,7 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "arrays",
         test: Sequence[Any] = (),
         names: Mapping[Any, str] | None = None,
+        sample_weight: Any = None,
     ) -> "EnvironmentSet":
         """Build a set of environments from arrays and a column of environment labels.
 
@@ -289,6 +185,7 @@ class EnvironmentSet(EnvironmentSource):
             label: Name of the set.
             test: Labels of the default test environments.
             names: Mapping from environment label to environment name. Default: the label is the name.
+            sample_weight: Sampling weight of each row `[rows]`, at least 0. Default: equal weights.
 
         Raises:
             EnvariantError: If lengths differ, a value is missing, or inputs are not numbers.
@@ -298,7 +195,12 @@ class EnvironmentSet(EnvironmentSource):
         what = f"{label}: environments"
         codes, labels = conversion.coded(conversion.column_of(environments, what), what)
         n = len(rows) if rows.dim() else 0
-        conversion.check_lengths({"inputs": n, "targets": len(encoded), "environments": len(codes)}, label)
+        lengths = {"inputs": n, "targets": len(encoded), "environments": len(codes)}
+        attributes: dict[str, Tensor] = {}
+        if sample_weight is not None:
+            attributes[WEIGHT] = conversion.tensor_of(sample_weight, f"{label}: sample_weight")
+            lengths["sample_weight"] = attributes[WEIGHT].numel()
+        conversion.check_lengths(lengths, label)
         renamed = {conversion.text_of(key): name for key, name in (names or {}).items()}
         for key in renamed:
             if key not in labels:
@@ -307,7 +209,9 @@ class EnvironmentSet(EnvironmentSource):
         parts: list[Environment] = []
         for code, text in enumerate(labels):
             index = torch.from_numpy(np.flatnonzero(codes == code)).to(rows.device)
-            parts.append(Environment(renamed.get(text, text), image_store(rows[index]), encoded[index.cpu()]))
+            name, own = renamed.get(text, text), index.cpu()
+            kept = {key: values[own] for key, values in attributes.items()}
+            parts.append(Environment(name, image_store(rows[index]), encoded[own], kept))
         tests = tuple(renamed.get(name, name) for name in map(conversion.text_of, conversion.several(test)))
         return cls(label, tuple(parts), task, test=tests, classes=classes)
 
@@ -360,6 +264,7 @@ class EnvironmentSet(EnvironmentSource):
         task: Task | None = None,
         label: str = "dataset",
         test: Sequence[Any] = (),
+        sample_weight: str | None = None,
     ) -> "EnvironmentSet":
         """Build a set of environments from a Hugging Face dataset, a data frame or a dictionary of columns.
 
@@ -372,6 +277,7 @@ class EnvironmentSet(EnvironmentSource):
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Labels of the default test environments.
+            sample_weight: Name of the column of sampling weights. Default: equal weights.
 
         Raises:
             EnvariantError: If a column or a value is missing, lengths differ, or inputs are not numbers.
@@ -379,11 +285,14 @@ class EnvironmentSet(EnvironmentSource):
         chosen, predicted = conversion.several(inputs), conversion.several(target)
         if not chosen or not predicted:
             raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name a column")
-        names = (*chosen, *predicted, environment)
+        names = (*chosen, *predicted, environment, *(() if sample_weight is None else (sample_weight,)))
         read = {name: conversion.column_of_table(dataset, name, label) for name in names}
         rows = conversion.side_by_side(read, chosen, label)
         targets = conversion.side_by_side(read, predicted, label) if predicted[1:] else read[predicted[0]]
-        return cls.from_arrays(rows, targets, read[environment], task=task, label=label, test=test)
+        weights = None if sample_weight is None else read[sample_weight]
+        return cls.from_arrays(
+            rows, targets, read[environment], task=task, label=label, test=test, sample_weight=weights
+        )
 
     @property
     def name(self) -> str:

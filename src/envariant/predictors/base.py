@@ -11,7 +11,8 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core.environments import ROW_GROUP, WEIGHT, EnvironmentSet
+from envariant.core.attributes import training_weights
+from envariant.core.environments import ROW_GROUP, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task
 
@@ -141,9 +142,9 @@ def pooled(
     """
     rows: list[tuple[Tensor, Tensor]] = [environment.rows() for environment in environments.environments]
     inputs, targets = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    attributes: list[Any] = [environment.attributes for environment in environments.environments]
-    weights = torch.cat([each[WEIGHT] for each in attributes]) if WEIGHT in attributes[0] else None
-    return inputs.flatten(1), targets, weights
+    parts = [training_weights(environment.attributes) for environment in environments.environments]
+    weights = [part for part in parts if part is not None]
+    return inputs.flatten(1), targets, torch.cat(weights) if weights else None
 
 
 def numbers_of(tensors: Tensors, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

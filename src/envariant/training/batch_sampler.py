@@ -15,7 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from envariant.core import counter_rng, step_context
-from envariant.core.environments import WEIGHT, EnvironmentSet
+from envariant.core.attributes import WEIGHT, training_weights
+from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.training.augmentation import Augmentation, check_unit_range
 from envariant.training.streaming import ReadAhead, Reader, StreamedInputs
@@ -100,13 +101,14 @@ class Rows:
     def _bounds(self, sets: Sequence[EnvironmentSet], device: torch.device) -> Tensor | None:
         training = [[sample[name] for name in self.training] for sample in sets]
         weighted = {WEIGHT in e.attributes for environments in training for e in environments}
-        if True not in weighted:
-            return None
         if len(weighted) > 1:
             raise EnvariantError("environments: rows of some have weights and rows of others have none")
         bounds: list[Tensor] = []
         for environments in training:
-            sums = [e.attributes[WEIGHT].double().cumsum(0) for e in environments]
+            weights = [training_weights(e.attributes) for e in environments]
+            sums = [each.double().cumsum(0) for each in weights if each is not None]
+            if not sums:
+                return None
             bounds.append(torch.cat([k + (total / total[-1]) for k, total in enumerate(sums)]))
         return torch.stack(bounds).to(device)
 

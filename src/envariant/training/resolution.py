@@ -27,6 +27,7 @@ from envariant.core.environments import DefaultSettings, EnvironmentSet, Environ
 from envariant.core.errors import EnvariantError, closest_name, unknown_name
 from envariant.core.losses import closure_content, content
 from envariant.core.schedules import Schedule
+from envariant.data.class_weighting import ClassWeighting
 from envariant.data.validation_split import ValidationSplit
 from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
@@ -38,8 +39,9 @@ from envariant.training.keep_rules import keep_rule
 from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
+from envariant.training.option_conflicts import check_full_batch, check_own_updates
 from envariant.training.option_text import text_of
-from envariant.training.parameter_groups import ByGroup, ParameterGroups, grouped
+from envariant.training.parameter_groups import ParameterGroups, grouped
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
@@ -251,7 +253,7 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     algorithm = resolve_algorithm(requested.algorithm, requested.hyperparameters, source, steps)
     returns_updates = isinstance(algorithm.trained, Algorithm) and algorithm.trained.returns_updates
     if returns_updates:
-        _check_own_updates(algorithm.name, requested)
+        check_own_updates(algorithm.name, requested)
     suggested: dict[str, Any] = {
         "model": defaults.model,
         "steps": steps if fitted else defaults.steps,
@@ -263,8 +265,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         raise EnvariantError(
             f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
         )
-    if requested.accumulate > 1 and requested.augmentation is None and not fitted:
-        _check_batches(requested.batch_size or suggested["batch_size"])
+    if not fitted and (requested.batch_size or suggested["batch_size"]) == "full":
+        check_full_batch(requested)
     left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}
     complete = requested.but(**{**left_open, "steps": steps})
     named = {"data": source.name, "algorithm": algorithm.name}
@@ -273,8 +275,9 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         hyperparameters=algorithm.hyperparameters,
         evaluate_every=complete.evaluate_every or max(1, round(steps / 25)),
     ).described()
-    share, test = requested.holdout_fraction, requested.test_environments
-    rows = ValidationSplit(source, share, test) if share else source
+    share, test, weights = requested.holdout_fraction, requested.test_environments, requested.class_weights
+    split = ValidationSplit(source, share, test) if share else source
+    weighted = split if weights is None else ClassWeighting(split, weights, test)
     rate, groups = grouped(
         complete.learning_rate, complete.weight_decay, defaults.learning_rate, steps,
         weights_only=complete.decay_weights_only,
@@ -282,7 +285,7 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
-        rows if requested.loss is None else WithLoss(rows, requested.loss),
+        weighted if requested.loss is None else WithLoss(weighted, requested.loss),
         algorithm,
         _config(complete, spec),
         _initializer(requested.init),
@@ -333,30 +336,6 @@ def remarks(
         optimizer: Optimizer of the run.
     """
     return (*algorithm.scaled, *idle_schedules(algorithm.trained, learning_rate, steps, optimizer))
-
-
-def _check_batches(batch_size: object) -> None:
-    if batch_size == "full":
-        raise EnvariantError(
-            'accumulate: batch_size is "full", so all batches of an update would be equal; set a batch_size'
-        )
-
-
-def _check_own_updates(name: str, requested: RunSpec) -> None:
-    """Check that no option of the optimizer is given for an algorithm that updates the weights itself."""
-    given = {
-        "optimizer": requested.optimizer is not None,
-        "weight_decay": requested.weight_decay or requested.decay_weights_only,
-        "learning rates by group": isinstance(requested.learning_rate, ByGroup),
-        "clip": requested.clip is not None,
-        "accumulate": requested.accumulate > 1,
-    }
-    if any(given.values()):
-        out = list(dict.fromkeys(["optimizer", "weight_decay", *(key for key in given if given[key])]))
-        raise EnvariantError(
-            f"{name}: makes its own updates at the run's learning rate; leave {', '.join(out[:-1])} and "
-            f"{out[-1]} out"
-        )
 
 
 def check_environments(

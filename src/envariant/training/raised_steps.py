@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from envariant.algorithms import Algorithm, Composition, identity
 from envariant.core.environments import EnvironmentSource
@@ -43,7 +44,7 @@ def differences(first: ResolvedRun, second: ResolvedRun) -> Sequence[tuple[str, 
         first: Resolved run.
         second: The same run with another number of steps.
     """
-    pairs = [("learning_rate", first.learning_rate, second.learning_rate)]
+    pairs: list[tuple[str, Any, Any]] = [("learning_rate", first.learning_rate, second.learning_rate)]
     pairs += [
         (f.name, getattr(first.config, f.name), getattr(second.config, f.name))
         for f in fields(RunConfig)

@@ -1,7 +1,7 @@
 """Envariant: out-of-distribution generalization for data from several environments.
 
-The public names are imported on first use, so that `import envariant` and the command line's help load
-neither PyTorch nor other large packages.
+Public names are imported on first use. `import envariant` and the command-line help therefore load neither
+PyTorch nor other large packages.
 """
 
 from importlib import import_module
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from envariant.core import schedules, tasks
     from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
     from envariant.core.errors import EnvariantError
+    from envariant.core.multi_target import MultiLabel, MultiOutputRegression
     from envariant.core.tasks import Binary, Multiclass, Regression
     from envariant.estimators import InvariantClassifier, InvariantRegressor
     from envariant.reporting.score_tables import score_table
@@ -41,6 +42,8 @@ _NAMES = {
     "EnvariantError": "core.errors",
     "InvariantClassifier": "estimators",
     "InvariantRegressor": "estimators",
+    "MultiLabel": "core.multi_target",
+    "MultiOutputRegression": "core.multi_target",
     "Multiclass": "core.tasks",
     "Regression": "core.tasks",
     "Study": "studies",
@@ -60,6 +63,8 @@ __all__ = [
     "EnvironmentSource",
     "InvariantClassifier",
     "InvariantRegressor",
+    "MultiLabel",
+    "MultiOutputRegression",
     "Multiclass",
     "Regression",
     "Study",

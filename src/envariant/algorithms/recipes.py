@@ -1,4 +1,4 @@
-"""Named algorithms: name, one-sentence summary, and composition of parts with default values.
+"""Recipes of all built-in algorithms: name, one-sentence summary, and parts with default values.
 
 Hyperparameters are the fields of the parts and are not repeated here. `composing.py` combines recipes.
 """
@@ -34,6 +34,7 @@ from envariant.algorithms.training_steps.arm import ARM
 from envariant.algorithms.training_steps.dann import DANN
 from envariant.algorithms.training_steps.erm_plus import ERMPlus
 from envariant.algorithms.training_steps.fish import Fish
+from envariant.algorithms.training_steps.miro import MIRO
 from envariant.algorithms.training_steps.mixup import Mixup
 from envariant.algorithms.training_steps.mldg import MLDG
 from envariant.algorithms.training_steps.mtl import MTL
@@ -227,6 +228,11 @@ RECIPES: Mapping[str, Recipe] = {
             "urm",
             "Learn features that a discriminator cannot distinguish from uniform random numbers.",
             Composition(training_step=URM()),
+        ),
+        Recipe(
+            "miro",
+            "Fine-tune so that the pretrained features can be read from the new ones.",
+            Composition(training_step=MIRO()),
         ),
         Recipe(
             "eiil",

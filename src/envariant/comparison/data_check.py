@@ -1,7 +1,7 @@
-"""Data check before training: findings on a table, each with what to do."""
+"""Check a table before training; every finding includes a suggested action."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, final
 
 import numpy as np
@@ -19,6 +19,7 @@ from envariant.core.console import SafeConsole
 from envariant.data.tables.kinds.base import MOST_CLASSES, MOST_LEVELS
 from envariant.data.tables.table import Table
 from envariant.data.tables.time_order import seems_ordered
+from envariant.features.columns import own_columns
 
 Kind = Literal[
     "target leak", "joint target leak", "near leak", "names the environment", "missing by environment",
@@ -43,8 +44,8 @@ class Finding:
     """Finding of the data check.
 
     Attributes:
-        kind: Kind of the finding.
-        columns: Names of the columns concerned; environments are named only in `sentence`.
+        kind: Kind of the finding, such as "target leak" or "identifier".
+        columns: Names of the affected columns; environments are named only in `sentence`.
         sentence: Description of the finding.
         action: Suggested action.
     """
@@ -61,9 +62,10 @@ class Finding:
 def check_data(table: Table) -> tuple[Finding, ...]:
     """Check a table before training; the most consequential findings come first.
 
-    Checks: target leakage by one column and by several, columns that name the environment, missing values
+    Checks: target leakage by one or several columns, columns that identify the environment, missing values
     that differ between environments, numbers that probably represent missing values, whole-number targets,
-    identifiers, dates, categories of one environment, and environments that are small or have one class.
+    identifiers, dates, categories that occur in one environment only, and environments that are small or
+    have only one class.
 
     Example:
         >>> import numpy as np, pandas as pd
@@ -76,6 +78,8 @@ def check_data(table: Table) -> tuple[Finding, ...]:
         ...     print(finding.sentence)
         'casual' and 'registered' together determine count (R² 1.00).
     """
+    # A text or an image may determine the target, and its features have no meaning of their own.
+    table = replace(table, columns=own_columns(table))
     columns = {column.name: column.values for column in table.columns}
     categorical = [column.name for column in table.columns if column.type.categorical]
     environments = np.array(table.environments, dtype=object)[table.environment.values]
@@ -324,7 +328,7 @@ def _environments(table: Table) -> list[Finding]:
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Return up to three quoted names as text, and the number of others."""
+    """Return up to three names in quotes, and the number of other names, as text."""
     texts = [f"'{name}'" for name in names[:_MOST_NAMES]]
     if len(names) > _MOST_NAMES:
         texts.append(f"{len(names) - _MOST_NAMES} more")

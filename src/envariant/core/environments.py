@@ -129,9 +129,10 @@ class Environment(Displayed):
         """Return an environment with a subset of the rows, in the same storage format.
 
         Args:
-            index: Row numbers.
-            name: Name of the new environment. Default: the same name.
-            origin: Name of the environment from which the rows are held out. Default: the same origin.
+            index: Row numbers of the subset.
+            name: Name of the new environment. Default: the name of this environment.
+            origin: Name of the environment from which the rows are held out. Default: the origin of this
+                environment.
         """
         return Environment(
             self.name if name is None else name,
@@ -212,7 +213,7 @@ class EnvironmentSet(EnvironmentSource):
     Attributes:
         label: Name of the set.
         environments: The environments, in a fixed order.
-        task: Prediction task.
+        task: Prediction task of all environments.
         test: Names of the default test environments.
         known: Theoretical scores of the data set, such as chance.
         validation: Names of validation environments, whose rows are held out from training environments.
@@ -277,9 +278,9 @@ class EnvironmentSet(EnvironmentSource):
 
         Args:
             inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Images are scaled.
-            targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with
-                at most 20 distinct values, are classes. Other targets give a regression task. Classes are
-                numbered in order; `classes` of the set holds their labels.
+            targets: Targets `[rows]`. Two values give a binary task. Text, and whole numbers with at most 20
+                values, are classes, numbered in order. Others give a regression. Targets `[rows, targets]`
+                give a multi-label task if all are 0 or 1, else a multi-output regression.
             environments: Environment label of each row `[rows]`, of any type.
             task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
                 used unchanged.
@@ -352,7 +353,7 @@ class EnvironmentSet(EnvironmentSource):
         dataset: Any,
         *,
         inputs: str | Sequence[str],
-        target: str,
+        target: str | Sequence[str],
         environment: str,
         task: Task | None = None,
         label: str = "dataset",
@@ -363,7 +364,7 @@ class EnvironmentSet(EnvironmentSource):
         Args:
             dataset: Object whose columns are accessed as `dataset[name]`.
             inputs: Name of a column of numbers, arrays or images, or of several columns to concatenate.
-            target: Name of the column to predict.
+            target: Name of the column to predict, or of several numeric columns.
             environment: Name of the column of environment labels.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
@@ -372,13 +373,14 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: If a column or a value is missing, lengths differ, or inputs are not numbers.
         """
-        if not (chosen := conversion.several(inputs)):
-            raise EnvariantError(f"{label}: inputs must name a column")
-        columns = {
-            name: conversion.column_of_table(dataset, name, label) for name in (*chosen, target, environment)
-        }
-        rows = conversion.side_by_side(columns, chosen, label)
-        return cls.from_arrays(rows, columns[target], columns[environment], task=task, label=label, test=test)
+        chosen, predicted = conversion.several(inputs), conversion.several(target)
+        if not chosen or not predicted:
+            raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name a column")
+        names = (*chosen, *predicted, environment)
+        read = {name: conversion.column_of_table(dataset, name, label) for name in names}
+        rows = conversion.side_by_side(read, chosen, label)
+        targets = conversion.side_by_side(read, predicted, label) if predicted[1:] else read[predicted[0]]
+        return cls.from_arrays(rows, targets, read[environment], task=task, label=label, test=test)
 
     @property
     def name(self) -> str:

@@ -10,11 +10,13 @@ import dataclasses
 import keyword
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Annotated, Any, Literal, TypeVar, cast, final, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, final, get_type_hints
 
 from envariant.core.errors import EnvariantError, shortened, shown, unknown_name
+from envariant.core.type_hints import bare, bounds, type_in_words
 
 T = TypeVar("T")
 
@@ -98,11 +100,9 @@ def parse_value(text: str) -> Any:
         EnvariantError: If the text is not a valid value.
     """
     match = _CALL.fullmatch(_bounded(text))
-    try:
+    with suppress(SyntaxError):
         if match is None or match["name"].isidentifier():
             return _value(_syntax_tree(text.strip()), text)
-    except SyntaxError:
-        pass
     # Not a Python name: "mm-rex" would be a difference.
     spec = parse(text)
     return spec if spec.positional or spec.keywords else spec.name
@@ -190,8 +190,7 @@ def fill(
         if key in arguments:
             raise EnvariantError(f"{spec.name}: '{key}' is given twice")
         arguments[key] = value
-    unset = dataclasses.MISSING
-    required = {f.name for f in fields if f.default is unset and f.default_factory is unset}
+    required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
     return checked(cls, arguments, spec.name)
@@ -259,7 +258,7 @@ def check_value(value: object, hint: Any, what: str) -> Any:
     Raises:
         EnvariantError: If the value has the wrong type or is out of bounds.
     """
-    return _Declared(hint, _bounds(hint), None).converted(value, what, bounded=True)
+    return _Declared(hint, bounds(hint), None).converted(value, what, bounded=True)
 
 
 @final
@@ -301,13 +300,13 @@ class _Declared:
             return plain
         if is_bound or (plain != plain and self.bounds):
             raise EnvariantError(f"{what} must be {self._range_in_words(violated)}, got {_shown(plain)}")
-        expected = "a finite number" if violated == "finite_number" else _type_in_words(_bare(self.hint))
+        expected = "a finite number" if violated == "finite_number" else type_in_words(bare(self.hint))
         raise EnvariantError(f"{what} must be {expected}; got {_shown(plain)}")
 
     def _range_in_words(self, violated: str) -> str:
         """Return the allowed range as text; for whole numbers, only the violated bound."""
         low, high = self.bounds.get("ge", self.bounds.get("gt")), self.bounds.get("le", self.bounds.get("lt"))
-        whole = _bare(self.hint) is int
+        whole = bare(self.hint) is int
         if high is not None and (low is None or (whole and violated in ("less_than", "less_than_equal"))):
             return f"{'at most' if 'le' in self.bounds else 'below'} {high:,}"
         if whole and low is not None:
@@ -334,9 +333,9 @@ def _declared(cls: type[Any]) -> dict[str, _Declared]:
         return {}
     declared: dict[str, _Declared] = {}
     for each in dataclasses.fields(cls):
-        bare = _bare(hints[each.name])
-        if each.init and not (isinstance(bare, type) and bare.__module__.startswith("envariant.")):
-            declared[each.name] = _Declared(hints[each.name], _bounds(hints[each.name]), each.default)
+        kind = bare(hints[each.name])
+        if each.init and not (isinstance(kind, type) and kind.__module__.startswith("envariant.")):
+            declared[each.name] = _Declared(hints[each.name], bounds(hints[each.name]), each.default)
     return declared
 
 
@@ -347,57 +346,11 @@ def _shown(value: object) -> str:
         return shown(value)
 
 
-def _bounds(hint: Any) -> dict[str, float]:
-    """Return the bounds in the annotations of a type: ge, gt, le and lt."""
-    extras = getattr(_optional(hint), "__metadata__", ())
-    limits = [limit for extra in extras for limit in getattr(extra, "metadata", [extra])]
-    return {
-        key: getattr(limit, key)
-        for limit in limits
-        for key in ("ge", "gt", "le", "lt")
-        if hasattr(limit, key)
-    }
-
-
-def _optional(hint: Any) -> Any:
-    """Return T for the type T | None, and other types unchanged."""
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    return kinds[0] if len(kinds) == 1 and type(None) in get_args(hint) else hint
-
-
-def _bare(hint: Any) -> Any:
-    """Return a type without its annotations and without None."""
-    kind = _optional(hint)
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
-
-
-_TYPES_IN_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a word",
-    "int | None": "a whole number",
-    "int | tuple[int, ...]": "a whole number, or several in parentheses",
-    "tuple[float, ...]": "numbers in parentheses",
-    "tuple[int, ...]": "whole numbers in parentheses",
-    f"int | {__name__}.Percent": "a step number, or a share of the run such as 40%",
-    f"tuple[int | {__name__}.Percent, ...]": "step numbers, or shares of the run such as 40%",
-}
-
-
-def _type_in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    name = getattr(hint, "__name__", "") if str(hint) not in _TYPES_IN_WORDS else str(hint)
-    return _TYPES_IN_WORDS.get(name, str(hint).replace("typing.", ""))
-
-
 def _bounded(text: str) -> str:
     if not isinstance(text, str):
         raise EnvariantError(f"expected text such as name or name(key=value, …); got {shown(text)}")
     if len(text) > _MAX_LENGTH:
-        expected = f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}"
-        raise _unreadable(text, expected)
+        raise _unreadable(text, f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}")
     return text
 
 
@@ -434,8 +387,19 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
         case ast.Name(id=name):
             # Words as typed in a shell: true, none, mean. Python's spellings are constants already.
             return {"true": True, "false": False, "none": None, "inf": float("inf")}.get(name, name)
+        case ast.BinOp(op=ast.Sub(), right=ast.Name() | ast.Call(func=ast.Name())) if prefix := _prefix(
+            node.left
+        ):
+            # A name with hyphens, such as image-folders('photos'), is parsed as a difference.
+            value = _value(node.right, text, depth)
+            if isinstance(value, Spec):
+                return Spec(f"{prefix}-{value.name}", value.positional, value.keywords)
+            return f"{prefix}-{ast.unparse(node.right)}"
         case ast.BinOp(ast.Constant(value=int() | float() as value), ast.Mod(), ast.Name(id="_")):
             return Percent(value)
+        case ast.BinOp(ast.Name(id=first), ast.Sub(), ast.Call(func=ast.Name()) as call):
+            spec = cast("Spec", _value(call, text, depth))
+            return dataclasses.replace(spec, name=f"{first}-{spec.name}")
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_value(item, text, depth) for item in items)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
@@ -448,3 +412,14 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
         case _:
             pass
     raise _unreadable(text, "numbers, words, tuples or name(key=value, …)")
+
+
+def _prefix(node: ast.expr) -> str:
+    """Return the words before the last hyphen of a name, joined by hyphens; "" if there are others."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.BinOp(left=left, op=ast.Sub(), right=ast.Name(id=name)) if before := _prefix(left):
+            return f"{before}-{name}"
+        case _:
+            return ""

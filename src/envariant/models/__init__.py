@@ -1,8 +1,9 @@
-"""Model descriptions, such as `mlp(hidden=390)`, that build a network for given shapes."""
+"""Models: descriptions of networks, such as `mlp(hidden=390)`, which are built for given input shapes."""
 
 from envariant.core import specs
 from envariant.core.plugins import Plugins, is_dataclass_of
 from envariant.models.base import FeaturizerAndHead, ModelConfig
+from envariant.models.efficientnet import EfficientNetLite0
 from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
 from envariant.models.mlp import MLP
@@ -22,11 +23,13 @@ PLUGINS = Plugins[type[ModelConfig]](
     fits=lambda plugin, name: is_dataclass_of(plugin, ModelConfig) and getattr(plugin, "name", None) == name,
 )
 
-MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
+MODELS: dict[str, type[ModelConfig]] = {
+    cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm, EfficientNetLite0)
+}
 
 
 def model_config(text: str) -> ModelConfig:
-    """Return the model description specified by a string such as `mlp(hidden=390)`.
+    """Return the model described by a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
@@ -37,7 +40,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return a mapping from name to model class of each plug-in, and messages on plug-ins that failed."""
+    """Return the model classes of installed plug-ins by name, and messages on plug-ins that failed."""
     return PLUGINS.load_all(MODELS)
 
 
@@ -46,6 +49,7 @@ __all__ = [
     "MLP",
     "MNISTCNN",
     "MODELS",
+    "EfficientNetLite0",
     "FeaturizerAndHead",
     "LeNet",
     "Linear",

@@ -54,12 +54,13 @@ class ReplicaState:
     Attributes:
         step: Number of updates of the weights.
         params: Parameters used for prediction, by name.
-        buffers: Buffers by name.
+        buffers: Buffers of the model, such as running statistics, by name.
         failure: Reason for divergence; None if the replica has not diverged.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
         trained: Number of updates that the replica completed. Default: `step`; more if the weights are those
             of an earlier step that the option `keep` chose.
         stopped: Reason for which training ended before the last step; None if it did not.
+        waited: Part of the training time for which rows on disk were waited for, in seconds.
     """
 
     step: int
@@ -69,6 +70,7 @@ class ReplicaState:
     seconds: float
     trained: int | None = None
     stopped: str | None = None
+    waited: float = 0.0
 
     def completed(self, steps: int) -> bool:
         """Return whether training ended as planned: after a number of steps, or earlier by a rule."""
@@ -90,7 +92,8 @@ class Checkpoint:
         optimizer: Tensors of the optimizer's state, with PyTorch's names.
         algorithm: State of the algorithm, as nested mappings of tensors.
         watch: Tensors by name: "metrics" of the last step; "gradient_rms", the root mean square of the
-            gradient; and "failed_at", the step at which each replica diverged, or −1.
+            gradient; "clipped", the number of clipped gradients since the last measurement; and "failed_at",
+            the step at which each replica diverged, or −1.
         metrics: Names of the columns of `watch["metrics"]`.
         failures: Mapping from replica to its divergence, if reported.
         seconds: Training time of the stack, in seconds.
@@ -99,6 +102,7 @@ class Checkpoint:
         averaging: State of the averaging rule (`training.averaging`).
         selection: Best validation scores and their weights (`ValidationWatch.state`).
         stops: Mapping from replica to the end of its training before the last step.
+        waited: Part of the training time for which rows on disk were waited for, in seconds.
     """
 
     replicas: tuple[int, ...]
@@ -117,6 +121,7 @@ class Checkpoint:
     averaging: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     selection: Mapping[str, Any] = field(default_factory=dict[str, Any])
     stops: Mapping[int, Stop] = field(default_factory=dict[int, Stop])
+    waited: float = 0.0
 
     def clone(self) -> "Checkpoint":
         """Return a copy in main memory, which later training steps do not change."""
@@ -152,6 +157,7 @@ class Checkpoint:
                 self.seconds / len(self.replicas),
                 trained,
                 None if stop is None else f"stopped at step {stop.step}: {stop.reason}",
+                self.waited / len(self.replicas),
             )
         return states
 
@@ -175,6 +181,7 @@ class _Header:
     failures: dict[int, Failure]
     seconds: float
     stops: dict[int, Stop] = field(default_factory=dict[int, Stop])
+    waited: float = 0.0
 
 
 _HEADER = TypeAdapter(_Header)
@@ -221,6 +228,7 @@ def save(checkpoint: Checkpoint, folder: Path, prefix: str = "") -> None:
             dict(checkpoint.failures),
             checkpoint.seconds,
             dict(checkpoint.stops),
+            checkpoint.waited,
         )
     )
     path = folder / f"{prefix}{_name(checkpoint.replicas)}.safetensors"
@@ -316,6 +324,7 @@ def _read(path: Path) -> Checkpoint:
         failures=header.failures,
         seconds=header.seconds,
         stops=header.stops,
+        waited=header.waited,
         **{group: tensors[group] for group in _GROUPS},
     )
 

@@ -53,7 +53,7 @@ class Evaluated:
     Attributes:
         replicas: Indices of the replicas.
         step: Number of completed updates.
-        rows: Measured values.
+        rows: Values measured in this evaluation.
         checkpoint: Function that returns the current state; its result is valid until the next event.
         finished: Whether these replicas have completed all steps, have stopped early or have diverged.
         answers: Function that returns the logits of each replica and the targets in one environment,
@@ -209,6 +209,7 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
             with _errors_as_envariant(stack):
                 rows = stack.measure()
             finished, keep = stack.ended or stack.step == config.steps, config.keep.keeps(stack.step)
+            notes += stack.waiting_notes() if finished else ()
             yield Evaluated(
                 stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes, keep
             )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 BATCH = "batch"
 """Role of values measured on a training batch instead of an environment."""
 
-LOSS, OUTPUT_SD, GRADIENT_RMS = "loss", "output sd", "gradient rms"
+LOSS, OUTPUT_SD, GRADIENT_RMS, CLIP_SHARE = "loss", "output sd", "gradient rms", "clip share"
 """Metrics of all networks: mean loss; standard deviation of the outputs over rows (root mean square over
 several outputs); root mean square of the gradient over all trained parameters."""
 
@@ -58,11 +58,11 @@ def ordered(rows: Iterable[HistoryRow], environments: Sequence[tuple[str, str]])
     Metrics of the algorithm keep their order.
 
     Args:
-        rows: Measured values.
+        rows: Measured values to sort.
         environments: Name and role of every environment, in order.
     """
     position = {environment: number for number, environment in enumerate(environments)}
-    rank = {LOSS: 0, OUTPUT_SD: 2, GRADIENT_RMS: 3, CURRENT_LOSS: 4}
+    rank = {LOSS: 0, OUTPUT_SD: 2, GRADIENT_RMS: 3, CLIP_SHARE: 4, CURRENT_LOSS: 5}
 
     def key(row: HistoryRow) -> tuple[int, int, int, int]:
         place = position.get((row.environment, row.role), len(position))

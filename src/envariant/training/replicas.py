@@ -16,6 +16,7 @@ from envariant.algorithms.base import Algorithm
 from envariant.core.counter_rng import step_key
 from envariant.core.environments import EnvironmentSet
 from envariant.core.schedules import Schedule
+from envariant.training.parameter_groups import ParameterGroups
 
 
 @final
@@ -85,6 +86,7 @@ class Replica:
         algorithm: Algorithm with the hyperparameters of this replica.
         learning_rate: Learning rate, a number or a schedule.
         weight_decay: Weight decay of the optimizer.
+        groups: Learning rates and weight decays by parameter group.
         prepared: Function that runs the pretraining; None if there is no pretraining.
     """
 
@@ -94,6 +96,7 @@ class Replica:
     learning_rate: Schedule | float
     weight_decay: float
     prepared: Callable[[], Start] | None = field(default=None, compare=False)
+    groups: ParameterGroups = field(default_factory=ParameterGroups)
 
     @cached_property
     def start(self) -> Start:

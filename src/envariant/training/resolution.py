@@ -8,6 +8,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import nn
+from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
@@ -24,10 +25,12 @@ from envariant.algorithms import (
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, closest_name, unknown_name
-from envariant.core.schedules import Constant, Schedule, schedule
+from envariant.core.losses import closure_content, content
+from envariant.core.schedules import Schedule
 from envariant.data.validation_split import ValidationSplit
+from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
-from envariant.training.augmentation import RandomAffine, augmentation
+from envariant.training.augmentation import Augmentation, augmentation
 from envariant.training.averaging import averaging
 from envariant.training.early_stopping import stop_rule
 from envariant.training.execution import Execution, execution_request
@@ -36,6 +39,7 @@ from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
 from envariant.training.option_text import text_of
+from envariant.training.parameter_groups import ByGroup, ParameterGroups, grouped
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
@@ -77,7 +81,8 @@ class ResolvedRun:
         algorithm: Algorithm with its hyperparameters.
         config: Settings shared by all replicas.
         pretraining: Pretraining method for the initial weights, or None.
-        learning_rate: Learning rate: a number or a schedule.
+        learning_rate: Learning rate of parameters in no group: a number or a schedule.
+        groups: Learning rates and weight decays by parameter group.
         identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
     """
 
@@ -88,16 +93,19 @@ class ResolvedRun:
     config: RunConfig
     pretraining: Initializer | None
     learning_rate: float | Schedule
+    groups: ParameterGroups
     identity: str
 
     def replica(self, index: int, seeds: Seeds) -> Replica:
         """Return the replica with a given number and seeds."""
         trained = cast("Algorithm", self.algorithm.trained)
-        return Replica(index, seeds, trained, cast("Any", self.learning_rate), self.spec.weight_decay)
+        decay = 0.0 if self.groups.decays is not None else self.spec.weight_decay
+        return Replica(index, seeds, trained, self.learning_rate, decay, groups=self.groups)
 
     def remarks(self) -> tuple[str, ...]:
         """Return a remark for each schedule that is scaled to the run or never takes effect within it."""
-        return remarks(self.algorithm, self.learning_rate, self.config.steps, self.config.optimizer)
+        rate = self.groups.rates or self.learning_rate
+        return remarks(self.algorithm, rate, self.config.steps, self.config.optimizer)
 
 
 def source_of(data: object) -> EnvironmentSource:
@@ -208,6 +216,7 @@ def check_objects(options: Mapping[str, Any]) -> None:
     converters: Mapping[str, Callable[[Any], object]] = {
         "model": model_builder,
         "optimizer": optimizer_config,
+        "loss": check_loss,
         "init": _initializer,
         "augmentation": _augmentation,
         "device": device_named,
@@ -241,11 +250,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     steps = 1 if fitted else requested.steps or defaults.steps
     algorithm = resolve_algorithm(requested.algorithm, requested.hyperparameters, source, steps)
     returns_updates = isinstance(algorithm.trained, Algorithm) and algorithm.trained.returns_updates
-    if returns_updates and (requested.weight_decay or requested.optimizer is not None):
-        raise EnvariantError(
-            f"{algorithm.name}: makes its own updates at the run's learning rate; leave optimizer and "
-            f"weight_decay out"
-        )
+    if returns_updates:
+        _check_own_updates(algorithm.name, requested)
     suggested: dict[str, Any] = {
         "model": defaults.model,
         "steps": steps if fitted else defaults.steps,
@@ -257,6 +263,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         raise EnvariantError(
             f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
         )
+    if requested.accumulate > 1 and requested.augmentation is None and not fitted:
+        _check_batches(requested.batch_size or suggested["batch_size"])
     left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}
     complete = requested.but(**{**left_open, "steps": steps})
     named = {"data": source.name, "algorithm": algorithm.name}
@@ -266,14 +274,20 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         evaluate_every=complete.evaluate_every or max(1, round(steps / 25)),
     ).described()
     share, test = requested.holdout_fraction, requested.test_environments
+    rows = ValidationSplit(source, share, test) if share else source
+    rate, groups = grouped(
+        complete.learning_rate, complete.weight_decay, defaults.learning_rate, steps,
+        weights_only=complete.decay_weights_only,
+    )  # fmt: skip
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
-        ValidationSplit(source, share, test) if share else source,
+        rows if requested.loss is None else WithLoss(rows, requested.loss),
         algorithm,
         _config(complete, spec),
         _initializer(requested.init),
-        _rate(complete.learning_rate, steps),
+        rate,
+        groups,
         spec.identity(_identities(requested, source, algorithm)),
     )
 
@@ -299,6 +313,8 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         compiled=complete.compile,
         freeze=complete.freeze,
         adapt=complete.adapt,
+        clip=complete.clip,
+        accumulate=complete.accumulate,
         average=None if average is None else average.resolve(steps),
         keep=keep_rule(complete.keep),
         stop_early=stop_rule(complete.stop_early),
@@ -312,12 +328,35 @@ def remarks(
 
     Args:
         algorithm: Algorithm with its hyperparameters.
-        learning_rate: Learning rate: a number or a schedule.
+        learning_rate: Learning rate: a number, a schedule, values by parameter group, or text.
         steps: Number of steps of the run.
         optimizer: Optimizer of the run.
     """
-    idle = idle_schedules(algorithm.trained, _rate(learning_rate, steps), steps, optimizer)
-    return (*algorithm.scaled, *idle)
+    return (*algorithm.scaled, *idle_schedules(algorithm.trained, learning_rate, steps, optimizer))
+
+
+def _check_batches(batch_size: object) -> None:
+    if batch_size == "full":
+        raise EnvariantError(
+            'accumulate: batch_size is "full", so all batches of an update would be equal; set a batch_size'
+        )
+
+
+def _check_own_updates(name: str, requested: RunSpec) -> None:
+    """Check that no option of the optimizer is given for an algorithm that updates the weights itself."""
+    given = {
+        "optimizer": requested.optimizer is not None,
+        "weight_decay": requested.weight_decay or requested.decay_weights_only,
+        "learning rates by group": isinstance(requested.learning_rate, ByGroup),
+        "clip": requested.clip is not None,
+        "accumulate": requested.accumulate > 1,
+    }
+    if any(given.values()):
+        out = list(dict.fromkeys(["optimizer", "weight_decay", *(key for key in given if given[key])]))
+        raise EnvariantError(
+            f"{name}: makes its own updates at the run's learning rate; leave {', '.join(out[:-1])} and "
+            f"{out[-1]} out"
+        )
 
 
 def check_environments(
@@ -355,8 +394,8 @@ def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
-def _augmentation(requested: object) -> RandomAffine | None:
-    if requested is None or isinstance(requested, RandomAffine):
+def _augmentation(requested: object) -> Augmentation | None:
+    if requested is None or isinstance(requested, Augmentation):
         return requested
     if isinstance(requested, str):
         return augmentation(requested)
@@ -369,13 +408,6 @@ def _initializer(requested: object) -> Initializer | None:
     if isinstance(requested, str):
         return initializer_named(requested)
     raise wrong_type("init", "a name such as erm(steps=100) or rfc", requested)
-
-
-def _rate(rate: object, steps: int) -> float | Schedule:
-    if isinstance(rate, str | Schedule):
-        course = schedule(rate)
-        return course.value if isinstance(course, Constant) else course.resolve(steps)
-    return cast("float", rate)
 
 
 def algorithm_identity(requested: object) -> str:
@@ -397,7 +429,17 @@ def _identities(
         "algorithm": algorithm_identity(algorithm.trained),
         "hyperparameters": "",
     }
-    for key in ("model", "optimizer", "init", "augmentation", "adapt", "average", "keep", "stop_early"):
+    for key in (
+        "model",
+        "optimizer",
+        "loss",
+        "init",
+        "augmentation",
+        "adapt",
+        "average",
+        "keep",
+        "stop_early",
+    ):
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)
@@ -417,12 +459,15 @@ def content_hash(value: object) -> str:
             # A lazy layer has no weights yet.
             own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
             digest.update(name.encode() + own)
+        # The settings of PyTorch's losses are not part of their text.
+        digest.update(content(value).encode() if isinstance(value, _Loss) else b"")
         return digest.hexdigest()
     parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
     if parts[0] is not None:
         digest.update(repr((content_hash(parts[0]), parts[1], sorted(parts[2].items()))).encode())
         return digest.hexdigest()
     digest.update(f"{type(value).__qualname__} {text_of(value)}".encode())
+    digest.update(closure_content(value).encode())
     try:
         digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
     except (OSError, TypeError):

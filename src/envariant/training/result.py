@@ -16,8 +16,9 @@ from envariant.core.display import NONE, Displayed, Summary, named, views
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, listed, unknown_name
 from envariant.core.files import as_path
+from envariant.core.multi_target import task_named
 from envariant.core.score_table import ScoreTable
-from envariant.core.tasks import Task, task_named
+from envariant.core.tasks import Task
 from envariant.models import model_config
 from envariant.training import history
 from envariant.training.checkpoint import ReplicaState
@@ -108,7 +109,7 @@ class TrainingResult(Displayed):
 
     @property
     def failures(self) -> dict[int, str]:
-        """Mapping from diverged replica to the reason for its divergence."""
+        """Reason for the divergence of each diverged replica, by number of the replica."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
@@ -131,6 +132,11 @@ class TrainingResult(Displayed):
     def seconds(self) -> float:
         """Training and evaluation time of all replicas together, in seconds."""
         return sum(c.seconds for c in self.checkpoints.values())
+
+    @property
+    def waited(self) -> float:
+        """Part of `seconds` for which rows on disk were waited for; 0 if the rows are in memory."""
+        return sum(c.waited for c in self.checkpoints.values())
 
     def final(self, environment: str, metric: str) -> Spread:
         """Return the value of a metric at the step of the result's weights, for each finished replica.
@@ -350,6 +356,7 @@ class TrainingResult(Displayed):
             "hardware": dict(record.hardware),
             "command": record.command,
             "seconds": round(self.seconds, 2),
+            "waited": round(self.waited, 2),
         }
 
 

@@ -6,6 +6,7 @@ Steps: resolve the options, load the data, pretrain the models, choose the execu
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from hashlib import blake2b
 from typing import Any, Protocol, cast, final
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from envariant.algorithms import Algorithm
 from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
+from envariant.data.with_loss import WithLoss
 from envariant.predictors import Predictor
 from envariant.training import engine, predictor_run, provenance
 from envariant.training.checkpoint import Checkpoint, ReplicaState
@@ -114,7 +116,7 @@ def run(
     Args:
         members: Replicas to train; they may differ only in hyperparameters, learning rate and seeds.
         resumption: Stored state from which to resume. Default: start from the beginning.
-        on_pretraining: Called after each pretraining step.
+        on_pretraining: Function called after each pretraining step; see `Progress`.
 
     Yields:
         `Started` once, then the events of the engine.
@@ -140,6 +142,11 @@ def run(
     roles = sample.roles(first.config.test)
     check_environments(first.algorithm, sample, roles)
     if isinstance(first.algorithm.trained, Predictor):
+        if sample.task.target_shape:
+            raise EnvariantError(
+                f"{first.algorithm.name}: predicts one target per row, and the task is {sample.task.name};"
+                f" use an algorithm that trains a network, such as erm"
+            )
         record = _record(members, first, sample, SEQUENTIAL, None)
         resume = () if resumption is None else resumption.begin(record)
         yield Started(record, first.source, sample, None, _states(resume))
@@ -293,7 +300,12 @@ def _record(
     )
     # In the order of the data, as in the spec.
     suggested = tuple(name for name in sample.names if name in sample.test)
-    fingerprints = {"data": sample.fingerprint()}
+    # Without the loss of the run, so that a saved model can be checked against its table.
+    source = resolved.source
+    own = source.source.sample(members[0].seeds.data) if isinstance(source, WithLoss) else sample
+    fingerprints = {"data": own.fingerprint()}
+    if isinstance(source, WithLoss):
+        fingerprints["loss"] = blake2b(task.identity().encode(), digest_size=16).hexdigest()
     record = Record(
         spec=spec,
         identity=resolved.identity,
@@ -322,7 +334,8 @@ def _record(
         f"so it gets no verdict"
         for name, share in record.unpredictable.items()
     )
-    return replace(record, remarks=(*record.remarks, *unseen))
+    note = getattr(task.loss, "note", "")
+    return replace(record, remarks=(*record.remarks, *unseen, *([note] if note else [])))
 
 
 def _averaging_remarks(resolved: ResolvedRun, net: Network, replicas: int) -> list[str]:

@@ -13,8 +13,9 @@ from envariant.core.counter_rng import mixed, private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, first_line
 from envariant.training import precision
-from envariant.training.augmentation import RandomAffine
+from envariant.training.augmentation import Augmentation
 from envariant.training.averaging.base import Averaging
+from envariant.training.clipping import Clipping
 from envariant.training.early_stopping import Patience
 from envariant.training.evaluator import Adapt
 from envariant.training.keep_rules import KeepLast, KeepRule
@@ -43,6 +44,8 @@ class RunConfig:
         compiled: Whether to compile each step program.
         freeze: "features" to train only the head; None to train all parameters.
         adapt: Function that adapts the model to an environment before prediction, or None.
+        clip: Gradient clipping, or None.
+        accumulate: Number of batches whose mean gradient makes one update.
         average: Averaging rule of the weights used for prediction, with step numbers; or None.
         keep: Rule for the steps whose weights are kept.
         stop_early: Rule for early stopping, or None.
@@ -54,12 +57,14 @@ class RunConfig:
     batch_size: int | None
     evaluate_every: int
     precision: str
-    augmentation: RandomAffine | None
+    augmentation: Augmentation | None
     test: tuple[str, ...] | None
     device: torch.device
     compiled: bool = False
     freeze: str | None = None
     adapt: Adapt | None = None
+    clip: Clipping | None = None
+    accumulate: int = 1
     average: Averaging | None = None
     keep: KeepRule = field(default=KeepLast())
     stop_early: Patience | None = None

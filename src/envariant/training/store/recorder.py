@@ -150,7 +150,7 @@ class Recorder:
 
         Args:
             event: Event of the engine.
-            rows: Additional measurements.
+            rows: Additional measurements to store.
             outcomes: Outcomes of finished runs. Default: outcomes without predictions.
         """
         if isinstance(event, Evaluated):

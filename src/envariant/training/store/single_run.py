@@ -132,8 +132,8 @@ def load_run(
         record = store.record(_JOB)
         if store.fact("study") is not None:
             raise EnvariantError(
-                f"{folder}: holds a study of many runs, whose page is its report.html; give the folder of a "
-                "run"
+                f"{folder} is a study of many runs, and its page is {folder}/report.html; "
+                "give the folder of a single run"
             )
         if record is None:
             raise EnvariantError(f"{folder}: holds no run that has begun; give the folder of a run")

@@ -49,12 +49,13 @@ def test_soup_of_a_run_is_the_mean_of_its_replicas(tmp_path, here):
 
 def test_soup_of_a_study_averages_all_trials_of_an_algorithm(tmp_path):
     study = envariant.Study(
-        "colored-digits", ("erm", "vrex"), n_trials=2, replicas=2,
-        settings={**{k: v for k, v in QUICK.items() if k != "learning_rate"}, "shared_init": True, "keep": "best"},
+        "colored-digits", ("erm", "vrex"), n_trials=2, replicas=1,
+        settings={**{k: v for k, v in QUICK.items() if k != "learning_rate"}, "shared_init": True, "keep": "best",
+                  "evaluate_every": 6},
     )  # fmt: skip
     results = study.run(tmp_path, progress=False)
     soup = envariant.soup(results, "greedy", algorithm="vrex")
-    assert sorted(soup.members)[::3] == ["trial 0 replica 0", "trial 1 replica 1"]
+    assert sorted(soup.members) == ["trial 0 replica 0", "trial 1 replica 0"]
     assert set(soup.selected) <= set(soup.members)
     with pytest.raises(EnvariantError, match="the study has several algorithms; choose one of erm, vrex"):
         envariant.soup(results)

@@ -10,6 +10,9 @@ from envariant.core.tasks import Binary
 from envariant.training.early_stopping import Patience
 from envariant.training.history import HistoryRow
 from envariant.training.keep_rules import KeepBest, KeepEvery, KeepLast, keep_rule
+from envariant.training.raised_steps import check_raised_steps
+from envariant.training.resolution import source_of
+from envariant.training.run_spec import RunSpec
 from envariant.training.validation_watch import ValidationWatch
 
 QUICK = {
@@ -87,9 +90,8 @@ def test_replicas_of_a_stack_stop_individually(tmp_path):
     assert TrainingResult.load(tmp_path).to_dict()["stopped"] == together.to_dict()["stopped"]
 
 
-@pytest.mark.parametrize("rules", [{"average": "swad"}, {"keep": "best", "stop_early": "patience(3)"}])
-def test_more_steps_resume_a_stored_run_bit_identically(tmp_path, rules):
-    options = {**QUICK, **rules}
+def test_more_steps_resume_a_stored_run_bit_identically(tmp_path):
+    options = {**QUICK, "average": "swad", "keep": "best", "stop_early": "patience(3)"}
     envariant.train(out=tmp_path, **options)
     longer = envariant.train(out=tmp_path, **{**options, "steps": 18, "evaluate_every": None})
     assert equal(longer, envariant.train(**{**options, "steps": 18}))
@@ -105,17 +107,21 @@ def test_more_steps_resume_a_stored_run_bit_identically(tmp_path, rules):
         ({"average": "swa(start=50%)"}, r"average depends .* \(swa\(start=5, every=0\) becomes swa\(start=9"),
     ],
 )
-def test_more_steps_are_rejected_where_a_schedule_depends_on_them(tmp_path, changes, message, recwarn):
-    envariant.train(out=tmp_path, **{**QUICK, **changes})
+def test_more_steps_are_rejected_where_a_schedule_depends_on_them(changes, message):
+    options = {key: value for key, value in QUICK.items() if key != "progress"}
+    source = source_of("colored-digits")
+    check_raised_steps(RunSpec(**options), source, 9, 18)
     with pytest.raises(EnvariantError, match=message) as error:
-        envariant.train(out=tmp_path, **{**QUICK, **changes, "steps": 18})
+        check_raised_steps(RunSpec(**{**options, **changes}), source, 9, 18)
     assert "choose another folder to start over" in str(error.value)
 
 
-def test_more_steps_with_another_seed_are_rejected(tmp_path):
+def test_a_stored_run_with_other_settings_gets_no_more_steps(tmp_path):
     envariant.train(out=tmp_path, **QUICK)
     with pytest.raises(EnvariantError, match=r"other settings \(seed 0, not 1\)"):
         envariant.train(out=tmp_path, **{**QUICK, "steps": 18, "seed": 1})
+    with pytest.raises(EnvariantError, match="a run of 9 steps cannot be continued to 18, because average"):
+        envariant.train(out=tmp_path, **{**QUICK, "steps": 18, "average": "ma(start=50%)"})
 
 
 @pytest.mark.parametrize(

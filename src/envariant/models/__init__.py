@@ -7,6 +7,7 @@ from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
 from envariant.models.mlp import MLP
 from envariant.models.mnist_cnn import MNISTCNN
+from envariant.models.packed_inputs import InputPacking, pack_inputs
 from envariant.models.timm import Timm
 
 ENTRY_POINTS = "envariant.models"
@@ -47,10 +48,12 @@ __all__ = [
     "MNISTCNN",
     "MODELS",
     "FeaturizerAndHead",
+    "InputPacking",
     "LeNet",
     "Linear",
     "ModelConfig",
     "Timm",
     "installed_models",
     "model_config",
+    "pack_inputs",
 ]

@@ -1,4 +1,4 @@
-"""Rows in groups, such as patients, which are not independent within a group."""
+"""Number groups of dependent rows, such as all rows of one patient, and sum values within groups."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def group_numbers(groups: ArrayLike | None, n_rows: int) -> NDArray[np.int64]:
 
 
 def group_sums(values: NDArray[np.float64], groups: ArrayLike | None) -> NDArray[np.float64]:
-    """Return the sum of values `[rows, …]` over each group, `[groups, …]`."""
+    """Sum values `[rows, …]` within each group; the result has shape `[groups, …]`."""
     numbers = group_numbers(groups, len(values))
     sums: NDArray[Any] = np.zeros((int(numbers.max(initial=-1)) + 1, *values.shape[1:]))
     np.add.at(sums, numbers, values)

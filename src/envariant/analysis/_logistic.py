@@ -17,7 +17,7 @@ _CHUNK = 2_000_000
 
 @final
 class LogisticFits:
-    """Coefficients of a logistic regression that was fitted once for each set of row weights.
+    """Results of a logistic regression that was fitted once for each set of row weights.
 
     Attributes:
         coefficients: Coefficients β of each fit, `[weightings, p]`.
@@ -79,7 +79,7 @@ def logistic_loss(logits: Array, labels: Array) -> Array:
 
 
 def class_indicators(labels: NDArray[np.int64], n_classes: int) -> Array:
-    """Return indicators of the classes except the first, `[rows, classes − 1]`."""
+    """Return 0/1 indicators of all classes except the first, `[rows, classes − 1]`."""
     return (labels[:, None] == np.arange(1, n_classes)).astype(np.float64)
 
 
@@ -120,7 +120,7 @@ def checked_scores(
 
 
 def recalibration_design(logits: Array) -> Array:
-    """Return the design for `fit_logistic` with one slope, and one intercept per class except the first."""
+    """Return the design matrix of recalibration: one slope, and one intercept per class except the first."""
     intercepts = np.broadcast_to(np.eye(logits.shape[1]), (*logits.shape, logits.shape[1]))
     return np.concatenate([intercepts, logits[..., None]], axis=2)
 
@@ -135,7 +135,7 @@ def _log_normalizer(logits: Array) -> Array:
 def _fit(
     design: Array, labels: Array, w: Array, offset: Array | float, center: Array, precision: Array
 ) -> tuple[Array, Array]:
-    """Return the coefficients and information for some sets of row weights; see `fit_logistic`."""
+    """Return coefficients and information matrices for several sets of row weights; see `fit_logistic`."""
     n, k, p = design.shape
     flat = design.reshape(n * k, p)
     outer = (flat[:, :, None] * flat[:, None, :]).reshape(n * k, p * p)

@@ -1,6 +1,6 @@
-"""Permutation tests of whether means differ between environments.
+"""Permutation tests for differences in means between environments.
 
-Rows are permuted within strata, such as classes, and p-values are corrected over environments.
+Rows are permuted within strata, such as classes. P-values are corrected for the number of environments.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ _LARGEST = 5.0
 def search_deviating(
     statistics: Callable[[NDArray[np.bool_]], tuple[Array, Array]], count: int, level: float
 ) -> Array:
-    """Test which environments deviate from the others, and return p-values corrected over environments.
+    """Test which environments deviate from the others; return one p-value per environment.
 
-    As long as an environment deviates significantly, it is excluded, and the others are tested again.
+    While environments deviate significantly, the most deviating ones are excluded and the others are tested
+    again. P-values are corrected for the number of environments.
 
     Args:
-        statistics: Function whose argument is the mask of environments to compare, `[environments]`. It
-            returns the statistic of each environment, `[environments]`, and the statistics of resampled data,
-            `[resamples, environments]`.
+        statistics: Function from the mask of environments to compare, `[environments]`, to the statistic of
+            each environment, `[environments]`, and its values in resampled data, `[resamples, environments]`.
         count: Number of environments.
         level: Significance level.
     """
@@ -51,10 +51,10 @@ def search_deviating(
 def mean_statistics(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Return the deviation of each environment's means from the overall means, and its permutations.
+    """Measure the distance of each environment's means from the overall means, also after permutations.
 
-    The deviation is the larger of the two statistics of `distances`, each standardized by the mean and
-    standard deviation of its permutations, and at least 0.
+    The result is the larger of the two distances of `distances`, and at least 0. Each distance is first
+    standardized by the mean and standard deviation over permutations.
 
     Args:
         values: Features of the rows, `[rows, features]`.
@@ -74,12 +74,12 @@ def mean_statistics(
 def distances(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> Array:
-    """Return two statistics of the sample and of permutations, `[2, 1 + resamples, environments]`.
+    """Return two distances, for the sample and for permutations, `[2, 1 + permutations, environments]`.
 
-    The first is the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n), with n_e of n rows
-    of the stratum in environment e, whose mean is m_e. The second is the largest term of this sum for a
-    single standardized feature, which is more powerful if few features differ. Arguments are those of
-    `mean_statistics`.
+    The first is the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n), if a stratum has n
+    rows with mean m, of which n_e rows with mean m_e are in environment e. The second is the largest term of
+    this sum for a single standardized feature; it is more powerful if only a few features differ. Arguments
+    are as for `mean_statistics`.
     """
     count = len(keep)
     statistics = np.zeros((2, RESAMPLES + 1, count))
@@ -106,7 +106,7 @@ def distances(
 
 
 def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
-    """Return the indices of at most about `_MOST_ROWS` random rows, the same number per environment."""
+    """Return indices of random rows: at most about `_MOST_ROWS` in total, evenly over environments."""
     order = generator.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes, minlength=count)
@@ -115,7 +115,7 @@ def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> 
 
 
 def varying_columns(x: Array) -> Array:
-    """Standardize and clip the columns that are not constant; omit constant columns."""
+    """Omit constant columns; standardize and clip the others."""
     return standardized(x[:, x.std(axis=0) > 1e-12 * (1 + np.abs(x.mean(axis=0)))])
 
 
@@ -125,13 +125,13 @@ def standardized(x: Array) -> Array:
 
 
 def with_squares(x: Array) -> Array:
-    """Return the columns, and the squares of the columns with more than two distinct values."""
+    """Append the squares, minus 1, of all columns with more than two distinct values."""
     several = np.array([len(np.unique(column)) > 2 for column in x.T], dtype=np.bool_)
     return np.column_stack([x, x[:, several] ** 2 - 1])
 
 
 def _whitener(centered: Array) -> Array:
-    """Return a matrix W for which the covariance of the rows times W is the identity matrix."""
+    """Return a matrix W such that the covariance matrix of `centered @ W` is the identity."""
     values, vectors = np.linalg.eigh(centered.T @ centered / len(centered))
     known = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-12)
     return vectors[:, known] / np.sqrt(values[known])

@@ -17,7 +17,7 @@ def algorithms(
     markdown: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """List all algorithms, or show the formula, requirements, paper and hyperparameters of one.
+    """List all algorithms, or show the formula, requirements, paper and hyperparameters of one algorithm.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def algorithms(
 
 
 def _lines(description: Any) -> Iterator[str]:
-    """Yield the lines that describe one algorithm, from a `catalogue.Description`."""
+    """Yield lines of text that describe one algorithm."""
     yield f"{description.name}: {description.summary}"
     for part, kind, formula, remarks in description.parts:
         yield from _wrapped("formula", f"{formula}  ({part}, {kind})")

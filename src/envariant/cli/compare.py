@@ -41,18 +41,20 @@ def compare(
 ) -> None:
     """Measure how far scores drop in new environments, compare methods, and recommend one.
 
-    Every environment of a table is held out in turn. Repeat the command to resume after a stop.
+    Each environment of a table is the test environment in turn. Repeat the command to resume after an
+    interruption.
 
     Parameters
     ----------
     file
-        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads; or heart-disease, an example.
+        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads; or heart-disease for an
+        example.
     target
         Column to predict.
     environment
         Column with the environment of each row, such as hospital, year or country.
     task
-        Kind of target; inferred by default.
+        Kind of prediction task; by default inferred from the target.
     algorithms
         Methods to compare with ordinary models, such as: irm "vrex + coral(1.0)" stable-columns.
     metric
@@ -66,24 +68,27 @@ def compare(
     sample_weight
         Column with case weights for training and scores: a row of weight 2 counts as two rows.
     ordered
-        Environments follow one another in time, as years do: train on earlier ones, test on the next one.
+        Treat environments as consecutive periods, such as years: train on earlier ones, test on the next one.
     group
-        Column of groups of rows, such as patients, which are never split; not an input.
+        Column with the group of each row, such as a patient. Groups are never split; the column is not an
+        input.
     subgroups
-        Columns whose values are scored separately, such as sex; inputs unless excluded.
+        Columns, such as sex, for whose values scores are reported separately. They are inputs unless
+        excluded.
     min_rows
         Smallest number of rows per environment; smaller environments are pooled.
     max_rows
         Largest number of rows per environment in the comparison; the saved model is trained on all rows.
     budget
-        Time limit such as 10m; trials are added while time remains.
+        Time limit, such as 10m; trials are added while time remains.
     seed
         Base random seed.
     encoding
         Encoding of a text file.
     missing_values
-        Words that represent a missing value, such as NA. By default, such words are values in the target and
-        environment columns; in other columns, they are missing values if they are rare. "": only empty cells.
+        Words that represent a missing value, such as NA; "" for none, so that only empty cells are missing.
+        By default, common words for missing values are recognized where they are rare, but not in the
+        target and environment columns.
     executor
         Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
     address
@@ -123,7 +128,7 @@ def compare(
 
 
 def _print(comparison: Any, *, json: bool) -> None:
-    """Print the verdict, or all numbers as JSON."""
+    """Print the recommendation, or all numbers as JSON."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.comparison.page import methods_table
 

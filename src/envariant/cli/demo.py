@@ -1,4 +1,4 @@
-"""`envariant demo`: five short runs on Colored MNIST and one page with their results."""
+"""`envariant demo`: train five methods briefly on Colored MNIST, and write a page of results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +31,7 @@ def demo(
     replicas
         Number of replicas per algorithm; the default is 2, or 1 on processors without native bfloat16.
     steps
-        Number of optimizer updates per replica; by default as in the papers.
+        Number of optimizer updates per replica; by default that of each method's paper.
     data
         Data set: colored-mnist, or colored-digits for a demo of a few seconds.
     """

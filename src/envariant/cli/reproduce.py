@@ -28,9 +28,10 @@ def reproduce(
     name
         Name of the reproduction, such as sjtu-2023.
     profile
-        Size of the experiments. quick: small networks and few replicas, minutes on two cores. full: hours.
+        Size of the experiments. quick: small networks and few replicas, which take minutes on two cores.
+        full: hours.
     only
-        Names of the sections to run; other sections use stored runs.
+        Names of the sections to run; for the other sections, stored runs are shown.
     out
         Folder for runs, page, tables and figures; reproductions/NAME-PROFILE by default.
     resume

@@ -1,4 +1,4 @@
-"""Command-line flags of training options, generated from `RunSpec`."""
+"""Command-line flags for training options, generated from the fields of `RunSpec`."""
 
 import functools
 import inspect
@@ -116,7 +116,7 @@ def _flag(name: str, default: Any) -> inspect.Parameter:
 
 
 def _typed(annotation: Any, default: Any) -> Any:
-    """Return the command-line type of an option; options for Python objects have the type `str`."""
+    """Return the type of an option on the command line; `str` if its values are Python objects."""
     if annotation is Any:
         return str if isinstance(default, str) else str | None
     kinds = [_bare(each) for each in (get_args(annotation) if _is_union(annotation) else (annotation,))]

@@ -25,7 +25,7 @@ class EnvironmentBatch:
         targets: Targets `[rows, *target_shape]`.
         sizes: Number of rows of each environment, in order; sizes may differ.
         task: Prediction task.
-        aggregator: Function from the loss of each row to the risk. Default: the mean over environments.
+        aggregator: Function from the losses of all rows to the risk. Default: the mean over environments.
     """
 
     inputs: Shaped[Tensor, "rows *input_shape"]
@@ -121,5 +121,5 @@ class PredictedBatch:
     auxiliary_networks: Networks = field(default_factory=dict[str, Callable[[Tensor], Tensor]])
 
     def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
-        """Return ∂ℓ(s·z)/∂s at s = 1 for each row, with its loss ℓ and its logits z, `[rows]`."""
+        """Return ∂ℓ(s·z)/∂s at s = 1 for each row, `[rows]`, where ℓ is the loss and z are the logits."""
         return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)

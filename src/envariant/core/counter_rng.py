@@ -42,13 +42,13 @@ def step_keys(
 def integers(
     keys: Int[Tensor, "*keys"], stream: int, below: Int[Tensor, " count"]
 ) -> Int[Tensor, "*keys count"]:
-    """Return, for every key and entry of `below`, an integer from 0 to `below - 1`.
+    """Return one random integer from 0 to `below - 1` for every key and every entry of `below`.
 
     Each integer is the remainder of 63 random bits. For `below` up to a million, probabilities differ by
     less than 10⁻¹².
 
     Args:
-        keys: Keys from `step_keys`.
+        keys: Keys returned by `step_keys`.
         stream: Number of the stream; different streams have independent numbers.
         below: Exclusive upper bounds of the integers.
     """
@@ -56,10 +56,10 @@ def integers(
 
 
 def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tensor, "*keys count"]:
-    """Return `count` uniform numbers in [0, 1) for every key; all are multiples of 2⁻²⁴.
+    """Return `count` random numbers in [0, 1) for every key; all are multiples of 2⁻²⁴.
 
     Args:
-        keys: Keys from `step_keys`.
+        keys: Keys returned by `step_keys`.
         stream: Number of the stream; different streams have independent numbers.
         count: Number of values per key.
     """
@@ -106,7 +106,7 @@ def _mixed(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """Shift unsigned numbers to the right, and fill with zeros."""
+    """Shift the bits of unsigned numbers to the right, filling with zeros."""
     return (z >> by).bitwise_and((1 << (64 - by)) - 1)
 
 

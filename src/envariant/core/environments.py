@@ -129,9 +129,10 @@ class Environment(Displayed):
         """Return an environment with a subset of the rows, in the same storage format.
 
         Args:
-            index: Row numbers.
-            name: Name of the new environment. Default: the same name.
-            origin: Name of the environment from which the rows are held out. Default: the same origin.
+            index: Row numbers of the subset.
+            name: Name of the new environment. Default: the name of this environment.
+            origin: Name of the environment from which the rows are held out. Default: the origin of this
+                environment.
         """
         return Environment(
             self.name if name is None else name,
@@ -212,7 +213,7 @@ class EnvironmentSet(EnvironmentSource):
     Attributes:
         label: Name of the set.
         environments: The environments, in a fixed order.
-        task: Prediction task.
+        task: Prediction task of all environments.
         test: Names of the default test environments.
         known: Theoretical scores of the data set, such as chance.
         validation: Names of validation environments, whose rows are held out from training environments.

@@ -23,7 +23,7 @@ class EnvariantError(ValueError):
     It is a `ValueError`, as scikit-learn expects for invalid arguments.
 
     Args:
-        message: One sentence.
+        message: Error message, one sentence.
         retryable: Whether the cause is the machine and not the input, such as a full disk, so that the same
             call can succeed later.
     """
@@ -99,7 +99,7 @@ def listed(names: Sequence[object], most: int = 5, separator: str = ", ") -> str
 
 
 def _message(text: str) -> str:
-    """Return a message in one printable line: it quotes names in data and files, which may hold anything."""
+    """Return a message as one printable line; quoted names from data and files may contain any character."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     return one_line(text)

@@ -30,7 +30,7 @@ def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantErr
     """Return the error for a file or folder that cannot be written.
 
     Args:
-        path: File or folder.
+        path: File or folder that cannot be written.
         error: Error of the operating system, or of a library.
         remedy: Advice for the user. Default: advice for the cause of the error.
     """
@@ -52,7 +52,7 @@ def as_path(path: object, what: str) -> Path:
         what: Name of the argument, for the error message.
 
     Raises:
-        EnvariantError: If `path` is neither a path nor text, empty, or no possible name.
+        EnvariantError: If `path` is neither a path nor text, is empty, or is not allowed as a name.
     """
     if not isinstance(path, str | os.PathLike) or not path:
         raise EnvariantError(f"{what} must be the path of a folder; got {shown(path)}")
@@ -118,7 +118,7 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
     Args:
         folder: Folder of the files.
-        names: Pattern of the names of the files that were to be written.
+        names: Pattern of the names of the files that the killed processes were writing.
 
     Raises:
         OSError: If the folder cannot be written.
@@ -152,7 +152,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[st
 
     Args:
         path: File to write.
-        tensors: Tensors by name.
+        tensors: Tensors to write, by name.
         texts: Metadata strings by name, stored in the header of the file.
 
     Raises:

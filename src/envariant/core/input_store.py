@@ -72,7 +72,7 @@ class InputStore(ABC):
         """Return a store with a subset of the rows.
 
         Args:
-            index: Row numbers.
+            index: Row numbers of the subset.
         """
         return self.with_rows(self.gather(index))
 
@@ -235,10 +235,10 @@ def input_store(inputs: Any, where: str) -> InputStore:
 
 
 def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
-    """Check that all environments store inputs of the same shape in the same way.
+    """Check that all environments have inputs of the same shape and storage format.
 
     Args:
-        stores: Stores by the name of their environment.
+        stores: Mapping from environment to its input store.
         label: Name of the data set, for error messages.
 
     Raises:

@@ -72,7 +72,7 @@ class Metric:
         return self.bounds[1] - self.bounds[0]
 
     def of_samples(self, task: Task, logits: Array, targets: Array, samples: Array) -> Array:
-        """Return the value of each sample of rows, given as row numbers `[samples, rows]`."""
+        """Return the metric of each sample of rows; samples are given by row numbers, `[samples, rows]`."""
         if self.compute_samples is not None:
             return self.compute_samples(task, logits, targets, samples)
         return np.array([self.compute(task, logits[rows], targets[rows]) for rows in samples])
@@ -210,7 +210,7 @@ def _auroc(task: Task, logits: Array, targets: Array, weights: Array | None = No
 
 
 def _win_share(positive: Array, negative: Array) -> float:
-    """Return the share of pairs in which the positive row has the higher score; ties count half."""
+    """Return the share of positive–negative pairs where the positive row scores higher; ties count half."""
     if np.isnan(positive).any() or np.isnan(negative).any():
         return np.nan
     ordered = np.sort(negative)

@@ -43,7 +43,7 @@ def check_name(path: object) -> None:
     """Check that the operating system accepts this name for a file or folder.
 
     Raises:
-        EnvariantError: If the name contains NUL, or half a character.
+        EnvariantError: If the name contains NUL or an incomplete Unicode character.
     """
     try:
         possible = b"\0" not in os.fsencode(str(path))
@@ -69,7 +69,8 @@ def folder_name(name: str, where: str) -> str:
         where: Description of the name, for the error message.
 
     Raises:
-        EnvariantError: If the name is empty, too long or reserved, or leaves the parent folder.
+        EnvariantError: If the name is empty, too long or reserved, or contains a path separator or control
+            character.
     """
     if (
         not name.strip(". ")

@@ -28,7 +28,8 @@ class Plugins(Generic[T]):
         group: Entry-point group, such as "envariant.models".
         kind: Kind of plug-in, such as "model", for error messages.
         requirement: Description of a valid plug-in, for error messages.
-        fits: Function of a plug-in and the name of its entry point that returns whether the plug-in is valid.
+        fits: Function that returns whether a plug-in is valid; its arguments are the plug-in and the name of
+            the entry point.
     """
 
     group: str

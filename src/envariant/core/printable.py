@@ -23,6 +23,16 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless the count is 1.
+
+    Example:
+        >>> number_of(1, "column"), number_of(1200, "row")
+        ('1 column', '1,200 rows')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def one_line(text: str) -> str:
     """Return text as one printable line: newlines are escaped, and long text is cut in the middle."""
     line = printable(text).replace("\n", "\\n")

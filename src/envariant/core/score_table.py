@@ -1,6 +1,6 @@
-"""`ScoreTable`: scores of methods by environment, as papers print them (mean ± standard deviation).
+"""`ScoreTable`: scores of methods by environment (mean ± standard deviation), formatted as in papers.
 
-The best score of each column is bold, the second best underlined, by the digits that are printed.
+In each column, the best score is bold and the second best is underlined; scores are compared as printed.
 """
 
 import math
@@ -56,7 +56,7 @@ class ScoreTable(Displayed):
         higher_is_better: Whether higher scores are better.
         values: Score of each replica by method, environment and number of the replica.
         columns: Names of the environments, in order.
-        title: What the table shows, as a phrase that begins its caption.
+        title: First words of the caption, such as "Scores by environment".
         averaged: Names of the environments in the average. Default: all.
         notes: Further sentences of the caption.
     """
@@ -74,8 +74,9 @@ class ScoreTable(Displayed):
 
         Args:
             method: Name of the method.
-            column: Name of an environment, or "average". The average of a method without a score in one of
-                the environments is NaN. Its standard deviation is that of the averages of single replicas.
+            column: Name of an environment, or "average". The average is NaN if the method lacks a score in an
+                averaged environment. The standard deviation of the average is computed from the averages of
+                the replicas.
         """
         if column != AVERAGE or AVERAGE in self.columns:
             return _score(_finite(self.values[method].get(column, {})).values())
@@ -87,7 +88,7 @@ class ScoreTable(Displayed):
         return Score(mean, _score(averages).sd, len(averages))
 
     def averages(self, method: str) -> tuple[float, ...]:
-        """Return the average over environments of every replica that has a score in all of them.
+        """Return each replica's average over environments, for replicas with a score in every environment.
 
         Args:
             method: Name of the method.
@@ -239,7 +240,7 @@ class ScoreTable(Displayed):
     def _cells(
         self, digits: int | None, percent: bool, escape: Callable[[str], str], tags: Mapping[str, str]
     ) -> list[list[str]]:
-        """Return header and rows as text; marked scores are put into the templates in `tags`."""
+        """Return header and rows as text; the best scores are formatted with the templates in `tags`."""
         if not self.values:
             raise EnvariantError(f"{self.title}: has no method to show")
         digits, factor = self._digits(digits, percent), 100.0 if percent else 1.0

@@ -380,7 +380,7 @@ def check_losses(task: Task, targets: Tensor) -> None:
 
     Args:
         task: Prediction task.
-        targets: Some targets `[rows, *target_shape]`.
+        targets: Example targets, `[rows, *target_shape]`.
 
     Raises:
         EnvariantError: If a result has another shape, the loss is not differentiable, or a method fails.

@@ -21,9 +21,9 @@ def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None =
     """Return a page about a data set as HTML text.
 
     Args:
-        source: Data source.
+        source: Data source that the page describes.
         seed: Seed of the data draw.
-        coverage: Number of rows by environment and class, if it is known already.
+        coverage: Row counts of the data source. Default: counted here.
     """
     coverage = coverage or Coverage.of(source, seed)
     rows = coverage.counts.sum(axis=1)
@@ -73,14 +73,14 @@ def write(source: EnvironmentSource, path: Path, seed: int = 0, coverage: Covera
     """Write a page about a data set to a file atomically; see `render` for the arguments.
 
     Raises:
-        EnvariantError: If the file cannot be written, or is another page.
+        EnvariantError: If the file cannot be written, or another file exists at the path.
     """
     html.check_page(path, "data")
     write_text(render(source, seed, coverage), path)
 
 
 def _pictures(source: EnvironmentSource, seed: int) -> list[Section]:
-    """Return sample images, or distributions of columns; for colored digits also theoretical accuracies."""
+    """Return a section with sample images or column distributions; for colored digits also with facts."""
     drawn = samples.plot(source, seed, _MOST_PANELS)
     if not isinstance(drawn, Picture):
         caption = "Click an environment to highlight it. Missing values are not drawn."

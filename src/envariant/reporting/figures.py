@@ -1,4 +1,4 @@
-"""Sheets of images, drawn by matplotlib without pyplot's global state and written as SVG or PNG.
+"""Image grids, drawn by matplotlib without pyplot's global state and written as SVG or PNG.
 
 Charts of numbers are in `charts`.
 """
@@ -79,8 +79,8 @@ def overview(environments: EnvironmentSet, facts: Sequence[Facts], columns: int 
     in black. Label 0 is printed in red, label 1 in green.
 
     Args:
-        environments: Colored digits.
-        facts: Facts about the environments to draw; there is one row of digits per entry.
+        environments: Set of environments with colored digits.
+        facts: Facts about the environments to draw; each entry gives one row of digits.
         columns: Number of digits per environment.
     """
     figure = Figure(figsize=(0.78 * columns + 2.6, 1.32 * len(facts) + 0.2), layout="constrained")
@@ -125,5 +125,5 @@ def _digit(axes: Axes, environment: Environment, row: int) -> None:
 
 
 def plain_text(text: str) -> str:
-    """Escape dollar signs, which matplotlib interprets as formulas, and control characters."""
+    """Escape dollar signs, which matplotlib would interpret as formulas, and control characters."""
     return printable(text).replace("$", r"\$")

@@ -10,7 +10,7 @@ from envariant.core.printable import printable
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a self-contained HTML page; all values and all control characters are escaped.
+    """Render a template as a self-contained HTML page; escape all values and control characters.
 
     Args:
         template: File name of the Jinja template.
@@ -27,7 +27,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def check_page(path: Path, kind: str) -> None:
-    """Check that writing a page does not overwrite any file except an earlier page of the same kind.
+    """Check that a page would only overwrite an earlier page of the same kind, not another file.
 
     Args:
         path: HTML file to be written.

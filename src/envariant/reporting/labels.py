@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from envariant.core.printable import number_of
 from envariant.core.specs import format_value
 from envariant.training.result import TrainingResult
 
@@ -76,7 +77,7 @@ def settings(result: TrainingResult) -> dict[str, str]:
         **{key: _text(value) for key, value in hyperparameters.items()},
         **{key.replace("_", " "): _text(value) for key, value in options.items() if key != "algorithm"},
         "test environments": ", ".join(record.test_environments) or "none",
-        "device": f"{record.spec.device}, {record.threads} thread{'s' if record.threads != 1 else ''}",
+        "device": f"{record.spec.device}, {number_of(record.threads, 'thread')}",
         "execution": f"stacks of {record.execution.group}"
         if record.execution.mode == "stacked"
         else "sequential",
@@ -86,7 +87,7 @@ def settings(result: TrainingResult) -> dict[str, str]:
 
 
 def without_folders(text: str) -> str:
-    """Return a text in which absolute paths are cut to file names, because pages are passed on.
+    """Shorten absolute paths in a text to file names, because pages may be shared with other people.
 
     Example:
         >>> without_folders("envariant train --data 'table(/home/me/x.csv, target=y)'")

@@ -1,4 +1,4 @@
-"""Published scores for comparison with runs that have exactly the settings of the paper."""
+"""Published scores of runs that use exactly the settings of a paper."""
 
 from dataclasses import dataclass
 from typing import final
@@ -25,7 +25,7 @@ class PublishedScores:
         train: Mean and spread of the score in training environments; the spread is None if not published.
         test: Mean and spread of the score in the test environment; the spread is None if not published.
         source: Paper in which the scores were published.
-        spread: What the spread measures, such as standard deviation, and the number of runs.
+        spread: Kind of spread, such as standard deviation, and the number of runs.
     """
 
     train: tuple[float, float | None]

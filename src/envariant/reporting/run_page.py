@@ -10,6 +10,7 @@ from envariant.analysis.statistics import Interval, holm, interval, paired_t
 from envariant.core.errors import EnvariantError
 from envariant.core.files import write_text
 from envariant.core.metrics import METRICS
+from envariant.core.printable import number_of
 from envariant.data import ColoredSource
 from envariant.reporting import charts, figures, html, tables
 from envariant.reporting.labels import labels, verdict, without_folders
@@ -263,7 +264,7 @@ def _machine(names: Sequence[str], results: Sequence[TrainingResult]) -> list[Bl
         else:
             blocks.append(Block("note", "Started from Python."))
         seeds = ", ".join(f"({s.data}, {s.initialization}, {s.order})" for s in record.seeds)
-        time = f"{result.seconds:.1f} s for {replicas} replica{'s' if replicas != 1 else ''}"
+        time = f"{result.seconds:.1f} s for {number_of(replicas, 'replica')}"
         blocks.append(
             Block("note", f"Training and evaluation: {time}. Seeds (data, initialization, order): {seeds}.")
         )

@@ -1,4 +1,4 @@
-"""Tables of runs and data as text, for the terminal and for pages."""
+"""Text tables of runs and data, for the terminal and for pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ NONE = "–"
 @final
 @dataclass(frozen=True)
 class TextTable:
-    """Table whose cells are text and whose first column contains the names of the rows.
+    """Table with text in all cells; the first column contains the names of the rows.
 
     Attributes:
         header: Name of each column.
         rows: Cells of each row, one per column.
-        notes: Explanations of the numbers, shown below the table.
+        notes: Sentences shown below the table.
     """
 
     header: tuple[str, ...]
@@ -78,7 +78,7 @@ def model_of(result: TrainingResult) -> str:
 
 
 def network_notes(networks: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a note that names the networks of a comparison if they differ.
+    """Return a note on the networks of a comparison if they differ; an empty list otherwise.
 
     Args:
         networks: Mapping from algorithm to the names of its models.
@@ -105,7 +105,7 @@ def settings(results: Sequence[TrainingResult]) -> TextTable:
 
 
 def facts(environments: Sequence[Facts]) -> TextTable:
-    """Return a table with one row per colored environment: number of rows, label shares and accuracies."""
+    """Return a table of colored environments: number of rows, shares of labels and colors, accuracies."""
     header = (
         "environment", "role", "rows", "label 1", "color = label", "shape = label",
         "color only", "shape only", "Bayes (both)",
@@ -126,7 +126,7 @@ def facts(environments: Sequence[Facts]) -> TextTable:
 
 
 def spread(values: Spread, digits: int = 3) -> str:
-    """Format the scores of replicas as `0.669 ± 0.025`: without ± for one replica, as a dash for none."""
+    """Format scores of replicas as `0.669 ± 0.025`: without ± for one replica, as a dash without replicas."""
     return mean_sd(values.mean, values.sd, digits) if values.values else NONE
 
 

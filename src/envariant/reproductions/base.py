@@ -1,7 +1,7 @@
 """Building blocks of reproductions: sections, and the claims, figures and tables in them.
 
-A section is a function that requests runs from a runner and yields figures, tables, paragraphs and claims in
-reading order. Whether a claim holds is computed from the results.
+A section is a function that trains runs and yields figures, tables, paragraphs and claims in reading order.
+Whether a claim holds is computed from the results.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ class CaptionedFigure:
 
     Attributes:
         name: Base name of the figure's files, unique within the section.
-        figure: Chart, or a matplotlib figure for sheets of images.
+        figure: Altair chart, or matplotlib figure with a grid of images.
         caption: Text below the figure.
     """
 
@@ -59,7 +59,7 @@ class CaptionedTable:
 
     Attributes:
         name: Base name of the table's file, unique within the section.
-        table: Table to show.
+        table: Content of the table.
         caption: Text above the table.
     """
 
@@ -75,13 +75,14 @@ Finding = Claim | CaptionedFigure | CaptionedTable | str
 @final
 @dataclass(frozen=True)
 class Section:
-    """Section of a reproduction, which tests some of the publication's claims.
+    """Section of a reproduction, which tests some claims of the publication.
 
     Attributes:
         name: Identifier on the page and on the command line.
         title: Heading of the section.
-        statement: Summary of the publication's statements.
-        find: Function that trains the runs of the section with a `Runner` and yields the findings.
+        statement: Summary of the publication's statements, shown at the top of the section.
+        find: Function that trains the runs of the section with a `Runner`, and yields figures, tables,
+            paragraphs and claims.
     """
 
     name: str
@@ -99,7 +100,7 @@ class Reproduction:
         name: Name on the command line.
         title: Title of the page.
         lead: Introduction to the page, one paragraph.
-        conditions: Mapping from profile, such as "quick", to its description.
+        conditions: Mapping from the name of a profile, such as "quick", to its description.
         sections: Sections in the order of the page.
     """
 
@@ -111,7 +112,7 @@ class Reproduction:
 
 
 def section(name: str, title: str) -> Callable[[Callable[[Runner], Iterator[Finding]]], Section]:
-    """Return a decorator that turns a function into a section; the docstring becomes the statement.
+    """Return a decorator that makes a `Section` from a function and its docstring.
 
     Args:
         name: Identifier on the page and on the command line.

@@ -1,4 +1,4 @@
-"""Summarize runs to test claims: scores, paired differences, slopes, figures and tables.
+"""Summaries of runs for testing claims: scores, paired differences, slopes, figures and tables.
 
 Replicas are paired by number: replica k has the same data in every run.
 """
@@ -33,7 +33,7 @@ def ood_score(result: TrainingResult) -> Interval:
 
 
 def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
-    """Return the final mean of a metric over training environments, with its interval over replicas.
+    """Return the mean of a final metric over training environments, with its interval over replicas.
 
     Args:
         result: Result of the run.
@@ -48,7 +48,7 @@ def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
 def gain(result: TrainingResult, over: TrainingResult) -> Interval:
     """Return the paired difference of final test scores, `result` − `over`, with its interval over replicas.
 
-    Replicas that failed in one of the runs are omitted.
+    Replicas that failed in either run are omitted.
     """
     scores, others = (
         dict(zip(r.finished, r.final(only_test_environment(r), r.record.metric).values, strict=True))
@@ -60,17 +60,17 @@ def gain(result: TrainingResult, over: TrainingResult) -> Interval:
 
 
 def risk_gap(result: TrainingResult) -> Interval:
-    """Return the final difference between largest and smallest training risk, with its interval."""
+    """Return the difference between the largest and the smallest final training risk, with its interval."""
     risks = [result.final(name, "loss").values for name in training_environments(result)]
     return interval([max(each) - min(each) for each in zip(*risks, strict=True)])
 
 
 def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, tuple[list[int], list[float]]]:
-    """Return the steps and values of a metric in one environment, for each finished replica.
+    """Return the steps and values of a metric in one environment, by number of the replica.
 
     Args:
         result: Result of the run.
-        environment: Name of the environment; "*" for the whole batch.
+        environment: Name of the environment; "*" for metrics of the whole batch.
         metric: Name of the metric.
     """
     by_replica: dict[int, tuple[list[int], list[float]]] = {k: ([], []) for k in result.finished}
@@ -83,19 +83,19 @@ def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, t
 
 
 def mean_curve(result: TrainingResult, environments: list[str], metric: str) -> tuple[list[int], list[float]]:
-    """Return steps, and the mean of a metric over replicas and environments at each step."""
+    """Return the evaluated steps, and the mean of a metric over replicas and environments at each step."""
     each = [curve for name in environments for curve in curves(result, name, metric).values()]
     columns = zip(*(values for _, values in each), strict=True)
     return each[0][0], [statistics.fmean(values) for values in columns]
 
 
 def final_batch_metric(result: TrainingResult, metric: str) -> Interval:
-    """Return the final value of a metric of the whole batch, such as "gradient rms"."""
+    """Return the final value of a metric of the whole batch, such as "gradient rms", with its interval."""
     return interval([values[-1] for _, values in curves(result, "*", metric).values()])
 
 
 def ood_slope(result: TrainingResult, after: int) -> Interval:
-    """Return the slope of the test score per 100 steps after a step, with its interval over replicas."""
+    """Return the change of the test score per 100 steps from step `after` on, with its interval."""
     slopes: list[float] = []
     for steps, values in curves(result, only_test_environment(result), result.record.metric).values():
         late = [(s, v) for s, v in zip(steps, values, strict=True) if s >= after]
@@ -104,7 +104,7 @@ def ood_slope(result: TrainingResult, after: int) -> Interval:
 
 
 def ood_score_at(result: TrainingResult, step: int) -> Interval:
-    """Return the test score at the last evaluation up to a step, with its interval over replicas."""
+    """Return the test score at the last evaluation up to and including a step, with its interval."""
     each = curves(result, only_test_environment(result), result.record.metric).values()
     values = [[v for s, v in zip(*curve, strict=True) if s <= step][-1] for curve in each]
     return interval(values).clipped(*METRICS[result.record.metric].bounds)
@@ -132,12 +132,12 @@ def show_sweep(
 def score_table(
     results: Mapping[str, TrainingResult], name: str = "runs", caption: str = ""
 ) -> CaptionedTable:
-    """Return a table of final scores without notes, for a section.
+    """Return a table of final scores, without notes, for a section of the page.
 
     Args:
-        results: Results of the runs, by row name.
+        results: Mapping from the name of a row to the result of a run.
         name: First part of the table's name.
-        caption: Caption of the table. Default: the number of steps.
+        caption: Caption of the table. Default: the number of training steps.
     """
     steps = " or ".join(dict.fromkeys(f"{r.record.spec.steps:,}" for r in results.values()))
     table = replace(tables.scores(list(results.values()), list(results)), notes=())
@@ -150,7 +150,7 @@ def short(value: float) -> str:
 
 
 def signed(change: Interval) -> str:
-    """Format a difference or slope and its interval with explicit signs."""
+    """Format a difference or slope and its interval with explicit plus and minus signs."""
     if change.count < 2:
         return f"{change.mean:+.3g} (one replica, no interval)"
     return f"{change.mean:+.3g} [{change.low:+.3g}, {change.high:+.3g}]"

@@ -1,4 +1,4 @@
-"""Arrays of a saved model that are stored as tensors instead of in its description."""
+"""Conversion of a saved model's arrays to tensors, which are stored separately from its description."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +20,11 @@ EXCLUDED: Mapping[str, Any] = {
 
 
 def to_tensors(reference: Sequence[Sketch], parts: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the arrays by their names in the safetensors file.
+    """Return the arrays of a model as tensors, by their names in the safetensors file.
 
     Args:
-        reference: Distribution of each column.
-        parts: Other fields with arrays, by name; None if absent.
+        reference: Distribution of each column in training.
+        parts: Mapping from field name to the object with arrays; None for absent fields.
     """
     tensors = {
         f"{name}{k}": torch.from_numpy(getattr(sketch, name))
@@ -38,7 +38,9 @@ def to_tensors(reference: Sequence[Sketch], parts: Mapping[str, Any]) -> dict[st
 
 
 def with_arrays(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the fields of a stored model with their arrays; the content may come from a stranger.
+    """Insert the stored arrays into the description of a model.
+
+    The files may come from an untrusted source; the result must therefore be validated.
 
     Args:
         description: Description of the model.

@@ -1,4 +1,4 @@
-"""Network of a saved model, rebuilt from its model name and trained weights."""
+"""`SavedNetwork`: a trained network that can be rebuilt from the name of its model and its weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,9 +35,9 @@ class SavedNetwork:
     """Trained network of a saved model.
 
     Attributes:
-        model: Text of the model, such as `mlp(hidden=(32, 32))`.
+        model: Specification of the model, such as `mlp(hidden=(32, 32))`.
         algorithm: Name of the training algorithm; some algorithms wrap the model.
-        hyperparameters: Hyperparameters of the algorithm.
+        hyperparameters: Values of the algorithm's hyperparameters, by name.
         weights: Parameters and buffers by name.
         loss: Text of the loss by name, which can determine how outputs become predictions; "" for others.
     """
@@ -51,7 +51,7 @@ class SavedNetwork:
     loss: Annotated[str, Field(max_length=_LONGEST_TEXT)] = ""
 
     def module(self, task: Task, width: int, environments: Sequence[str]) -> nn.Module:
-        """Rebuild the network in evaluation mode.
+        """Rebuild the trained network in evaluation mode.
 
         Args:
             task: Prediction task, which determines the number of outputs.
@@ -76,7 +76,7 @@ class SavedNetwork:
 
     @classmethod
     def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Return the network with the given description and stored tensors.
+        """Build a `SavedNetwork` from its description and its stored tensors.
 
         Args:
             description: Fields other than `weights`, by name.

@@ -9,7 +9,7 @@ from envariant.training.store import Store
 
 
 def export(study: Path, out: Path) -> int:
-    """Write all metrics in a folder of runs to a file, one row per value with the settings of its run.
+    """Write all metrics of a run or study to a file, one row per value, with the settings of the run.
 
     Args:
         study: Folder of a run or a study.

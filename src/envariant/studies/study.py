@@ -1,7 +1,7 @@
 """Studies: data × test environments × algorithms × trials × replicas.
 
 All runs are planned before training. Each run depends only on its data, test environments, algorithm, trial
-and replica. Adding algorithms or trials therefore does not change existing runs.
+and replica number, so algorithms and trials can be added without changing existing runs.
 """
 
 import itertools
@@ -52,23 +52,24 @@ class Study(Displayed):
     """Declaration of a study: data, algorithms, trials, replicas, test environments and options.
 
     Attributes:
-        data: Data sources: names, sources or environment sets.
+        data: Data sets: names, data sources or environment sets.
         algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or algorithm, recipe, part and predictor
             objects. Hyperparameters set in parentheses are fixed, not searched.
         name: Name of the study.
         n_trials: Number of hyperparameter configurations per algorithm; the first has the default
             settings of the data set.
         replicas: Number of replicas of each trial.
-        test_environments: "suggested" for the default of the data set, "each" for each environment in turn,
-            "each-and-pairs" to add each pair for leave-one-domain-out selection, or lists of names.
+        test_environments: "suggested" for the default test environments of the data set, "each" for each
+            environment in turn, "each-and-pairs" for each environment and each pair (needed for
+            leave-one-domain-out selection), or lists of names.
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
         lr_range: Factor r ≥ 1. Learning rates are sampled log-uniformly from [η/r, η·r], where η is the
-            default learning rate; with r = 1, the learning rate is η.
+            default learning rate; with r = 1, all trials use η.
         ranges: Mapping from algorithm to a mapping from hyperparameter (or `learning_rate`) to a search
             range: a list of values, or a string such as `loguniform(1e2, 1e6)`. These ranges replace those of
             the algorithm.
         seed: Base random seed of trials and replicas.
-        settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
+        settings: Mapping with training options of all runs; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
         store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
             column importance.
@@ -136,14 +137,15 @@ class Study(Displayed):
         progress: bool | None = None,
         callbacks: Any = None,
     ) -> StudyResults:
-        """Train all runs and return the results; repeat the call with the same folder to resume.
+        """Train all runs of the study and return the results; call again with the same folder to resume.
 
-        A program that uses several processes starts with `if __name__ == "__main__":`, and defines its own
-        classes and functions in another module. A notebook needs only the latter.
+        With several processes, a script must call this function below `if __name__ == "__main__":`. Classes
+        and functions that the study uses must then be defined in an importable module, not in the script or
+        notebook itself.
 
         Args:
             out: Folder for the runs. Default: a temporary folder.
-            workers: Number of processes; they share the processor cores.
+            workers: Number of processes; the CPU threads are divided among them.
             executor: "local", or "ray" for a Ray cluster.
             address: Address of the Ray cluster.
             execution: How replicas are executed; see `RunSpec`.
@@ -152,7 +154,7 @@ class Study(Displayed):
             callbacks: Objects whose methods are called during training; see `envariant.train`.
 
         Raises:
-            EnvariantError: If an option is invalid, or the folder cannot be written or holds other runs.
+            EnvariantError: If an option is invalid, the folder cannot be written, or it contains other runs.
         """
         # The executors import this module, so they are imported by name when they are used.
         running: Any = import_module("envariant.studies.running")
@@ -187,13 +189,13 @@ class Study(Displayed):
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """Names of the Python objects in the declaration, which cannot be restored from a stored study."""
+        """Names of the Python objects in the declaration; a stored study cannot restore them."""
         declared = (*self.data, *self.algorithms, *self.settings.values())
         return tuple(text_of(each) for each in declared if not isinstance(each, _PLAIN))
 
     @cached_property
     def sources(self) -> Mapping[str, EnvironmentSource]:
-        """Data sources by label."""
+        """Return the data sources by label."""
         return {label: source_of(data) for label, data in self._labeled("data").items()}
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -220,7 +222,7 @@ class Study(Displayed):
         return tuple(runs)
 
     def declares(self, data: str, algorithm: str) -> bool:
-        """Return whether the study includes a data set and an algorithm, both given by label."""
+        """Return whether the study includes a data set and an algorithm, given by their labels."""
         return data in self.sources and algorithm in self._labeled("algorithms")
 
     def spec_of(self, run: PlannedRun) -> RunSpec:
@@ -247,9 +249,9 @@ class Study(Displayed):
         )
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a message for each schedule that is scaled to the run length or never takes effect.
+        """Return a message for each schedule that is scaled to the run length, or that never takes effect.
 
-        A further message is returned if the outputs of a user's model cannot be logits.
+        Another message is returned if the outputs of a user's model cannot be logits.
         """
         collected: dict[tuple[str, str], str] = {}
         own_model = not isinstance(self.settings.get("model", ""), str)
@@ -276,11 +278,11 @@ class Study(Displayed):
         return tuple(collected.values())
 
     def trials_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Trial, ...]:
-        """Return the trials of an algorithm; duplicate trials are left out.
+        """Return the trials of an algorithm without duplicates.
 
         Args:
             algorithm: Label of the algorithm.
-            source: Data source whose default settings are used.
+            source: Data source that suggests default settings.
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
@@ -288,7 +290,7 @@ class Study(Displayed):
         return space.trials(source, self.seed, self.n_trials, self.lr_range, steps)
 
     def _labeled(self, key: str) -> dict[str, Any]:
-        """Return a mapping from label to data set or algorithm; labels must be unique."""
+        """Return a mapping from label to data set or algorithm; check that labels are unique."""
         labeled: dict[str, Any] = {}
         for each in getattr(self, key):
             label = text_of(each)
@@ -299,7 +301,7 @@ class Study(Displayed):
         return labeled
 
     def _splits_of(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
-        """Return the sets of test environments for a data set."""
+        """Return all sets of test environments for a data set."""
         sample = source.sample(0)
         if self.metric:
             metrics.metric(self.metric, sample.task)
@@ -317,7 +319,7 @@ class Study(Displayed):
 
 
 def begin(folder: Path, study: Study) -> Store:
-    """Open the study in a folder, or create it, and plan new runs.
+    """Open or create the folder of a study, and plan new runs.
 
     Args:
         folder: Folder of the study.
@@ -352,7 +354,7 @@ def begin(folder: Path, study: Study) -> Store:
 
 
 def stored_study(store: Store) -> Study:
-    """Return the study of a store, from its latest declaration.
+    """Return the study that was last declared in a store.
 
     Raises:
         EnvariantError: If the store has no study, or its declaration contains Python objects.
@@ -390,8 +392,8 @@ def of(declared: Mapping[str, Any], where: str) -> Study:
     """Create a study from a mapping of field names to values.
 
     Args:
-        declared: Fields of `Study` by name; `data` and `algorithms` are required.
-        where: Source of the mapping, such as a file name, for error messages.
+        declared: Mapping from field of `Study` to value; `data` and `algorithms` are required.
+        where: Origin of the mapping, such as a file name, for error messages.
 
     Raises:
         EnvariantError: If a key is missing or unknown, or a value is not allowed.
@@ -424,7 +426,7 @@ def _splits(declared: object) -> object:
     """Convert declared test environments to one of `SPLITS`, or to a tuple of tuples of names.
 
     Raises:
-        EnvariantError: If the value is neither one of `SPLITS` nor lists of names.
+        EnvariantError: If the value is neither one of `SPLITS` nor a list of names or of lists of names.
     """
     if isinstance(declared, str):
         if declared not in SPLITS:

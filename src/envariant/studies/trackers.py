@@ -1,6 +1,6 @@
 """Export the runs of a study to experiment trackers: TensorBoard and MLflow.
 
-All results stay in the store. Finished runs are sent during or after a sweep; runs that a tracker already has
+The store keeps all results. Finished runs are sent during or after a sweep; runs that a tracker already has
 are skipped.
 """
 
@@ -28,9 +28,9 @@ def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[i
 
     Args:
         folder: Folder of the study.
-        tracker: "tensorboard" or "mlflow".
-        destination: Log directory for TensorBoard (default: in the study's folder) or tracking address for
-            MLflow (default: `MLFLOW_TRACKING_URI`).
+        tracker: Kind of tracker: "tensorboard" or "mlflow".
+        destination: For TensorBoard, the log directory (default: in the study's folder). For MLflow, the
+            tracking address (default: `MLFLOW_TRACKING_URI`).
 
     Returns:
         Number of runs sent by this call, and number of runs sent before.
@@ -46,20 +46,20 @@ def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[i
 
 @final
 class BackgroundTracking:
-    """Context manager that sends runs to a tracker from a background thread during a sweep.
+    """Context manager that sends finished runs to a tracker during a sweep, from a background thread.
 
     Errors of the tracker do not stop the sweep: the runs are stored and can be sent later.
 
     Args:
         folder: Folder of the study.
-        tracker: "tensorboard" or "mlflow".
-        destination: Log directory for TensorBoard (default: in the study's folder) or tracking address for
-            MLflow (default: `MLFLOW_TRACKING_URI`).
-        interval_s: Seconds between two queries of the store.
+        tracker: Kind of tracker: "tensorboard" or "mlflow".
+        destination: For TensorBoard, the log directory (default: in the study's folder). For MLflow, the
+            tracking address (default: `MLFLOW_TRACKING_URI`).
+        interval_s: Seconds between two checks for finished runs.
 
     Attributes:
         sent: Number of runs sent so far.
-        problem: Error of the last attempt, or "".
+        problem: Message of the last error, or "".
 
     Raises:
         EnvariantError: If the tracker is unknown, not installed, or cannot be reached.
@@ -114,7 +114,7 @@ def _finished(store: Store) -> dict[int, dict[str, Any]]:
 
 
 def _send_new(store: Store, target: Tracker) -> Iterator[int]:
-    """Send finished runs that the tracker does not have, and yield their IDs; raise the first error last."""
+    """Send finished runs that the tracker lacks, and yield their IDs; raise the first error at the end."""
     errors: list[EnvariantError] = []
     for run, row in _finished(store).items():
         if target.has(run):

@@ -1,4 +1,4 @@
-"""Checks for algorithms, data sources and predictors from other packages; the library's tests use them too.
+"""Checks of algorithms, data sources and predictors, for use in the tests of other packages.
 
 Call the checks in your tests:
 

@@ -1,4 +1,4 @@
-"""Small batch and network for checks of algorithms."""
+"""`Problem`: a small batch and a small network, with which algorithms are checked."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,17 @@ TASKS: Mapping[str, Task] = {"binary": Binary(), "multiclass": Multiclass(3), "r
 @final
 @dataclass(frozen=True)
 class Problem:
-    """Test problem for algorithms: a float64 batch and a small network.
+    """Test problem for algorithms: a float64 batch of several environments and a small network.
 
-    Environments have different sizes. The problem itself is passed to algorithms as their `Model`.
+    Environments have different sizes. A problem is also the `Model` that is passed to algorithms.
 
     Attributes:
         task: Prediction task.
         batch: Rows of every environment.
-        params: Trained parameters of the network, and of the algorithm's auxiliary networks.
-        own: Auxiliary networks by name.
-        module: Network as changed by `Algorithm.wrap_model`; None if it is unchanged.
-        has_features: Whether the network returns the inputs of its head as features; if not, features have
-            width 0.
+        params: Parameters of the network and of the algorithm's auxiliary networks, by name.
+        own: Auxiliary networks of the algorithm, by name.
+        module: Network returned by `Algorithm.wrap_model`; None if it is the original network.
+        has_features: Whether the network has features, the inputs of its head. If not, features have width 0.
     """
 
     task: Task
@@ -73,7 +72,7 @@ class Problem:
 
     @property
     def context(self) -> TrainContext:
-        """`TrainContext` of the problem, which is passed to `Algorithm.init`."""
+        """`TrainContext` of the problem, an argument of `Algorithm.init`."""
         return TrainContext(
             tuple(f"environment {e}" for e in range(len(self.batch.sizes))),
             self.batch.sizes,
@@ -96,13 +95,13 @@ class Problem:
         return features if self.has_features else features[:, :0], logits
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
-        """Return the head's logits for features `[rows, 4]`."""
+        """Return the logits of the head for features `[rows, 4]`."""
         if self.module is not None:
             return self.task.logits(self._call_part("head", params, features))
         return self.task.logits(features @ params["head.weight"].T + params["head.bias"])
 
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
-        """Return the output of an auxiliary network."""
+        """Return the output of an auxiliary network, given by name."""
         return functional_call(self.own[name], _of_network(params, name), (inputs,))
 
     def step(
@@ -115,10 +114,10 @@ class Problem:
         """Return the gradients, new state and metrics of one step.
 
         Args:
-            algorithm: Algorithm to run.
+            algorithm: Algorithm to check.
             context: Step number, learning rate and random numbers.
-            params: Parameters by name. Default: parameters of the problem.
-            state: State of the algorithm. Default: initial state.
+            params: Parameters by name. Default: those of the problem.
+            state: State of the algorithm. Default: its initial state.
         """
         params = self.params if params is None else params
         state = algorithm.init(params, self.context) if state is None else state
@@ -155,7 +154,7 @@ class Problem:
         return list(zip(*map(self.batch.split, (self.batch.inputs, self.batch.targets)), strict=True))
 
     def first(self, environments: int) -> Self:
-        """Return a copy of the problem with only its first `environments` environments."""
+        """Return a copy of the problem with only the first `environments` environments."""
         return self.with_batch(self.environments()[:environments])
 
     def _call_part(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
@@ -165,7 +164,7 @@ class Problem:
 
 @final
 class _Network(nn.Module):
-    """Network of the example problem as a PyTorch module."""
+    """PyTorch module of the example network."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -193,6 +192,6 @@ def _of_network(params: Parameters, name: str) -> dict[str, Tensor]:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise an `AssertionError` with the given message if the condition is false."""
+    """Raise an `AssertionError` with a message unless a condition is true."""
     if not condition:
         raise AssertionError(message)

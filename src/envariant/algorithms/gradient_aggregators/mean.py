@@ -1,4 +1,4 @@
-"""Default gradient aggregator: the mean over environments, equal to the gradient of the whole loss."""
+"""Default gradient aggregator: mean over environments, which is the gradient of the whole loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -16,8 +16,8 @@ from envariant.core.step_context import StepContext
 class PCGrad(GradientAggregator):
     """g_e ← g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f for all f ≠ e in random order; then the mean. Yu et al. 2020.
 
-    g_e is the gradient of environment e. Inner products are over all parameters, as in the paper's algorithm
-    1. The paper sums the projected gradients; here their mean over environments is used.
+    g_e and g_f are the gradients of environments e and f. Inner products are over all parameters, as in the
+    paper's algorithm 1. The paper sums the projected gradients; here, they are averaged.
     """
 
     name: ClassVar[str] = "pcgrad"
@@ -37,11 +37,11 @@ class PCGrad(GradientAggregator):
 
 
 def _projected(gradients: Tensor, order: Tensor) -> Tensor:
-    """Remove from each gradient its components that conflict with the other environments' gradients.
+    """Remove from each environment's gradient the components that conflict with other environments.
 
     Args:
-        gradients: Gradients `[environments, parameters]`.
-        order: Order in which each gradient is compared with the gradients of the environments.
+        gradients: Gradients, `[environments, parameters]`.
+        order: Permutation of the environments; each gradient is compared with the others in this order.
     """
     tiny, shuffled = torch.finfo(gradients.dtype).tiny, gradients[order]
     projected: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""SAND-mask: AND-mask with a smooth mask that also reduces entries whose gradients differ in size."""
+"""SAND-mask: smooth version of AND-mask, which also reduces entries whose gradients differ in size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class SandMask(GradientAggregator):
     weight is ever updated. Here τ must be below 1.
 
     Attributes:
-        threshold: τ in [0, 1), agreement A below which an entry is masked.
-        steepness: k > 0, steepness of the mask.
+        threshold: τ in [0, 1): entries with an agreement A below τ are masked.
+        steepness: k > 0: steepness of the mask.
     """
 
     name: ClassVar[str] = "sand-mask"
@@ -44,9 +44,9 @@ def sand_masked(gradients: Tensor, threshold: Any, steepness: Any) -> Tensor:
     """Combine the gradients of one parameter tensor by the SAND-mask.
 
     Args:
-        gradients: Gradients `[environments, *shape]`.
-        threshold: τ of `SandMask`.
-        steepness: k of `SandMask`.
+        gradients: Gradients of all environments, `[environments, *shape]`.
+        threshold: Threshold τ, as in `SandMask`.
+        steepness: Steepness k, as in `SandMask`.
     """
     agreement = gradients.sign().mean(dim=0).abs() - threshold
     # A single environment has no variance; the released code then uses 1e-17.

@@ -1,4 +1,4 @@
-"""Information bottleneck: penalize the variance of features."""
+"""Information bottleneck: penalize the variance of the features within environments."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final

@@ -19,9 +19,9 @@ from envariant.core.search_space import LogUniform
 class CausIRL(Penalty):
     """dist(∪_e h_e[:s_e], ∪_e h_e[s_e:]) with s_e uniform on 0 … N_e − 1. Chevalley et al. 2022.
 
-    h_e are the features of the N_e rows of environment e in the batch, which are split at a random position
-    s_e. The first parts of all environments form one group, and the second parts form the other. The penalty
-    is 0 if a group has fewer than two rows.
+    h_e are the features of the N_e rows of environment e in the batch, split at a random position s_e. The
+    first parts of all environments form one group, the second parts another; dist is the distance between the
+    two groups. The penalty is 0 if a group has fewer than two rows.
 
     Attributes:
         coefficient: Weight of the penalty.
@@ -49,7 +49,7 @@ class CausIRL(Penalty):
         return self.at(predicted, cuts), state
 
     def at(self, predicted: PredictedBatch, cuts: Tensor) -> Tensor:
-        """Return the penalty for given split positions: environment e is split before row `cuts[e]`."""
+        """Compute the penalty with environment e split before its row `cuts[e]`."""
         features, sizes = predicted.features, predicted.batch.sizes
         positions = torch.cat([torch.arange(size, device=cuts.device) for size in sizes])
         owners = predicted.batch.environment_of_rows()

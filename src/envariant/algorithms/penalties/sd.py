@@ -16,8 +16,10 @@ from envariant.core.search_space import LogUniform
 class SpectralDecoupling(Penalty):
     """(1/E) Σ_e mean_ic z_ic² over the rows i of environment e and classes c. Pezeshki et al. 2020, eq. 16.
 
+    z_ic is the logit of class c for row i, and E is the number of environments.
+
     Attributes:
-        coefficient: Weight of the penalty; the paper's λ/2 times the number of classes.
+        coefficient: Weight of the penalty: λ/2 of the paper times the number of classes.
     """
 
     name: ClassVar[str] = "sd"

@@ -1,4 +1,4 @@
-"""GroupDRO: the weights of environments with a large risk grow exponentially from step to step."""
+"""GroupDRO: minimize a weighted risk in which environments with large risks gain weight at every step."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -16,8 +16,8 @@ from envariant.core.search_space import LogUniform
 class GroupDRO(RiskAggregator):
     """Σ_e q_e·R_e with q_e ← q_e·exp(η·R_e), normalized, before the sum. Sagawa et al. 2020, algorithm 1.
 
-    R_e is the risk and q_e the weight of environment e. Weights are stored as logarithms, so that small
-    weights do not permanently underflow to 0.
+    R_e is the risk and q_e the weight of environment e. Logarithms of the weights are stored, so that small
+    weights do not underflow to 0 for good.
 
     Attributes:
         rate: η, step size of the weights.

@@ -27,9 +27,9 @@ class MeanRisk(RiskAggregator):
 class PooledMean(RiskAggregator):
     """Σ_e (n_e/n)·R_e, the risks weighted by the number of training rows n_e of each environment e.
 
-    With full batches this is the mean loss of the batch. Minibatches contain the same number of rows of each
-    environment, so losses are weighted by the environment's number of training rows. With any batch size, the
-    expected gradient is the gradient of the mean loss over all training rows.
+    With full batches, this is the mean loss of all training rows. Minibatches contain equally many rows of
+    each environment, so losses are weighted by the environment's number of training rows. For any batch size,
+    the expected gradient is the gradient of the mean loss over all training rows.
     """
 
     name: ClassVar[str] = "pooled"

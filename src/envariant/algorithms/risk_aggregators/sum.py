@@ -1,4 +1,4 @@
-"""Sum of the risks, as in the V-REx paper's objective."""
+"""Sum of the environments' risks, as in the objective of the V-REx paper."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -15,7 +15,7 @@ from envariant.core.environments import PredictedBatch
 class SumRisk(RiskAggregator):
     """Σ_e R_e, the sum of the risks of all environments.
 
-    Compared with the mean of E risks, penalties have E times less relative weight.
+    With E environments, penalties have E times less relative weight than with `MeanRisk`.
     """
 
     name: ClassVar[str] = "sum"

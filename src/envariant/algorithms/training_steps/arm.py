@@ -21,12 +21,12 @@ from envariant.core.step_context import StepContext
 class ARM(TrainingStep):
     """Risk R of f([x_i; mean_j c(x_j)]), rows j from the environment of row i. Zhang et al. 2020, ARM-CML.
 
-    R is the risk of the model f, whose input is row x_i and the mean output of the context network c. This
-    network computes an additional channel of an image (three 5×5 convolutions) or an additional column of a
-    table. In training, the mean is over the environment's rows in the batch. In prediction, it is over blocks
-    of 256 neighboring rows, and all rows of a block must come from one environment. The released code never
-    trains the context network; here it is trained with the model. Group norm replaces the released code's
-    batch norm, so that a context depends only on the rows of its block.
+    The input of the model f is row x_i together with the mean output of a context network c, which computes
+    an additional channel of an image (by three 5×5 convolutions) or an additional column of a table. In
+    training, the mean is over the environment's rows in the batch. In prediction, the mean is over blocks of
+    256 neighboring rows, and all rows of a block must come from one environment. The context network is
+    trained with the model; the released code never trains it. Group norm replaces the released code's batch
+    norm, so that the context depends only on the rows of a block.
 
     Attributes:
         trained: Whether to train the context network instead of keeping its random initial weights.
@@ -58,7 +58,7 @@ class ARM(TrainingStep):
 
 @final
 class _WithContext(nn.Module):
-    """Model whose inputs have one more channel, computed by a context network."""
+    """Model with an additional input channel, computed by a context network."""
 
     def __init__(self, context: nn.Module, model: nn.Module) -> None:
         super().__init__()

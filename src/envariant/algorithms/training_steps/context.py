@@ -1,4 +1,4 @@
-"""Layer that averages neighboring rows, for models that receive other rows of an environment as context."""
+"""Layer that averages neighboring rows, for models that use other rows of an environment as context."""
 
 from typing import final
 

@@ -1,4 +1,4 @@
-"""Batches padded so that rows of environments of different sizes can be paired."""
+"""Minibatches padded to equally many rows per environment, so that rows can be paired."""
 
 from dataclasses import dataclass
 from typing import final
@@ -16,9 +16,9 @@ class PaddedBatch:
     """Rows of every environment, padded with zeros to the size of the largest environment.
 
     Attributes:
-        inputs: Inputs `[environments, rows, *input_shape]`.
-        targets: Targets `[environments, rows]`.
-        counts: 1 for a row, 0 for padding, `[environments, rows]`.
+        inputs: Inputs, `[environments, rows, *input_shape]`.
+        targets: Targets, `[environments, rows]`.
+        counts: 1 for rows of the batch and 0 for padding, `[environments, rows]`.
     """
 
     inputs: Shaped[Tensor, "environments rows *input_shape"]
@@ -27,7 +27,7 @@ class PaddedBatch:
 
     @classmethod
     def of(cls, batch: EnvironmentBatch, like: Tensor) -> "PaddedBatch":
-        """Return the padded rows of a batch; `counts` has the dtype and device of `like`."""
+        """Pad the rows of a batch; `counts` has the dtype and device of `like`."""
         largest = max(batch.sizes)
         ones = batch.split(like.new_ones(len(batch.targets)))
         parts = (batch.split(batch.inputs), batch.split(batch.targets), ones)

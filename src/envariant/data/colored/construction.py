@@ -1,8 +1,8 @@
-"""Construct colored digits: noisy labels from the shapes, and misleading colors from the labels.
+"""Construct colored digits: labels that follow the shape with noise, and colors that follow the label.
 
-A digit's shape gives the class s (its group of five digits). The label is y = s ⊕ Bern(label noise), the
-color c = y ⊕ Bern(flip), and c is the channel that shows the digit; ⊕ is exclusive or, and Bern(p) is 1 with
-probability p. Within an environment, the color may predict the label better than the shape does; only the
+The shape's class s is 0 or 1: digits 0–4 or 5–9. The label is y = s ⊕ Bern(label noise), and the color is
+c = y ⊕ Bern(flip), where ⊕ is exclusive or and Bern(p) is 1 with probability p. c is the channel that shows
+the digit. Within an environment, the color may predict the label better than the shape does. Only the
 relation between label and shape is the same in all environments. Arjovsky et al. 2019, section 5.2.
 """
 
@@ -37,8 +37,8 @@ class Theory:
 
     Attributes:
         shape_only: Accuracy of the best classifier that uses only the shape: 1 − label noise.
-        color_only: Accuracy of the classifier that predicts the color as the label: 1 − flip probability.
-        bayes: Accuracy of the Bayes classifier of this environment, which uses shape and color.
+        color_only: Accuracy if the color is predicted as the label: 1 − flip probability.
+        bayes: Accuracy of the environment's Bayes classifier, which uses shape and color.
         bayes_risk: Risk of the Bayes classifier in nats: the entropy of the label given shape and color.
     """
 
@@ -80,14 +80,14 @@ def entropy(p: float) -> float:
 def names(
     train: Sequence[float], test: Sequence[float], name: Callable[[float], str] = "flip-{:g}".format
 ) -> list[str]:
-    """Return the name of every environment, such as `flip-0.2` for flip probability 0.2.
+    """Name every environment by its flip probability, such as `flip-0.2`.
 
-    A test environment with the flip probability of a training environment is named `test-flip-0.2`.
+    If a test environment has the flip probability of a training environment, its name is `test-flip-0.2`.
 
     Args:
         train: Color flip probability of each training environment.
         test: Color flip probability of each test environment.
-        name: Function that returns the name for a flip probability.
+        name: Function from flip probability to name.
     """
     return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
@@ -101,18 +101,18 @@ def colored_environment(
     flipped_label: Bool[Tensor, " rows"],
     flipped_color: Bool[Tensor, " rows"],
 ) -> Environment:
-    """Return an environment of colored digits, with the attributes digit, shape and color.
+    """Build an environment of colored digits, with the attributes digit, shape and color.
 
     The inputs, `[rows, 2, height, width]`, contain the image in the channel of its color, and zeros in the
     other channel.
 
     Args:
         name: Name of the environment.
-        images: Gray values in [0, 1].
-        digits: Digit of each image, 0 to 9.
-        shape: Class of each digit's shape.
-        flipped_label: Mask of the rows whose label differs from the class of the shape.
-        flipped_color: Mask of the rows whose color differs from the label.
+        images: Gray values in [0, 1], `[rows, height, width]`.
+        digits: Digit of each image, 0 to 9, `[rows]`.
+        shape: Class of each digit's shape, `[rows]`.
+        flipped_label: Mask of the rows whose label differs from the class of the shape, `[rows]`.
+        flipped_color: Mask of the rows whose color differs from the label, `[rows]`.
     """
     label = shape ^ flipped_label
     color = label ^ flipped_color
@@ -123,12 +123,12 @@ def colored_environment(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """Return a copy of an environment without color: the color channels are summed to one channel."""
+    """Remove the color from a copy of an environment, by summing the color channels."""
     return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
 def standardized(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Standardize the inputs of an environment; if they have two channels, add a third channel of zeros."""
+    """Standardize the inputs of an environment, then extend two channels by a third channel of zeros."""
     inputs = (environment.inputs - mean) / deviation
     if inputs.shape[1] == 2:
         inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)
@@ -140,7 +140,7 @@ def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
 
 
 def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw uniform numbers in [0, 1), for label noise and then for colors, as the IRM authors' code does."""
+    """Sample uniform numbers in [0, 1) for label noise, then for colors, as in the IRM authors' code."""
     return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 
@@ -148,8 +148,8 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
     """Downsample images to `size` × `size` pixels and scale their values to [0, 1].
 
     Args:
-        images: Gray values from 0 to `most`.
-        size: Height and width of the result in pixels; rows and columns are selected at equal intervals.
+        images: Gray values from 0 to `most`, `[rows, height, width]`.
+        size: Height and width of the result in pixels; pixels are selected at equal intervals.
         most: Largest possible gray value.
     """
     stride = images.shape[1] // size
@@ -159,7 +159,7 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 @final
 @dataclass(frozen=True)
 class Facts:
-    """Shares of rows measured in one environment, and the environment's exact accuracies and risks.
+    """Measured properties of one environment, and its exact accuracies and risks.
 
     Attributes:
         environment: Name of the environment.
@@ -181,9 +181,9 @@ class Facts:
 
 
 class DigitSource(SpecSource):
-    """Base class of all sources of colored digits, written as `base:protocol(setting=value, …)`.
+    """Base class of all sources of colored digits, specified by `base:protocol(setting=value, …)`.
 
-    For gray images, `-grayscale` is appended to the base.
+    For gray images, the name `base` ends in `-grayscale`.
     """
 
     @classmethod
@@ -207,13 +207,13 @@ class DigitSource(SpecSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Base class of sources of colored digits whose seed determines order, label noise and colors.
+    """Base class of sources of colored digits; the seed determines order of rows, label noise and colors.
 
     Attributes:
         label_noise: Probability that the label differs from the class of the shape.
-        train_flips: Probability that the color differs from the label, one per training environment.
-        test_flips: Probability that the color differs from the label, one per default test environment.
-        gray: Whether to sum the color channels, so that a model cannot use the color (grayscale oracle).
+        train_flips: Probabilities that the color differs from the label, one per training environment.
+        test_flips: Probabilities that the color differs from the label, one per default test environment.
+        gray: Whether to sum the color channels, so that models cannot use the color (grayscale oracle).
     """
 
     label_noise: float = 0.25
@@ -248,7 +248,7 @@ class ColoredSource(DigitSource):
 
     @abstractmethod
     def environments(self, seed: int) -> tuple[Environment, ...]:
-        """Return the environments of one data draw, in the order of `flips`.
+        """Build the environments of one data draw, in the order of `flips`.
 
         Args:
             seed: Seed of the data draw.
@@ -281,7 +281,7 @@ class ColoredSource(DigitSource):
             digits: Digit of each image, 0 to 9, `[rows]`.
             flip: Probability that the color differs from the label.
             uniforms: Uniform numbers in [0, 1) for label noise and for colors, `[rows]` each.
-            group: Function from digits to the class of the shape.
+            group: Function from digits to the class of the shape (true or false).
         """
         number = torch.from_numpy(digits.astype(np.int64))
         noise, color = uniforms
@@ -296,7 +296,7 @@ class ColoredSource(DigitSource):
         return grayscale(environment) if self.gray else environment
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
-        """Return measured shares of rows, and exact accuracies and risks, for every environment.
+        """Measure shares of rows in every environment, and compute exact accuracies and risks.
 
         Args:
             sample: Environments returned by `sample`.

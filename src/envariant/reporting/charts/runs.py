@@ -1,4 +1,4 @@
-"""Charts of runs: scores during training, over a setting, and over a shift."""
+"""Charts of runs: scores during training, by value of a setting, and by size of a shift."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 
 from envariant.core.errors import EnvariantError
+from envariant.core.printable import number_of
 from envariant.reporting.charts.base import (
     HEIGHT,
     PANEL_HEIGHT,
@@ -78,7 +79,7 @@ def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None
     )
     notes = [f"Dashed: {', '.join(label for _, label in references_of(record))}."] if references else []
     if hidden := len(panels) - len(shown):
-        notes.append(f"{hidden} environments are not drawn.")
+        notes.append(f"Not drawn: {number_of(hidden, 'environment')}.")
     if notes:
         chart = chart.properties(title=note(" ".join(notes)))
     last = ", ".join(
@@ -113,7 +114,7 @@ def _steps(result: TrainingResult) -> list[int]:
 
 
 def references_of(record: Record) -> list[tuple[float, str]]:
-    """Return value and label of chance and optimum, if known."""
+    """Return the scores of chance and of the optimal predictor with their labels, if they are known."""
     is_accuracy = record.metric == "accuracy"
     marks = ((record.chance, "chance"), (record.optimum, "optimum"))
     return [
@@ -124,11 +125,11 @@ def references_of(record: Record) -> list[tuple[float, str]]:
 
 
 def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "linear") -> Chart:
-    """Draw the final score in every environment against the varied setting.
+    """Draw the final score in every environment against the value of one setting.
 
     Args:
         results: Results of the runs, by value of the setting.
-        setting: Label of the horizontal axis.
+        setting: Name of the setting, the label of the horizontal axis.
         scale: Scale of the horizontal axis: "linear", "log", or "symlog" (logarithmic, including 0).
     """
     record = next(iter(results.values())).record
@@ -183,11 +184,11 @@ def lines(
     """Draw several curves in one chart.
 
     Args:
-        series: x and y values of each curve, by name.
+        series: Mapping from the name of a curve to its x and y values.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
         scales: Scales of the horizontal and vertical axes: "linear", "log" or "symlog".
-        marks: Heights of horizontal reference lines by name.
+        marks: Mapping from a name to the height of a horizontal reference line.
     """
     rows: list[Row] = [
         {"name": name, "x": x, "y": y}
@@ -212,10 +213,10 @@ def lines(
 
 
 def has_shift_scale(results: Sequence[TrainingResult]) -> bool:
-    """Return whether all runs have the same environments, at least three of them along a known shift.
+    """Return whether all runs have the same environments, and at least three names contain a shift value.
 
-    The names of these environments give the parameter of the shift and its value, as in flip-0.9 or
-    year-2019. Numbers alone, as in 0, 1, 2 or site-1, are names.
+    Such names consist of the shifted quantity and its value, as in flip-0.9 or year-2019. Numbers alone, and
+    names such as site-1, do not count.
     """
     roles = results[0].record.roles if results else {}
     same = all(result.record.roles == roles for result in results)
@@ -223,14 +224,15 @@ def has_shift_scale(results: Sequence[TrainingResult]) -> bool:
 
 
 def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> Chart:
-    """Draw the final score of each run against the value of the shift in the environment's name.
+    """Draw the final score of each run against the shift value in the environments' names.
 
     Args:
         results: Results of runs on the same environments, such as flip-0.1, …, flip-0.9.
         names: Names of the runs. Default: the algorithm, and settings in which the runs differ.
 
     Raises:
-        EnvariantError: If fewer than three environments have such names, or the runs have different ones.
+        EnvariantError: If fewer than three environments have a shift value, or the runs have different
+            environments.
     """
     if not has_shift_scale(results):
         raise EnvariantError(
@@ -273,7 +275,7 @@ def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None =
 
 
 def _positions(names: Mapping[str, str]) -> tuple[str, dict[float, str]]:
-    """Return the word of the most frequent shift scale in the names, and a mapping from value to name."""
+    """Return the shifted quantity that most names contain, and a mapping from shift value to name."""
     scales: dict[str, dict[float, str]] = {}
     for name in names:
         if found := _ON_SCALE.match(name):

@@ -44,10 +44,10 @@ def sweep(
 
     Args:
         folder: Folder of the study; workers do not access it.
-        study: Study to train; required if the study was declared with Python objects. Default: the study in
-            the folder.
+        study: Study to train. Required if the study was declared with Python objects. Default: the study
+            stored in the folder.
         address: Address for `ray.init`. Default: the running cluster, or a new one on this machine.
-        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
+        execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
         memory: Memory limit of a replica stack per worker, such as "8GB". Default: half of the free memory.
         on_progress: Function called after every finished run.
 
@@ -75,10 +75,10 @@ def sweep(
 
 
 def train(job: Job) -> JobResult:
-    """Train a job from the start; workers call this function.
+    """Train a job from the start on a worker.
 
     Args:
-        job: Runs to train.
+        job: Job with the runs to train.
 
     Raises:
         EnvariantError: If the runs cannot be trained.

@@ -12,11 +12,11 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 @final
 @dataclass(frozen=True)
 class Invariance(Selection):
-    """Best validation score at the last step among the runs with an invariance p-value of at least α.
+    """Run with the best validation score at its last step, among runs with an invariance p-value ≥ α.
 
     Null hypothesis: given the model's prediction, the target does not depend on the training environment
-    (`analysis/invariance_test.py`). If every candidate is rejected, the run with the largest p-value is
-    selected, with a remark.
+    (`analysis/invariance_test.py`). If every run is rejected, the run with the largest p-value is selected,
+    with a remark.
 
     Attributes:
         alpha: Significance level of the test, in (0, 1).

@@ -170,3 +170,23 @@ def test_algorithms_for_one_target_say_so(name):
         envariant.train(data, name, steps=1, model="mlp(hidden=4)")
     with pytest.raises(EnvariantError, match="^linear: predicts one target per row"):
         envariant.train(data, "linear")
+
+
+def test_estimators_take_a_loss_and_predict_in_the_unit_of_the_targets():
+    x = X.double().numpy()
+    counts = np.random.default_rng(0).poisson(np.exp(1 + x[:, 0]))
+    options = {"model": "linear", "steps": 100, "learning_rate": 0.1, "random_state": 0}
+    regressor = envariant.InvariantRegressor("erm", loss="poisson", **options).fit(
+        x, counts, environments=WHERE
+    )
+    predicted = regressor.predict(x)
+    assert np.abs(np.log(predicted) - 1 - x[:, 0]).mean() < 0.3
+    history = regressor.result_.history.query("metric == 'squared error' and step == 100")
+    assert history.value.mean() == pytest.approx(np.square(predicted - counts).mean(), rel=1e-3)
+    focal, plain = (
+        envariant.InvariantClassifier("erm", loss=loss, **{**options, "steps": 3}).fit(
+            x, x[:, 0] > 0, environments=WHERE
+        )
+        for loss in ("focal", None)
+    )
+    assert not np.allclose(focal.decision_function(x), plain.decision_function(x))

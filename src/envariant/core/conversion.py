@@ -340,6 +340,30 @@ def column_of_table(table: Any, name: str, label: str) -> Any:
     return column
 
 
+def columns_of_table(
+    table: Any, inputs: object, target: object, environment: str, label: str
+) -> tuple[Tensor, Any, Any]:
+    """Return the inputs, targets and environment labels in the columns of a table.
+
+    Args:
+        table: Object whose columns are accessed as `table[name]`.
+        inputs: Name of the column of inputs, or of several to concatenate.
+        target: Name of the column of targets, or of several numeric ones.
+        environment: Name of the column of environment labels.
+        label: Name of the data set, for error messages.
+
+    Raises:
+        EnvariantError: If a column is missing, or columns cannot be concatenated.
+    """
+    chosen, predicted = several(inputs), several(target)
+    if not chosen or not predicted:
+        raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name a column")
+    read = {name: column_of_table(table, name, label) for name in (*chosen, *predicted, environment)}
+    rows = side_by_side(read, chosen, label)
+    targets = side_by_side(read, predicted, label) if len(predicted) > 1 else read[predicted[0]]
+    return rows, targets, read[environment]
+
+
 def _first_rows(table: Any, name: str, count: int, label: str) -> Tensor:
     column = table.select(range(count))[name]
     values = column if isinstance(column, Tensor) or hasattr(column, "__array__") else list(column)

@@ -277,7 +277,8 @@ class EnvironmentSet(EnvironmentSource):
         Environments are sorted by number if all labels are numbers, else by text.
 
         Args:
-            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Images are scaled.
+            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Byte images are scaled to
+                [0, 1].
             targets: Targets `[rows]`. Two values give a binary task. Text, and whole numbers with at most 20
                 values, are classes, numbered in order. Others give a regression. Targets `[rows, targets]`
                 give a multi-label task if all are 0 or 1, else a multi-output regression.
@@ -373,14 +374,8 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: If a column or a value is missing, lengths differ, or inputs are not numbers.
         """
-        chosen, predicted = conversion.several(inputs), conversion.several(target)
-        if not chosen or not predicted:
-            raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name a column")
-        names = (*chosen, *predicted, environment)
-        read = {name: conversion.column_of_table(dataset, name, label) for name in names}
-        rows = conversion.side_by_side(read, chosen, label)
-        targets = conversion.side_by_side(read, predicted, label) if predicted[1:] else read[predicted[0]]
-        return cls.from_arrays(rows, targets, read[environment], task=task, label=label, test=test)
+        columns = conversion.columns_of_table(dataset, inputs, target, environment, label)
+        return cls.from_arrays(*columns, task=task, label=label, test=test)
 
     @property
     def name(self) -> str:

@@ -43,7 +43,6 @@ MAX_RUNS = 1_000_000
 """Largest number of runs in a study, because all runs are planned in memory."""
 SPLITS = ("suggested", "each", "each-and-pairs")
 """Ways to choose test environments without naming them."""
-_LARGEST_FILE = 10**6
 
 
 @final
@@ -56,8 +55,7 @@ class Study(Displayed):
         algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or algorithm, recipe, part and predictor
             objects. Hyperparameters set in parentheses are fixed, not searched.
         name: Name of the study.
-        n_trials: Number of hyperparameter configurations per algorithm; the first has the default
-            settings of the data set.
+        n_trials: Number of hyperparameter configurations per algorithm; the first is the data set's default.
         replicas: Number of replicas of each trial.
         test_environments: "suggested" for the default test environments of the data set, "each" for each
             environment in turn, "each-and-pairs" for each environment and each pair (needed for
@@ -375,7 +373,7 @@ def read(path: Path) -> Study:
     """
     check_file(path)
     try:
-        if path.stat().st_size > _LARGEST_FILE:
+        if path.stat().st_size > 10**6:
             raise EnvariantError(f"{path}: is larger than 1 MB, so it declares no study")
         declared = tomllib.loads(path.read_text(encoding="utf-8"))
     except EnvariantError:

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from envariant.reporting.score_tables import score_table
     from envariant.saved_model import load_model
     from envariant.studies import Study
+    from envariant.training import callbacks, trackers
     from envariant.training.result import TrainingResult
     from envariant.training.train import train
 
 _MODULES = {
     "algorithms": "algorithms",
     "analysis": "analysis",
+    "callbacks": "training.callbacks",
     "data": "data",
     "models": "models",
     "published": "published",
@@ -32,6 +34,7 @@ _MODULES = {
     "schedules": "core.schedules",
     "studies": "studies",
     "tasks": "core.tasks",
+    "trackers": "training.trackers",
 }
 _NAMES = {
     "Binary": "core.tasks",
@@ -69,6 +72,7 @@ __all__ = [
     "TrainingResult",
     "algorithms",
     "analysis",
+    "callbacks",
     "compare",
     "data",
     "load_model",
@@ -79,6 +83,7 @@ __all__ = [
     "score_table",
     "studies",
     "tasks",
+    "trackers",
     "train",
 ]
 

@@ -359,6 +359,7 @@ def tensor_of(values: Any, what: str) -> Tensor:
     Raises:
         EnvariantError: If the values are not numbers.
     """
+    several = isinstance(values, Mapping)
     try:
         values = _stacked(values)
         if not isinstance(values, Tensor):
@@ -369,7 +370,8 @@ def tensor_of(values: Any, what: str) -> Tensor:
         tensor = torch.as_tensor(values)
         return tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError):
-        remedy = "encode words as numbers first"
+        pack = "combine a dictionary of tensors by envariant.models.pack_inputs"
+        remedy = pack if several else "encode words as numbers first"
         raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None
 
 

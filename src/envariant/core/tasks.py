@@ -123,7 +123,7 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's score: 1 or 0 for a correct or wrong class, the squared error for regression.
+        """Return each row's score: 1 or 0 for a correct or wrong class; for regression, the squared error.
 
         Args:
             logits: Logits; for regression, predictions as returned by `predictions`.

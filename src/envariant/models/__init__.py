@@ -8,6 +8,7 @@ from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
 from envariant.models.mlp import MLP
 from envariant.models.mnist_cnn import MNISTCNN
+from envariant.models.packed_inputs import InputPacking, pack_inputs
 from envariant.models.timm import Timm
 
 ENTRY_POINTS = "envariant.models"
@@ -51,10 +52,12 @@ __all__ = [
     "MODELS",
     "EfficientNetLite0",
     "FeaturizerAndHead",
+    "InputPacking",
     "LeNet",
     "Linear",
     "ModelConfig",
     "Timm",
     "installed_models",
     "model_config",
+    "pack_inputs",
 ]

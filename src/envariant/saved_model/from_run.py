@@ -3,6 +3,7 @@
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.source import TableSource
 from envariant.data.validation_split import ValidationSplit
+from envariant.data.with_loss import named_loss
 from envariant.models import model_config
 from envariant.saved_model.network import SavedNetwork
 from envariant.training.result import TrainingResult
@@ -40,7 +41,8 @@ def network_of(
         ) from None
     source = source.with_test_environments(settings.test_environments)
     split = ValidationSplit(source, settings.holdout_fraction) if settings.holdout_fraction else source
-    if split.sample(record.seeds[0].data).fingerprint() != record.fingerprints["data"]:
+    sample = split.sample(record.seeds[0].data)
+    if sample.fingerprint() != record.fingerprints["data"]:
         raise EnvariantError(
             f"{source.label}: is not the table that this run ({settings.data}) was trained on"
         )
@@ -50,6 +52,7 @@ def network_of(
         settings.hyperparameters,
         # Clone tensors, because they may be views of the whole replica stack.
         {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+        named_loss(sample.task, settings.loss, record.fingerprints.get("loss")),
     )
     environments = tuple(name for name in source.table.environments if record.roles[name] == "train")
     return (

@@ -8,12 +8,25 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor, nn
 
 from envariant.core.tasks import Task
+from envariant.data.with_loss import with_loss
 from envariant.saved_model.validation import limited_to
 from envariant.training.result import rebuilt
 
 WEIGHTS = "weights/"
 """Prefix of the names of a predictor's arrays in the safetensors file."""
 _LONGEST_TEXT = 10_000
+
+
+@final
+class _Linked(nn.Module):
+    """Network that returns the predictions of its task, such as e^z for the Poisson loss."""
+
+    def __init__(self, module: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.module, self.task = module, task
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.task.predictions(self.module(inputs))
 
 
 @final
@@ -26,6 +39,7 @@ class SavedNetwork:
         algorithm: Name of the training algorithm, which is needed because some algorithms wrap the model.
         hyperparameters: Mapping from hyperparameter of the algorithm to its value.
         weights: Mapping from name to parameter or buffer.
+        loss: Text of the loss by name, which can determine how outputs become predictions; "" for others.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -34,6 +48,7 @@ class SavedNetwork:
     algorithm: Annotated[str, Field(max_length=_LONGEST_TEXT)]
     hyperparameters: Mapping[str, Any]
     weights: Mapping[str, Tensor] = field(repr=False)
+    loss: Annotated[str, Field(max_length=_LONGEST_TEXT)] = ""
 
     def module(self, task: Task, width: int, environments: Sequence[str]) -> nn.Module:
         """Rebuild the trained network in evaluation mode.
@@ -49,7 +64,7 @@ class SavedNetwork:
         with limited_to(self.weights):
             module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
         module.load_state_dict(dict(self.weights))
-        return module.eval()
+        return (_Linked(module, with_loss(task, self.loss)) if self.loss else module).eval()
 
     def describe(self) -> dict[str, Any]:
         """Return the fields other than `weights` as a JSON-compatible dictionary."""

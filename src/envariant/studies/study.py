@@ -43,7 +43,6 @@ MAX_RUNS = 1_000_000
 """Largest number of runs in a study, because all runs are planned in memory."""
 SPLITS = ("suggested", "each", "each-and-pairs")
 """Ways to choose test environments without naming them."""
-_LARGEST_FILE = 10**6
 
 
 @final
@@ -380,7 +379,7 @@ def read(path: Path) -> Study:
     """
     check_file(path)
     try:
-        if path.stat().st_size > _LARGEST_FILE:
+        if path.stat().st_size > 10**6:
             raise EnvariantError(f"{path}: is larger than 1 MB, so it declares no study")
         declared = tomllib.loads(path.read_text(encoding="utf-8"))
     except EnvariantError:

@@ -12,6 +12,7 @@ from envariant.data.colored.channels import ColorChannels
 from envariant.data.colored.construction import ColoredSource, Facts
 from envariant.data.colored.digits import ColoredDigits
 from envariant.data.colored.mnist_protocols import ColoredMNIST
+from envariant.data.datasets import from_dataset
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.wilds import MetadataImages, Wilds
 from envariant.data.tables.bundled import heart_disease
@@ -112,6 +113,7 @@ __all__ = [
     "Wilds",
     "colored_digits",
     "colored_mnist",
+    "from_dataset",
     "heart_disease",
     "installed_sources",
     "source",

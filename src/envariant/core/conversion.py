@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core import image_rows, machine
+from envariant.core import image_rows
 from envariant.core.errors import EnvariantError, EnvariantWarning, listed, shown, unknown_name
 from envariant.core.multi_target import MultiLabel, MultiOutputRegression
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
@@ -263,59 +263,6 @@ def text_of(value: object) -> str:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return str(value)
-
-
-def _plain(target: Any) -> Any:
-    return target.item() if isinstance(target, Tensor) and target.numel() == 1 else target
-
-
-def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """Read all items of a dataset; return the inputs as one tensor, and the targets.
-
-    Raises:
-        EnvariantError: If the dataset is empty, an item is not a pair, or shapes of inputs differ.
-    """
-    # Iterating over a PyTorch dataset with a length need not terminate.
-    has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not has_length and not hasattr(dataset, "__iter__"):
-        raise EnvariantError(f"{where}: must be a dataset of (input, target) pairs; got {shown(dataset)}")
-    items = (dataset[k] for k in range(len(dataset))) if has_length else iter(dataset)
-    inputs: list[Tensor] = []
-    targets: list[Any] = []
-    for k, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) < 2:
-            raise EnvariantError(f"{where}: item {k} must be (input, target); got {type(item).__name__}")
-        if type(item[0]).__module__.startswith("PIL."):
-            remedy = "give the dataset a transform that converts images to tensors"
-            raise EnvariantError(f"{where}: item {k} is an image; {remedy}")
-        row = tensor_of(item[0], f"{where}: item {k}")
-        if inputs and row.shape != inputs[0].shape:
-            shapes = f"{tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
-            raise EnvariantError(f"{where}: item {k} has shape {shapes}")
-        if not k:
-            _require_memory(row, len(dataset) if has_length else 1, where)
-        inputs.append(row)
-        targets.append(_plain(item[1]))
-    if not inputs:
-        raise EnvariantError(f"{where}: has no rows; leave it out")
-    _require_memory(inputs[0], len(inputs), where)
-    rows = torch.stack(inputs)
-
-    def read_again(count: int) -> tuple[Tensor, list[Any]]:
-        again = [dataset[k] for k in range(count)]
-        return torch.stack([tensor_of(item[0], where) for item in again]), [_plain(item[1]) for item in again]
-
-    image_rows.check_repeatable(dataset, rows, targets, read_again if has_length else None, where)
-    return image_rows.prepared(rows, where) if rows.dim() > 1 else rows[:, None], targets
-
-
-def _require_memory(row: Tensor, count: int, where: str) -> None:
-    shape = "×".join(map(str, row.shape)) or "one number"
-    machine.require_memory(
-        row.numel() * row.element_size() * count,
-        f"{where}: {count:,} {'item' if count == 1 else 'items'} of shape {shape}",
-        "give smaller or fewer items",
-    )
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from envariant.core import conversion, environment_display, image_rows, specs
 from envariant.core.attributes import ROW_GROUP, WEIGHT
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
+from envariant.core.dataset_rows import read_items
 from envariant.core.defaults import DefaultSettings, ReferenceScores
 from envariant.core.display import Displayed, Summary, views
 from envariant.core.environment import RESERVED, Environment
@@ -227,7 +228,8 @@ class EnvironmentSet(EnvironmentSource):
         """Build a set of environments from PyTorch datasets, one per environment.
 
         Args:
-            datasets: Mapping from environment name to dataset. Each dataset is read once. An item is a tuple
+            datasets: Mapping from environment name to dataset. Each dataset is read once, except that rows with random
+                transforms are read whenever they are used. An item is a tuple
                 of input and target; additional entries are ignored.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
@@ -238,15 +240,13 @@ class EnvironmentSet(EnvironmentSource):
         """
         if not isinstance(datasets, Mapping):
             raise EnvariantError(f"{label}: datasets must be a mapping from names to datasets")
-        read = {
-            name: conversion.items_of(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()
-        }
+        read = {name: read_items(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()}
         if not read:
             raise EnvariantError(f"{label}: has no environments")
         conversion.warn_of_look_alikes(map(str, datasets), f"{label}: environments")
-        together = [target for _, targets in read.values() for target in targets]
+        together = [target for _, (targets,) in read.values() for target in targets]
         encoded, task, classes = conversion.targets_of(together, task, label)
-        sizes = [len(targets) for _, targets in read.values()]
+        sizes = [len(targets) for _, (targets,) in read.values()]
         parts = [
             Environment(name, image_store(inputs), targets)
             for (name, (inputs, _)), targets in zip(read.items(), encoded.split(sizes), strict=True)

@@ -249,12 +249,14 @@ def standardized(
     return inputs
 
 
-def image_store(rows: Tensor) -> "Tensor | ByteStore":
+def image_store(rows: Tensor | InputStore) -> Tensor | InputStore:
     """Store byte images in a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
 
     Args:
-        rows: Inputs as returned by `image_rows.prepared`.
+        rows: Inputs as returned by `image_rows.prepared`, or a store.
     """
+    if isinstance(rows, InputStore):
+        return rows
     return ByteStore(rows) if rows.dtype == torch.uint8 and may_be_images(rows) else rows
 
 

@@ -44,6 +44,7 @@ class Rows:
         training: Names of the training environments, in order.
         sizes: Number of rows by environment.
         decode: Function from stored rows `[…, *shape]` to float32 inputs.
+        shares_batches: Whether replicas with equal batches get one tensor of inputs.
         bounds: Cumulative sampling weights of the training rows, `[1, rows]` if all replicas share the rows,
             else `[replicas, rows]`. In environment k, they increase from k to k + 1. None if rows have no
             weights.
@@ -72,6 +73,7 @@ class Rows:
         if any(sample[names[0]].input_store.encoding != store.encoding for sample in distinct):
             raise StackingError("environments store their inputs in different ways")
         self.decode: Callable[[Tensor], Tensor] = store.decode
+        self.shares_batches = self.axis is None and store.shares_batches
         inputs = [torch.cat([sample[name].input_store.gather() for name in names]) for sample in distinct]
         targets = [torch.cat([sample[name].targets for name in names]) for sample in distinct]
         self._inputs, self._targets = torch.stack(inputs).to(device), torch.stack(targets).to(device)
@@ -158,7 +160,9 @@ class BatchSampler:
                 self._decode = _unchanged
             self.axes = (rows.axis if augmentation is None else 0, rows.axis)
         else:
-            self.axes = (0, 0)
+            # Trials of a study have equal seeds, so that one matrix product serves all of them.
+            alike = rows.shares_batches and augmentation is None and len(set(seeds)) == 1
+            self.axes = (None, None) if alike else (0, 0)
         self._below: Tensor | None = None
         if batch_size is not None:
             starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
@@ -183,6 +187,9 @@ class BatchSampler:
         if self._below is None and self._augmentation is None:
             return self._decode(self._inputs).to(self._dtype), self._targets
         keys, index = self._draws(step)
+        if index is not None and self.axes == (None, None):
+            inputs, targets = self._rows.gather(index[:1])
+            return self._decode(inputs[0]), targets[0]
         inputs, targets = (self._inputs, self._targets) if index is None else self._rows.gather(index)
         inputs = self._decode(inputs)
         if self._augmentation is not None:

@@ -228,8 +228,8 @@ class EnvironmentSet(EnvironmentSource):
         """Build a set of environments from PyTorch datasets, one per environment.
 
         Args:
-            datasets: Mapping from environment name to dataset. Each dataset is read once, except that rows with random
-                transforms are read whenever they are used. An item is a tuple
+            datasets: Mapping from environment name to dataset. Each dataset is read once, except
+                that rows with random transforms are read whenever they are used. An item is a tuple
                 of input and target; additional entries are ignored.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.

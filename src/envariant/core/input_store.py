@@ -7,7 +7,7 @@ Training on uint8 data therefore never holds all rows as float32.
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 class InputStore(ABC):
-    """Base class of input stores, which hold the inputs of one environment."""
+    """Base class of input stores, which hold the inputs of one environment.
+
+    Attributes:
+        shares_batches: Whether replicas with equal batches get one tensor of inputs. The sums of a matrix
+            product are then rounded differently than for one replica.
+    """
+
+    shares_batches: ClassVar[bool] = False
 
     @abstractmethod
     def __len__(self) -> int:

@@ -102,7 +102,12 @@ def extractor(backbone: ModelConfig | nn.Module, shape: Sequence[int]) -> Extrac
         raise EnvariantError(
             f"features: {name_of(backbone)} cannot take inputs of shape {tuple(shape)} ({first_line(error)})"
         ) from None
-    mean, deviation = (getattr(part, key, None) for key in ("pixel_mean", "pixel_deviation"))
+    # Networks of timm have the pixels of their training in `pretrained_cfg`.
+    known: Any = getattr(part, "pretrained_cfg", {})
+    mean, deviation = (
+        getattr(part, own, known.get(key))
+        for own, key in (("pixel_mean", "mean"), ("pixel_deviation", "std"))
+    )
     return Extractor(network, features.shape[1], mean, deviation)
 
 

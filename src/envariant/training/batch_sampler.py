@@ -48,6 +48,7 @@ class Rows:
         training: Names of the training environments, in order.
         sizes: Number of rows by environment.
         store: Store of an environment, which decodes the rows of all.
+        shares_batches: Whether replicas with equal batches get one tensor of inputs.
         reader: Reader of rows that stay on disk; None if all rows are in memory.
         index_device: Device on which the rows of a batch are chosen.
         bounds: Cumulative sampling weights of the training rows, `[1, rows]` if all replicas share the rows,
@@ -87,6 +88,7 @@ class Rows:
             self._inputs = torch.stack(inputs).to(device)
         else:
             self._inputs = StreamedInputs(self.reader, stores, self.axis)
+        self.shares_batches = self.axis is None and self.reader is None and store.shares_batches
         targets = [torch.cat([sample[name].targets for name in names]) for sample in distinct]
         self._targets = torch.stack(targets).to(device)
         # Rows on disk are chosen on the CPU, without waiting for a GPU.
@@ -198,7 +200,9 @@ class BatchSampler:
                 self._decode = _unchanged
             self.axes = (rows.axis if augmentation is None else 0, rows.axis)
         else:
-            self.axes = (0, 0)
+            # Trials of a study have equal seeds, so that one matrix product serves all of them.
+            alike = rows.shares_batches and augmentation is None and len(set(seeds)) == 1
+            self.axes = (None, None) if alike else (0, 0)
         self._below: Tensor | None = None
         if batch_size is not None:
             starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
@@ -231,6 +235,9 @@ class BatchSampler:
             assert isinstance(whole, Tensor)
             return self._decode(whole).to(self._dtype), targets
         keys, index = self._draws(step)
+        if index is not None and self.axes == (None, None):
+            inputs, targets = self._rows.gather(index[:1])
+            return self._decode(inputs[0]), targets[0]
         if index is not None:
             ahead = self._ahead
             whole, targets = self._rows.gather(index, None if ahead is None else lambda: ahead.get(step))

@@ -65,9 +65,9 @@ class Study(Displayed):
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
         lr_range: Factor r ≥ 1. Learning rates are sampled log-uniformly from [η/r, η·r], where η is the
             default learning rate; with r = 1, all trials use η.
-        ranges: Mapping from algorithm to a mapping from hyperparameter (or `learning_rate`) to a search
-            range: a list of values, or a string such as `loguniform(1e2, 1e6)`. These ranges replace those of
-            the algorithm.
+        ranges: Mapping from algorithm to a mapping from hyperparameter or training option (`learning_rate`,
+            `average`, …) to a search range: a list of values, or a string such as `loguniform(1e2, 1e6)`.
+            These ranges replace those of the algorithm.
         seed: Base random seed of trials and replicas.
         settings: Mapping with training options of all runs; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
@@ -245,7 +245,7 @@ class Study(Displayed):
             test_environments=run.test_environments,
             holdout_fraction=self.holdout_fraction,
             seed=self.seed,
-            **self.settings,
+            **{**self.settings, **run.trial.options},
         )
 
     def remarks(self) -> tuple[str, ...]:

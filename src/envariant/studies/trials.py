@@ -19,8 +19,8 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Schedule, schedule
 from envariant.core.search_space import LogUniform, Range, search_range
 from envariant.predictors import predictor
-from envariant.training.resolution import ResolvedAlgorithm, resolve_algorithm, terms_of
-from envariant.training.run_spec import RunSpec
+from envariant.training.resolution import ResolvedAlgorithm, check_objects, resolve_algorithm, terms_of
+from envariant.training.run_spec import SEARCHABLE, RunSpec
 from envariant.training.store import Trial
 
 RATE = "learning_rate"
@@ -57,8 +57,8 @@ class SearchSpace:
         ranges: dict[str, Range] = {}
         for name, value in self.declared.items():
             settable = [h for h in hyperparameters if h.name == name]
-            if name != RATE and not settable:
-                known = [RATE, *(h.name for h in hyperparameters)]
+            if name not in (RATE, *SEARCHABLE) and not settable:
+                known = [RATE, *(h.name for h in hyperparameters), *SEARCHABLE]
                 raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {self.label}")
             if any((h.part, h.field) in _fixed(self.algorithm) for h in settable):
                 raise EnvariantError(
@@ -66,6 +66,10 @@ class SearchSpace:
                 )
             with _located(True, f"{self.label}: {name}"):
                 ranges[name] = search_range(value)
+                if name in SEARCHABLE and not settable:
+                    for each in getattr(ranges[name], "values", ()):
+                        RunSpec(data="", **{name: _option(each)})
+                        check_objects({name: _option(each)})
         return ranges
 
     def trials(
@@ -97,11 +101,16 @@ class SearchSpace:
             sampled_rate = rate if rates is None else rates.sample(generator)
             with _located(bool(self.declared), self.label):
                 sampled = self._sample(suggested, seed, number, own, steps)
+                options = {
+                    name: _option(within.sample(_generator(seed, self.label, number, name)))
+                    for name, within in own.items()
+                    if name in SEARCHABLE and name not in sampled
+                }
                 if self.declared:
                     resolve_algorithm(self.algorithm, sampled, source)
-                    RunSpec(data="", learning_rate=sampled_rate)
-            trials.append(Trial(number, sampled, sampled_rate))
-        distinct = {(json.dumps(t.hyperparameters), t.learning_rate): t for t in reversed(trials)}
+                    RunSpec(data="", learning_rate=sampled_rate, **options)
+            trials.append(Trial(number, sampled, sampled_rate, options))
+        distinct = {(t.to_json(), t.learning_rate): t for t in reversed(trials)}
         return tuple(distinct.values())[::-1]
 
     def _sample(
@@ -156,6 +165,11 @@ def recipe_of(algorithm: object) -> Recipe:
         return algorithm
     built = as_algorithm(cast("Any", algorithm))
     return Recipe(built.name, "", built if isinstance(built, Composition) else Composition())
+
+
+def _option(value: object) -> object:
+    """Return the value of a training option; the word none stands for None, which text cannot hold."""
+    return None if value == "none" else value
 
 
 @contextmanager

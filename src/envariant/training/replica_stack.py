@@ -278,7 +278,7 @@ class ReplicaStack:
         return self._evaluator().logits(inputs.to(self.device), decode=self._rows.decode)
 
     def answers(
-        self, name: str, rows: Tensor | None = None, change: Change | None = None, /
+        self, name: str, rows: Tensor | None = None, change: Change | None = None, /, *, kept: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return the logits of each replica and the targets in one environment, `[replicas, rows, …]`.
 
@@ -286,6 +286,7 @@ class ReplicaStack:
             name: Name of the environment.
             rows: Indices of the rows to predict. Default: all rows.
             change: Function applied to the float32 inputs before prediction. Default: no change.
+            kept: Whether to predict with the weights of the step that the option `keep` chose.
         """
         inputs, targets = self._rows.of([name])
         axis = self._rows.axis
@@ -297,7 +298,7 @@ class ReplicaStack:
             inputs = inputs if isinstance(inputs, Tensor) else inputs.whole()
             inputs, decode = change(decode(inputs)), None
         own = targets.expand(len(self._replicas), *targets.shape) if axis is None else targets
-        return self._evaluator().logits(inputs, axis, decode), own
+        return self._evaluator(kept=kept).logits(inputs, axis, decode), own
 
     def checkpoint(self) -> Checkpoint:
         """Return the current training state of the stack."""
@@ -339,8 +340,8 @@ class ReplicaStack:
             )
         return programs[key]
 
-    def _evaluator(self) -> Evaluator:
-        params, buffers = self._eval_weights()
+    def _evaluator(self, *, kept: bool = False) -> Evaluator:
+        params, buffers = self._watch.weights if kept else self._eval_weights()
         return Evaluator.of_stack(self.network, params, buffers, len(self._replicas), self._config.adapt)
 
     def _eval_weights(self) -> tuple[Weights, Weights]:

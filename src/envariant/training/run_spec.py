@@ -391,6 +391,12 @@ SHARED = tuple(
 )
 """Options shared by all runs of a study; a study varies or sets the others itself."""
 
+SEARCHABLE = tuple(
+    name
+    for name in SHARED
+    if name not in {"adapt", "compile", "device", "evaluate_every", "precision", "shared_init", "steps"}
+)
+"""Options for which a study may declare search ranges, besides hyperparameters and the learning rate."""
 
 PYTHON_ONLY = ("adapt",)
 """Options that take a function and therefore have no command-line flag."""

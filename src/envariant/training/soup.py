@@ -23,6 +23,7 @@ from envariant.training.averaging.averaged_weights import BATCH_NORMS, MOST_BATC
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.evaluator import Evaluator, Weights
 from envariant.training.history import LOSS, OUTPUT_SD, HistoryRow
+from envariant.training.network import TOGETHER
 from envariant.training.record import Record
 from envariant.training.result import TrainingResult
 
@@ -260,7 +261,7 @@ class _Scorer:
         return replace(state, buffers={**first.buffers, **dict(module.named_buffers())})
 
     def _training_batches(self) -> Iterator[Tensor]:
-        """Return batches of the training rows of all environments, in random order: one pass over the rows."""
+        """Return batches of the training rows of all environments, in random order, for one pass."""
         stores = [e.input_store for e in self._sample.environments if self._roles[e.name] == "train"]
         count = math.ceil(sum(map(len, stores)) / _BATCH_ROWS)
         generator = torch.Generator().manual_seed(0)
@@ -272,8 +273,9 @@ class _Scorer:
     def scores(self, state: ReplicaState) -> dict[str, tuple[float, ...]]:
         """Return loss, score and standard deviation of the outputs by environment."""
         found: dict[str, tuple[float, ...]] = {}
+        module = self._module(state)
         for environment in self._sample.environments:
-            logits, targets = self._logits(state, environment), environment.targets
+            logits, targets = self._logits(module, environment), environment.targets
             values = self._task.losses(logits, targets), self._task.scores(logits, targets)
             flat = logits.double().reshape(len(logits), -1)
             spread = flat.var(dim=0, correction=0).mean().sqrt()
@@ -282,14 +284,15 @@ class _Scorer:
 
     def pooled(self, state: ReplicaState, names: Sequence[str]) -> float:
         """Return the score on the rows of several environments together."""
-        parts = [self._sample[name] for name in names]
-        logits = torch.cat([self._logits(state, each) for each in parts])
+        parts, module = [self._sample[name] for name in names], self._module(state)
+        logits = torch.cat([self._logits(module, each) for each in parts])
         return float(self._task.scores(logits, torch.cat([each.targets for each in parts])).double().mean())
 
-    def _logits(self, state: ReplicaState, environment: Environment) -> Tensor:
+    def _logits(self, module: nn.Module, environment: Environment) -> Tensor:
         """Return the logits of all rows, a block at a time, because rows may lie on disk."""
-        predict, store = Evaluator.of_module(self._module(state), self._task).logits, environment.input_store
-        blocks = torch.arange(len(store)).split(_BLOCK_ROWS)
+        predict, store = Evaluator.of_module(module, self._task).logits, environment.input_store
+        together = max(getattr(part, TOGETHER, 1) for part in module.modules())
+        blocks = torch.arange(len(store)).split(max(together, _BLOCK_ROWS - _BLOCK_ROWS % together))
         return torch.cat([predict(store.gather(rows), decode=store.decode) for rows in blocks])
 
     def _module(self, state: ReplicaState) -> nn.Module:

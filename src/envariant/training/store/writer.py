@@ -28,7 +28,7 @@ from envariant.training.store.reader import (
     checksum,
     create_tables,
 )
-from envariant.training.store.rows import PlannedRun, RunOutcome
+from envariant.training.store.rows import OPTIONS, PlannedRun, RunOutcome
 
 
 @final
@@ -112,7 +112,7 @@ class Store(StoreReader):
         """
         with self._transaction() as execute:
             planned = execute(
-                "SELECT data, test_set, algorithm FROM runs WHERE state = 'planned' ORDER BY id"
+                f"SELECT data, test_set, algorithm, {_OPTIONS} FROM runs WHERE state = 'planned' ORDER BY id"
             )
             first = next((row for row in planned if declares(row[0], row[2])), None)
             if first is None:
@@ -121,7 +121,7 @@ class Store(StoreReader):
             execute(
                 "UPDATE runs SET state = 'running', job = ?, checksum = NULL "
                 "WHERE id IN (SELECT id FROM runs WHERE state = 'planned' AND data = ? AND test_set = ? "
-                "AND algorithm = ? ORDER BY id "
+                f"AND algorithm = ? AND {_OPTIONS} IS ? ORDER BY id "
                 "LIMIT (SELECT (COUNT(*) + ? - 1) / ? FROM runs WHERE state = 'planned'))",
                 (job, *first, among, among),
             )
@@ -279,6 +279,9 @@ class Store(StoreReader):
             self._connection.executemany(f"UPDATE {table} SET checksum = ? WHERE rowid = ?", sums)
 
 
+# Runs with different training options cannot train together.
+_OPTIONS = f"json_extract(hyperparameters, '$.\"{OPTIONS}\"')"
+
 INSERT_VALUE = (
     "INSERT OR REPLACE INTO history "
     f'SELECT run, step, environment, role, metric, kind, "column", value, value, {HISTORY_CODE} FROM '
@@ -330,7 +333,7 @@ def _insert(execute: Any, run: PlannedRun) -> int:
             run.algorithm,
             run.trial.number,
             run.replica,
-            json.dumps(dict(run.trial.hyperparameters)),
+            run.trial.to_json(),
             json.dumps(run.trial.learning_rate),
         ),
     ).lastrowid

@@ -31,7 +31,8 @@ RATE = "learning_rate"
 SEARCHABLE = tuple(
     name
     for name in SHARED
-    if name not in (RATE, "steps", "evaluate_every", "precision", "device", "compile", *PYTHON_ONLY)
+    if name
+    not in (RATE, "steps", "evaluate_every", "precision", "device", "compile", "shared_init", *PYTHON_ONLY)
 )
 """Other training options that can have a search range; a trial holds them with its hyperparameters."""
 
@@ -75,6 +76,10 @@ class SearchSpace:
                 )
             with _located(True, f"{self.label}: {name}"):
                 ranges[name] = search_range(value)
+                if name in SEARCHABLE and not settable:
+                    for each in getattr(ranges[name], "values", ()):
+                        RunSpec(data="", **{name: _option(each)})
+                        check_objects({name: _option(each)})
         return ranges
 
     def trials(
@@ -142,7 +147,7 @@ class SearchSpace:
         unless the study declares a range for them.
         """
         sampled: dict[str, Any] = {
-            name: ranges[name].sample(_generator(seed, self.label, number, name))
+            name: _option(ranges[name].sample(_generator(seed, self.label, number, name)))
             for name in SEARCHABLE
             if name in ranges
         }
@@ -168,6 +173,11 @@ class SearchSpace:
             if (course := usual.with_final_value(value)) is not None:
                 sampled[h.name] = str(course)
         return sampled
+
+
+def _option(value: object) -> object:
+    """Return the value of a training option; the word none stands for None, which text cannot hold."""
+    return None if value == "none" else value
 
 
 def recipe_of(algorithm: object) -> Recipe:

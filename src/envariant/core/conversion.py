@@ -360,7 +360,7 @@ def columns_of_table(
         raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name a column")
     read = {name: column_of_table(table, name, label) for name in (*chosen, *predicted, environment)}
     rows = side_by_side(read, chosen, label)
-    targets = side_by_side(read, predicted, label) if len(predicted) > 1 else read[predicted[0]]
+    targets = read[predicted[0]] if len(predicted) == 1 else side_by_side(read, predicted, label)
     return rows, targets, read[environment]
 
 

@@ -268,7 +268,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
-        rows if requested.loss is None else WithLoss(rows, requested.loss),
+        # In studies and comparisons, the loss applies to the networks only.
+        rows if requested.loss is None or fitted else WithLoss(rows, requested.loss),
         algorithm,
         _config(complete, spec),
         _initializer(requested.init),

@@ -277,10 +277,10 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
     `random_state`, rows and parameters give bit-identical predictions.
 
     Args:
-        algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (listed by `envariant
-            algorithms`), recipe, part such as `VREx()`, or `Algorithm`.
-        hyperparameters: Mapping from hyperparameter of a named algorithm to its value; overrides values in
-            `algorithm`.
+        algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (`envariant algorithms`
+            lists all names), recipe, part such as `VREx()`, or `Algorithm`.
+        hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name; these values
+            override values in `algorithm`.
         model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
             module, or module with initial weights.
         loss: Name such as `focal(gamma=2)`, function of logits and targets, or `Task`. Default: the
@@ -296,9 +296,10 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
             computed in float64 on the CPU.
         device: Device to train on: "cpu", "cuda" or "auto".
-        infer_environments: Whether to infer two environments by EIIL if `fit` receives none: rows that a
-            reference model predicts well, and rows that it predicts poorly. `hyperparameters` may include
-            those of EIIL, such as `reference_steps`. Ignored if the algorithm does not need environments.
+        infer_environments: Whether to infer two environments by EIIL if `fit` receives none: one with the
+            rows that a reference model predicts well, and one with the rows that it predicts poorly.
+            `hyperparameters` may include those of EIIL, such as `reference_steps`. Ignored if the algorithm
+            does not need environments.
         random_state: Seed of initial weights and batch order. Default: a new seed for each fit.
         verbose: Whether to show progress.
 
@@ -338,7 +339,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         return np.column_stack([expit(-outputs), expit(outputs)])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Return logits: `[rows]` for two classes, positive for the second; otherwise `[rows, classes]`."""
+        """Return logits: `[rows]` for two classes (positive for the second), else `[rows, classes]`."""
         return self._outputs(X)
 
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
@@ -359,9 +360,9 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     target. Predictions are in the original unit.
 
     Args:
-        algorithm: Name, recipe, part or `Algorithm`. `InvariantClassifier` describes all parameters in
-            detail.
-        hyperparameters: Mapping from hyperparameter of a named algorithm to its value.
+        algorithm: Name, recipe, part or `Algorithm`. The parameters are described in detail in
+            `InvariantClassifier`.
+        hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name.
         model: Name, `ModelConfig`, function that returns a new module, or module.
         loss: Name such as `huber` or `poisson`, function, or `Task`. Default: the squared error.
         steps: Number of optimizer updates.
@@ -394,7 +395,7 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     target_scale_: float
 
     def predict(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Return the predicted target of each row, `[rows]`, in its original unit."""
+        """Return the predicted target of each row, `[rows]`, in the original unit of the target."""
         return self._outputs(X) * self.target_scale_ + self.target_mean_
 
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Generate descriptions of all algorithms from docstrings, for the terminal and `docs/algorithms.md`.
 
-The first paragraph of a part's docstring is its formula, and the section `Attributes` describes its settings.
+The first paragraph of a part's docstring states its formula, and the section `Attributes` describes its
+settings.
 """
 
 import dataclasses

@@ -148,7 +148,7 @@ def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, R
 
 
 def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
-    """Return the values of all hyperparameters by name, in a form that JSON can store.
+    """Return the values of all hyperparameters by name, as JSON-serializable values.
 
     Args:
         name: Name of the recipe.

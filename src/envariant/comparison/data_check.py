@@ -325,7 +325,7 @@ def _environments(table: Table) -> list[Finding]:
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Return up to three names in quotes, and the number of other names, as text."""
+    """Return a string with up to three quoted names and the number of remaining names."""
     texts = [f"'{name}'" for name in names[:_MOST_NAMES]]
     if len(names) > _MOST_NAMES:
         texts.append(f"{len(names) - _MOST_NAMES} more")

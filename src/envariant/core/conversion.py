@@ -1,6 +1,7 @@
 """Convert user inputs (lists, arrays, data frames, datasets) to tensors and tasks.
 
-Missing values, values of a wrong type and inconsistent shapes are rejected with their position.
+Missing values, values of a wrong type and inconsistent shapes are rejected; the error message gives their
+position.
 """
 
 import math
@@ -21,7 +22,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels: first numbers, sorted by size, then text, sorted alphabetically."""
+    """Return the distinct labels: first numbers in ascending order, then strings in alphabetical order."""
 
     def key(text: str) -> tuple[float, str]:
         try:
@@ -41,7 +42,7 @@ MOST_GROUPS = 5
 
 
 def clean(text: str) -> str:
-    """Normalize a label: compose Unicode characters, and remove invisible ones and surrounding spaces."""
+    """Normalize a label: apply Unicode NFC, and remove invisible characters and surrounding spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
     return text.strip()
@@ -109,7 +110,7 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
         regression, and for numeric targets with a given task.
 
     Raises:
-        EnvariantError: If the values are not valid targets of the task, or fit no task.
+        EnvariantError: If the values are not valid targets of the task, or no task can be inferred from them.
     """
     several_targets = _several_targets(values)
     if several_targets is not None:
@@ -236,7 +237,7 @@ def several(names: object, what: str = "names") -> tuple[Any, ...]:
 
 
 def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
-    """Convert row attributes to tensors with one value per row.
+    """Convert the attributes of rows to tensors with one value per row.
 
     Raises:
         EnvariantError: If an attribute does not have one value per row, or its values are not numbers.
@@ -404,7 +405,7 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -> Tensor:
-    """Concatenate columns of numbers or arrays to one tensor of inputs, `[rows, …]`.
+    """Concatenate columns of numbers or arrays into one tensor of inputs, `[rows, …]`.
 
     Args:
         columns: Mapping from name to column.

@@ -52,14 +52,14 @@ class Environment(Displayed):
         targets: Numeric targets `[rows, *target_shape]`.
         attributes: Additional values of each row by name, each `[rows, …]`, such as sampling weights or a
             color. They are not model inputs; figures and diagnostics use them.
-        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
+        origin: Name of the environment from which the rows were held out; "" if they were not held out.
 
     Attributes:
         name: Name of the environment.
         input_store: Inputs in the format in which they are stored, such as bytes.
         targets: Targets `[rows, *target_shape]`.
         attributes: Additional values of each row, by name.
-        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
+        origin: Name of the environment from which the rows were held out; "" if they were not held out.
 
     Raises:
         EnvariantError: If lengths differ, there are no rows, or a value is NaN or infinite.
@@ -131,7 +131,7 @@ class Environment(Displayed):
         Args:
             index: Row numbers of the subset.
             name: Name of the new environment. Default: the name of this environment.
-            origin: Name of the environment from which the rows are held out. Default: the origin of this
+            origin: Name of the environment from which the rows were held out. Default: the origin of this
                 environment.
         """
         return Environment(
@@ -154,7 +154,7 @@ class EnvironmentSource(Displayed, ABC):
     def identity(self) -> str:
         """Return a path-independent identifier of the data: a content hash, or name and settings.
 
-        Sources that read files override this method, so that moving a file does not change the identifier.
+        Sources that read files override this method so that moving a file does not change the identifier.
         """
         return self.name
 
@@ -215,7 +215,7 @@ class EnvironmentSet(EnvironmentSource):
         environments: The environments, in a fixed order.
         task: Prediction task of all environments.
         test: Names of the default test environments.
-        known: Theoretical scores of the data set, such as chance.
+        known: Theoretical scores of the data set, such as the score of random guessing.
         validation: Names of validation environments, whose rows are held out from training environments.
         classes: Labels of the classes, in the order of their numbers; empty if targets are numbers.
     """
@@ -274,7 +274,7 @@ class EnvironmentSet(EnvironmentSource):
     ) -> "EnvironmentSet":
         """Build a set of environments from arrays and a column of environment labels.
 
-        Environments are sorted by number if all labels are numbers, else by text.
+        Environments are sorted numerically if all labels are numbers, otherwise alphabetically.
 
         Args:
             inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Byte images are scaled to
@@ -287,7 +287,7 @@ class EnvironmentSet(EnvironmentSource):
                 used unchanged.
             label: Name of the set.
             test: Labels of the default test environments.
-            names: Environment names by label. Default: the label.
+            names: Mapping from environment label to environment name. Default: the label is the name.
 
         Raises:
             EnvariantError: If lengths differ, a value is missing, or inputs are not numbers.
@@ -319,11 +319,11 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "datasets",
         test: Sequence[str] = (),
     ) -> "EnvironmentSet":
-        """Build a set of environments from PyTorch datasets, one per environment. Each is read once.
+        """Build a set of environments from PyTorch datasets, one per environment.
 
         Args:
-            datasets: Datasets by environment name. An item is a tuple of input and target; additional
-                entries are ignored.
+            datasets: Mapping from environment name to dataset. Each dataset is read once. An item is a tuple
+                of input and target; additional entries are ignored.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Names of the default test environments.
@@ -409,7 +409,7 @@ class EnvironmentSet(EnvironmentSource):
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        """Return a digest of all names, inputs, targets, sampling weights and the loss of the task."""
+        """Return a digest of names, inputs, targets, sampling weights, group numbers and task loss."""
         digest = hashlib.blake2b(self.task.identity().encode(), digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())

@@ -1,4 +1,4 @@
-"""Models: descriptions of networks, such as `mlp(hidden=390)`, which are built for given input shapes."""
+"""Model descriptions, such as `mlp(hidden=390)`; each builds a network for a given input shape."""
 
 from envariant.core import specs
 from envariant.core.plugins import Plugins, is_dataclass_of
@@ -38,7 +38,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return the model classes of installed plug-ins by name, and messages on plug-ins that failed."""
+    """Return the model classes of installed plug-ins by name, and a message for each plug-in that failed."""
     return PLUGINS.load_all(MODELS)
 
 

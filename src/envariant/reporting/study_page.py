@@ -51,7 +51,7 @@ _MOST_BULLETS = 4
 
 
 def render(store: Store) -> str:
-    """Return a page about a study as HTML text.
+    """Return an HTML page about a study, as text.
 
     Args:
         store: Store with the runs of the study.
@@ -198,7 +198,7 @@ def _overview(
 
 
 def write(store: Store, path: Path) -> None:
-    """Write a page about a study to a file atomically.
+    """Write an HTML page about a study to a file atomically.
 
     Args:
         store: Store with the runs of the study.
@@ -212,7 +212,7 @@ def write(store: Store, path: Path) -> None:
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
-    """Return the runs selected by one rule as a dictionary for JSON, with mean and worst test score."""
+    """Return the runs that one rule selects as a dictionary for JSON, with mean and worst test score."""
     runs = runs_of(selected)
     return {
         "test": mean([run.test for run in runs]),
@@ -230,7 +230,7 @@ def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
 
 
 def overview(store: Store) -> tuple[TextTable, dict[str, Any]]:
-    """Return the runs that each rule selects among all algorithms, as a table and as a dictionary."""
+    """Return the runs that each rule selects among all algorithms' runs, as a table and a dictionary."""
     table = store.table()
     rules = [rule() for rule in SELECTIONS.values()]
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}

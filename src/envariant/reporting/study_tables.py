@@ -1,4 +1,4 @@
-"""Tables of a study: scores of every selection rule, significance, environments and selected runs."""
+"""Tables of a study: scores under each selection rule, significance, environments and selected runs."""
 
 import math
 from collections import Counter
@@ -17,10 +17,10 @@ Pooled = Mapping[str, Sequence[SelectionResult]]
 
 
 def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, Sequence[str]]) -> TextTable:
-    """Return a table with the scores of the runs that each rule selects among all algorithms.
+    """Return a table with the scores of the runs that each rule selects among all algorithms' runs.
 
     Args:
-        pooled: Mapping from the name of a rule to its selections among all algorithms.
+        pooled: Mapping from the name of a rule to the runs that it selects among all algorithms' runs.
         rules: Selection rules, one per row of the table.
         networks: Mapping from algorithm to the names of its models.
     """
@@ -53,10 +53,10 @@ def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, S
 
 
 def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]], metric: Metric) -> TextTable:
-    """Return a table with one row per algorithm: test scores under one rule, compared with ERM.
+    """Return a table of test scores under one selection rule, one row per algorithm, compared with ERM.
 
     Args:
-        comparison: Scores of the algorithms under one rule.
+        comparison: Scores of the algorithms under one selection rule.
         networks: Mapping from algorithm to the names of its models.
         metric: Metric of the scores.
     """
@@ -141,12 +141,12 @@ def choices(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def runs_of(selected: Sequence[SelectionResult]) -> list[SelectedRun]:
-    """Return the selected runs; cases in which no run was selected are left out."""
+    """Return the selected runs, without the cases in which no run was selected."""
     return [each.choice for each in selected if isinstance(each.choice, SelectedRun)]
 
 
 def reasons_of(selected: Sequence[SelectionResult]) -> list[str]:
-    """Return the reasons why no run was selected, one per case."""
+    """Return the reasons why no run was selected, one per such case."""
     return [each.choice.reason for each in selected if isinstance(each.choice, NoSelection)]
 
 

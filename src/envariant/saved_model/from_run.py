@@ -20,12 +20,11 @@ def network_of(
         replica: Index of the replica to save.
 
     Returns:
-        Table with the test environments of the run, network, names of the training environments, and
-        provenance.
+        Table with the run's test environments, network, names of the training environments, and provenance.
 
     Raises:
-        EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt by
-            name, or the run used another table.
+        EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt
+            because the model was not given by name, or the run used another table.
     """
     record, settings = result.record, result.record.spec
     if replica in result.checkpoints and replica not in result.finished:

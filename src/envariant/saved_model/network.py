@@ -1,4 +1,4 @@
-"""`SavedNetwork`: a trained network that can be rebuilt from the name of its model and its weights."""
+"""`SavedNetwork`: a trained network that can be rebuilt from its weights and the name of its model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,9 +36,9 @@ class SavedNetwork:
 
     Attributes:
         model: Specification of the model, such as `mlp(hidden=(32, 32))`.
-        algorithm: Name of the training algorithm; some algorithms wrap the model.
-        hyperparameters: Values of the algorithm's hyperparameters, by name.
-        weights: Parameters and buffers by name.
+        algorithm: Name of the training algorithm, which is needed because some algorithms wrap the model.
+        hyperparameters: Mapping from hyperparameter of the algorithm to its value.
+        weights: Mapping from name to parameter or buffer.
         loss: Text of the loss by name, which can determine how outputs become predictions; "" for others.
     """
 
@@ -59,7 +59,7 @@ class SavedNetwork:
             environments: Names of the training environments.
 
         Raises:
-            EnvariantError: If the model or the algorithm is unknown to this version of the library.
+            EnvariantError: If this version of the library does not know the model or the algorithm.
         """
         with limited_to(self.weights):
             module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
@@ -71,7 +71,7 @@ class SavedNetwork:
         return TypeAdapter(SavedNetwork).dump_python(self, mode="json", exclude={"weights"})
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights by their names in the safetensors file."""
+        """Return the trained weights: a mapping from name in the safetensors file to tensor."""
         return {f"{WEIGHTS}{name}": value for name, value in self.weights.items()}
 
     @classmethod

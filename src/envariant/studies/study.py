@@ -1,4 +1,4 @@
-"""Studies: data × test environments × algorithms × trials × replicas.
+"""Studies: all combinations of data, test environments, algorithms, trials and replicas.
 
 All runs are planned before training. Each run depends only on its data, test environments, algorithm, trial
 and replica number, so algorithms and trials can be added without changing existing runs.
@@ -52,8 +52,8 @@ class Study(Displayed):
 
     Attributes:
         data: Data sets: names, data sources or environment sets.
-        algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or algorithm, recipe, part and predictor
-            objects. Hyperparameters set in parentheses are fixed, not searched.
+        algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or Python objects: algorithms, recipes,
+            parts or predictors. Hyperparameters that are set in parentheses are fixed, not searched.
         name: Name of the study.
         n_trials: Number of hyperparameter configurations per algorithm; the first is the data set's default.
         replicas: Number of replicas of each trial.
@@ -63,15 +63,15 @@ class Study(Displayed):
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
         lr_range: Factor r ≥ 1. Learning rates are sampled log-uniformly from [η/r, η·r], where η is the
             default learning rate; with r = 1, all trials use η.
-        ranges: Mapping from algorithm to a mapping from hyperparameter (or `learning_rate`) to a search
-            range: a list of values, or a string such as `loguniform(1e2, 1e6)`. These ranges replace those of
-            the algorithm.
+        ranges: Mapping from algorithm to its search ranges, each a mapping from hyperparameter (or
+            `learning_rate`) to a list of values or a string such as `loguniform(1e2, 1e6)`. These ranges
+            override those of the algorithm.
         seed: Base random seed of trials and replicas.
-        settings: Mapping with training options of all runs; `run_spec.SHARED` lists the allowed names.
+        settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
         store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
-            column importance.
-        importance_columns: Names of the table columns whose importance is measured; empty for all columns.
+            permutation importance.
+        importance_columns: Table columns whose permutation importance is measured; empty for all columns.
 
     Raises:
         EnvariantError: If a name is unknown or a value is not allowed.
@@ -137,9 +137,9 @@ class Study(Displayed):
     ) -> StudyResults:
         """Train all runs of the study and return the results; call again with the same folder to resume.
 
-        With several processes, a script must call this function below `if __name__ == "__main__":`. Classes
-        and functions that the study uses must then be defined in an importable module, not in the script or
-        notebook itself.
+        With several processes, a script must call this method below `if __name__ == "__main__":`, and classes
+        and functions that the study uses must be defined in an importable module, not in the script or
+        notebook.
 
         Args:
             out: Folder for the runs. Default: a temporary folder.
@@ -178,7 +178,7 @@ class Study(Displayed):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the declaration as a dictionary for JSON or TOML; objects are converted to text."""
+        """Return the declaration as a dictionary for JSON or TOML, with objects converted to strings."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain |= {key: [text_of(each) for each in plain[key]] for key in ("data", "algorithms")}
         plain["settings"] = {key: _text(value) for key, value in self.settings.items()}
@@ -187,13 +187,13 @@ class Study(Displayed):
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """Names of the Python objects in the declaration; a stored study cannot restore them."""
+        """Names of the Python objects in the declaration, which a stored study cannot restore."""
         declared = (*self.data, *self.algorithms, *self.settings.values())
         return tuple(text_of(each) for each in declared if not isinstance(each, _PLAIN))
 
     @cached_property
     def sources(self) -> Mapping[str, EnvironmentSource]:
-        """Return the data sources by label."""
+        """Return a mapping from label to data source."""
         return {label: source_of(data) for label, data in self._labeled("data").items()}
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -247,9 +247,9 @@ class Study(Displayed):
         )
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a message for each schedule that is scaled to the run length, or that never takes effect.
+        """Return a message for each schedule that is scaled to the run length or never takes effect.
 
-        Another message is returned if the outputs of a user's model cannot be logits.
+        A further message is returned if the study uses a user-defined model whose outputs cannot be logits.
         """
         collected: dict[tuple[str, str], str] = {}
         own_model = not isinstance(self.settings.get("model", ""), str)
@@ -276,7 +276,7 @@ class Study(Displayed):
         return tuple(collected.values())
 
     def trials_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Trial, ...]:
-        """Return the trials of an algorithm without duplicates.
+        """Return the trials of an algorithm, without duplicates.
 
         Args:
             algorithm: Label of the algorithm.
@@ -352,7 +352,7 @@ def begin(folder: Path, study: Study) -> Store:
 
 
 def stored_study(store: Store) -> Study:
-    """Return the study that was last declared in a store.
+    """Return the study that was most recently declared in a store.
 
     Raises:
         EnvariantError: If the store has no study, or its declaration contains Python objects.
@@ -391,10 +391,10 @@ def of(declared: Mapping[str, Any], where: str) -> Study:
 
     Args:
         declared: Mapping from field of `Study` to value; `data` and `algorithms` are required.
-        where: Origin of the mapping, such as a file name, for error messages.
+        where: Origin of the mapping, such as a file name, used in error messages.
 
     Raises:
-        EnvariantError: If a key is missing or unknown, or a value is not allowed.
+        EnvariantError: If a required key is missing, a key is unknown, or a value is not allowed.
     """
     known = [f.name for f in fields(Study)]
     for key in declared:

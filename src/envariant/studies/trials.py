@@ -35,8 +35,8 @@ class SearchSpace:
     Attributes:
         label: Label of the algorithm in the study.
         algorithm: Algorithm, or its name.
-        declared: Mapping from hyperparameter to a search range declared in the study; it replaces the range
-            of the algorithm.
+        declared: Mapping from hyperparameter to the search range that the study declares for it; this range
+            overrides the range of the algorithm.
     """
 
     label: str
@@ -44,7 +44,7 @@ class SearchSpace:
     declared: Mapping[str, Any]
 
     def ranges(self) -> dict[str, Range]:
-        """Return the search ranges that the study declares, by hyperparameter or `learning_rate`.
+        """Return a mapping from hyperparameter (or `learning_rate`) to the search range set by the study.
 
         Raises:
             EnvariantError: If a range is invalid, or its hyperparameter is unknown or fixed.
@@ -83,8 +83,8 @@ class SearchSpace:
             seed: Base random seed of the trials.
             n_trials: Number of trials; the first has the default settings of the data set.
             lr_range: Factor r ≥ 1: learning rates are sampled from [η/r, η·r], where η is the default.
-            steps: Number of steps per run, to which suggested schedules are scaled. Default: the number of
-                steps suggested for the data set.
+            steps: Length of each run in steps, to which suggested schedules are scaled. Default: the number
+                of steps suggested for the data set.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
@@ -144,7 +144,7 @@ class SearchSpace:
 
 
 def recipe_of(algorithm: object) -> Recipe:
-    """Return the recipe of an algorithm, with its hyperparameters.
+    """Return the recipe of an algorithm, which lists the algorithm's hyperparameters.
 
     Raises:
         EnvariantError: If the algorithm is unknown.

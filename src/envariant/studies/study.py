@@ -68,13 +68,11 @@ class Study(Displayed):
             `loguniform(1e2, 1e6)` or `cosine(loguniform(1e-4, 1e-2))`. These ranges replace those of the
             algorithm.
         seed: Base random seed of trials and replicas.
-        settings: Training options that are shared by all runs, as a mapping from name to value;
-            `run_spec.SHARED` lists the allowed names.
+        settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
         store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
             permutation importance.
-        importance_columns: Names of the table columns whose permutation importance is measured; empty for all
-            columns.
+        importance_columns: Table columns whose permutation importance is measured; empty for all columns.
 
     Raises:
         EnvariantError: If a name is unknown or a value is not allowed.
@@ -160,8 +158,7 @@ class Study(Displayed):
             callbacks: Objects whose methods are called during training; see `envariant.train`.
 
         Raises:
-            EnvariantError: If an option is invalid, the folder cannot be written, or it contains the runs of
-                another study.
+            EnvariantError: If an option is invalid, the folder cannot be written, or it contains other runs.
         """
         # The executors import this module, so they are imported by name when they are used.
         running: Any = import_module("envariant.studies.running")

@@ -34,7 +34,7 @@ SEARCHABLE = tuple(
     if name
     not in (RATE, "steps", "evaluate_every", "precision", "device", "compile", "shared_init", *PYTHON_ONLY)
 )
-"""Other training options that can have a search range; a trial holds them with its hyperparameters."""
+"""Training options, besides the learning rate, that can have a search range."""
 
 
 @final

@@ -17,7 +17,6 @@ from torch import Tensor
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line
 from envariant.models import FeaturizerAndHead
-from envariant.training.allocator import keep_freed_memory
 from envariant.training.batch_sampler import StackingError
 from envariant.training.checkpoint import Checkpoint
 from envariant.training.execution import Execution, groups
@@ -27,6 +26,7 @@ from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig
 from envariant.training.step_program import StepProgram
+from envariant.training.streaming import waiting_notes
 
 
 @final
@@ -97,7 +97,6 @@ def run(
         EnvariantError: If data, model and algorithm are incompatible, or a single replica does not fit in
             memory.
     """
-    keep_freed_memory()
     programs: dict[Any, StepProgram] = {}
     for members in groups(replicas, execution.group):
         for part, checkpoint in _resumed(members, resume):
@@ -201,7 +200,8 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
             with _errors_as_envariant(stack):
                 rows = stack.measure()
             finished = stack.failed or stack.step == config.steps
-            notes += stack.waiting_notes() if finished else ()
+            if finished:
+                notes += waiting_notes(stack.waited, stack.checkpoint().seconds)
             yield Evaluated(
                 stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes
             )

@@ -22,6 +22,7 @@ from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.models import FeaturizerAndHead
 from envariant.training import precision
+from envariant.training.allocator import keep_freed_memory
 from envariant.training.batch_sampler import BatchSampler, Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure
 from envariant.training.evaluator import Evaluator
@@ -36,9 +37,6 @@ from envariant.training.step_program import StepInputs, StepOutputs, StepProgram
 
 Change = Callable[[Tensor], Tensor]
 """Function from inputs `[…, rows, *shape]` to changed inputs of the same shape."""
-
-# Seconds of waiting that a user would not notice.
-_WORTH_SAYING = 1.0
 
 
 @final
@@ -80,6 +78,9 @@ class ReplicaStack:
         if len(replicas) > 1 and self.network.stochastic:
             raise StackingError("the model draws random numbers of its own, as dropout does")
         self._rows = Rows(sets, self._roles, device)
+        if self._rows.reader is None:
+            # Rows from disk are many blocks of several threads; the gaps between them would add up.
+            keep_freed_memory()
         self._trained = trained = self._training_rows(sets)
         self._batches = self._sampler(trained)
         context = replace(
@@ -156,16 +157,6 @@ class ReplicaStack:
                 self._gradient_rms = outputs.gradients.square().mean(dim=1).sqrt()
             self._take(outputs)
         self.step, self._ended = step + 1, time.perf_counter()
-
-    def waiting_notes(self) -> tuple[str, ...]:
-        """Return a note if more than a tenth of the time was spent waiting for rows on disk."""
-        seconds = self._spent + self._ended - self._started
-        if self.waited <= max(0.1 * seconds, _WORTH_SAYING):
-            return ()
-        return (
-            f"data: {self.waited / seconds:.0%} of the time was spent waiting for rows from disk; "
-            f"storage=disk reads faster than storage=files, and a faster disk or more cores help",
-        )
 
     def rehearse(self) -> None:
         """Predict two rows, run one training step, and undo the step.

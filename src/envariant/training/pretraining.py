@@ -273,7 +273,7 @@ def prepared(
         steps = 0 if inference is None else inference.reference_steps or config.steps
         steps += 0 if initializer is None else initializer.total_steps
         done = itertools.count(1)
-        fit = Fitting(replica, config, lambda: on_progress(replica.index, next(done), steps))
+        fit = fitting(replica, config, lambda: on_progress(replica.index, next(done), steps))
         inferred = None if inference is None else _inferred(environments, inference, fit, config.steps)
         params = {} if initializer is None else initializer.weights(environments, fit, replica.seeds.order)
         return Start(params, inferred)
@@ -283,7 +283,7 @@ def prepared(
 
 @final
 @dataclass(frozen=True, eq=False)
-class Fitting(Fit):
+class _Fitting(Fit):
     """Training of new models with a replica's seeds and learning rate.
 
     A learning-rate schedule starts at step 0 for each model.
@@ -317,6 +317,17 @@ class Fitting(Fit):
 
     def initial(self, environments: EnvironmentSet) -> nn.Module:
         return module_of(environments, self.replica, replace(self.config, test=(), freeze=None))[0]
+
+
+def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = lambda: None) -> Fit:
+    """Return a function that trains new models with the replica's seeds and learning rate.
+
+    Args:
+        replica: Replica whose seeds and learning rate are used.
+        config: Settings of the run.
+        on_step: Called after every step.
+    """
+    return _Fitting(replica, config, on_step)
 
 
 def _inferred(

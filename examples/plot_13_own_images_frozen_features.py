@@ -28,18 +28,14 @@ from envariant.studies import Study
 def photograph(is_cross, bright, rng):
     wall = rng.normal(170 if bright else 60, 12, (32, 32, 3)).clip(0, 255)
     image = Image.fromarray(wall.astype(np.uint8))
-    draw, (x, y), size = (
-        ImageDraw.Draw(image),
-        rng.integers(10, 22, 2),
-        rng.integers(5, 9),
-    )
+    draw, size = ImageDraw.Draw(image), rng.integers(5, 9)
+    x, y = rng.integers(10, 22, 2)
+    box = (x - size, y - size, x + size, y + size)
     if is_cross:
         draw.line(box, "orange", 3)
         draw.line((x - size, y + size, x + size, y - size), "orange", 3)
     else:
-        draw.ellipse(
-            (x - size, y - size, x + size, y + size), outline="orange", width=3
-        )
+        draw.ellipse(box, outline="orange", width=3)
     return image
 
 

@@ -19,10 +19,11 @@ from envariant.data.base import SpecSource
 from envariant.data.cache import cache_folder
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.source import source as table_named
-from envariant.features.backbones import Extractor, TextEncoder, backbone_of, extractor, name_of
+from envariant.features.backbones import Extractor, TextEncoder, extractor, name_of
 from envariant.features.columns import embedded
 from envariant.features.feature_file import DType
 from envariant.features.images import Extraction, Preprocessing, content_key, features_of, preprocessing
+from envariant.features.lookup import backbone_of
 from envariant.features.store import FeatureStore, Standardization
 
 # Fields that are not settings.

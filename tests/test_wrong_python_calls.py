@@ -399,7 +399,7 @@ WRONG = [
     ('schedules.Exponential(1, factor=-1)', 'exp: factor must be positive; got -1'),
     ('schedules.Constant(1e13)', 'constant: value must lie within ±1e+12; got 10000000000000.0'),
     ('schedules.Constant("x")', "constant: value must be a number; got 'x'"),
-    ('schedules.schedule("stpe(1, 2, at=3)")', "unknown schedule 'stpe'; did you mean 'step'? known: constant, exp, linear, poly, stages, step"),
+    ('schedules.schedule("stpe(1, 2, at=3)")', "unknown schedule 'stpe'; did you mean 'step'? known: constant, cosine, cosine-restarts, exp, linear, one-cycle, poly, stages, step"),
     ('schedules.schedule(None)', "constant: value must be a number; got 'none'"),
     ('schedules.schedule([1])', "constant: value must be a number; got '[1]'"),
     ('schedules.schedule("step(1, 2, at=140%)")', 'a percentage must be in [0, 100], got 140%'),

@@ -5,6 +5,7 @@ import re
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -13,8 +14,11 @@ from envariant.core.schedules import (
     CAP,
     SCHEDULES,
     Constant,
+    Cosine,
+    CosineRestarts,
     Exponential,
     Linear,
+    OneCycle,
     Polynomial,
     Stages,
     Step,
@@ -43,6 +47,16 @@ SCHEDULE = st.one_of(
     st.builds(
         Exponential, NUMBERS, st.floats(0, CAP, exclude_min=True) | st.floats(0.5, 2), SWITCHES, NUMBERS
     ),
+    st.builds(
+        lambda value, end, warmup, length, start, offset: Cosine(
+            value, end, warmup, warmup + length, start, offset
+        ),
+        NUMBERS, NUMBERS, SWITCHES, st.integers(1, 10**6), st.floats(0, 1), st.sampled_from([0, 1]),
+    ),
+    st.builds(CosineRestarts, NUMBERS, st.integers(1, 10**6), st.integers(1, 3), NUMBERS, SWITCHES),
+    st.builds(
+        OneCycle, NUMBERS, st.floats(0, 1), st.floats(1, CAP), st.floats(1, CAP), st.integers(1, 10**6)
+    ),
 )  # fmt: skip
 
 
@@ -60,11 +74,16 @@ RELATIVE = st.one_of(
     ),
     st.builds(Polynomial, NUMBERS, st.floats(-9, 9), PERCENTS, NUMBERS),
     st.builds(Exponential, NUMBERS, st.floats(0.5, 2), PERCENTS, NUMBERS),
+    st.builds(lambda value, end, warmup: Cosine(value, end, Percent(warmup)), NUMBERS, NUMBERS, st.integers(0, 99)),
+    st.builds(CosineRestarts, NUMBERS, PERCENTS, st.integers(1, 3), NUMBERS, SWITCHES),
+    st.builds(OneCycle, NUMBERS, until=PERCENTS.filter(lambda p: p.value > 0)),
 )  # fmt: skip
 
 
 def test_the_strategy_covers_every_schedule_there_is():
-    assert set(SCHEDULES.values()) == {Constant, Step, Stages, Linear, Polynomial, Exponential}
+    assert set(SCHEDULES.values()) == {
+        Constant, Step, Stages, Linear, Polynomial, Exponential, Cosine, CosineRestarts, OneCycle
+    }  # fmt: skip
 
 
 @given(SCHEDULE, st.integers(0, 10**9))
@@ -111,9 +130,11 @@ def test_relative_switch_points_become_the_nearest_step(s, steps):
         if isinstance(before, Percent):
             expected = nearest_step(before, steps)
             exact = Fraction(before.value) * steps / 100
-            # A line takes at least one step; floats may round an exact half either way.
+            # A ramp, a period and a cycle take at least one step; floats may round an exact half either way.
             assert (
                 after == expected
+                or (after == 1 > expected and not isinstance(s, Linear))
+                or (key == "warmup" and after == resolved.until - 1)
                 or (key == "until" and after == resolved.after + 1)
                 or abs(exact - after) <= Fraction(1, 2) + Fraction(1, 10**6)
             )
@@ -175,6 +196,7 @@ DISTINCT = st.one_of(
     ).filter(lambda s: isinstance(s.until, int) or s.after < 50),
     st.builds(Polynomial, st.just(3), st.just(1), st.integers(1, 100) | PERCENTS, st.just(2)),
     st.builds(Exponential, st.just(3), st.just(1.1), st.integers(1, 100) | PERCENTS, st.just(2)),
+    st.builds(OneCycle, st.just(3)),
 )
 
 
@@ -263,7 +285,7 @@ def test_the_cap_squared_fits_in_a_float32():
     ("text", "message"),
     [
         ("stpe(1, 2, at=3)", "unknown schedule 'stpe'; did you mean 'step'? "
-         "known: constant, exp, linear, poly, stages, step"),
+         "known: constant, cosine, cosine-restarts, exp, linear, one-cycle, poly, stages, step"),
         ("poly(k=1, p=3, aftr=190)", "poly: unknown setting 'aftr'; did you mean 'after'? "
          "known: after, before, k, p"),
         ("step(1)", "step: needs after, at, as in step(after=…)"),
@@ -292,6 +314,16 @@ def test_the_cap_squared_fits_in_a_float32():
         ("linear(1, 2, until=5%, after=5%)", "linear: until must exceed after; got 5% and 5%"),
         ("stages(1, 2, 3, at=(30%, 20%))", "stages: needs one rising switch step fewer than values; "
          "got 3 values and at=(30%, 20%)"),
+        ("linear(1, 0, until=5, warmup=7)", "linear: until must exceed warmup; got 5 and 7"),
+        ("cosine(1, warmup=7, until=7)", "cosine: until must exceed warmup; got 7 and 7"),
+        ("cosine(1, start=2)", "cosine: start must be in [0, 1], got 2"),
+        ("cosine(1, offset=2)", "cosine: offset must be 0 or 1, got 2"),
+        ("cosine-restarts(1, period=0)", "cosine-restarts: period must be at least 1 step, got 0"),
+        ("cosine-restarts(1, 5, factor=1.5)", "cosine-restarts: factor must be a whole number; got 1.5"),
+        ("cosine-restarts(1, 5, factor=0)", "cosine-restarts: factor must be a whole number of at least 1, got 0"),
+        ("one-cycle(1, share=2)", "one-cycle: share must be in [0, 1], got 2"),
+        ("one-cycle(1, div=0)", "one-cycle: div must be at least 1, got 0"),
+        ("one-cycle(1, until=0)", "one-cycle: until must be at least 1 step, got 0"),
         ("1 +", "cannot read '1 +': expected name or name(key=value, …)"),
     ],
 )  # fmt: skip
@@ -330,6 +362,7 @@ def test_tuples_and_numbers_are_not_interchangeable(text):
         ("exp(1, 1.1, after=190)", 500, 50, "exp(start=1, factor=1.1, after=19, before=1)"),
         # A switch point near the end stays within the run.
         ("step(1, 2, at=499)", 500, 10, "step(1, 2, at=9)"),
+        ("cosine(1, warmup=100)", 500, 50, "cosine(1, warmup=10, until=50)"),
         # Shares of the run, and points that the longer run does not reach, stay as they are.
         ("step(1, 2, at=40%)", 500, 50, "step(1, 2, at=40%)"),
         ("step(1, 2, at=600)", 500, 50, "step(1, 2, at=600)"),
@@ -339,3 +372,79 @@ def test_tuples_and_numbers_are_not_interchangeable(text):
 )
 def test_rescaled_schedule_switches_at_the_same_share_of_the_run(text, old, new, scaled):
     assert str(schedule(text).rescale(old, new)) == scaled
+
+
+def test_rate_schedules_equal_the_numbers_of_the_specification():
+    """Values of the specification, B.7: learning rate 0.1, 10 updates."""
+
+    def values(text, steps):
+        return [schedule(text).resolve(10)(t) for t in steps]
+
+    near = {"rel": 0, "abs": 1e-9}
+    assert values("cosine(0.1)", (0, 1, 5, 9, 10)) == pytest.approx(
+        [0.1, 0.0975528258, 0.05, 0.0024471742, 0], **near
+    )
+    eqrm = [0.0975528258, 0.0904508497, 0.0345491503, 0]
+    assert values("cosine(0.1, offset=1)", (0, 1, 5, 9)) == pytest.approx(eqrm, **near)
+    assert schedule("cosine(0.1, warmup=400, start=1, offset=1)").resolve(600)(599) == 0
+    warm = [0.0333333333, 0.0666666667, 0.1, 0.1, 0.0950484434, 0.0811744901]
+    assert values("cosine(0.1, warmup=3)", range(6)) == pytest.approx(warm, **near)
+    assert values("cosine(0.1, warmup=30%)", range(6)) == pytest.approx(warm, **near)
+    linear = [0.025, 0.05, 0.075, 0.1, 0.0950484434]
+    assert values("cosine(0.1, warmup=3, start=0.25)", range(5)) == pytest.approx(linear, **near)
+    assert values("one-cycle(0.1)", (0, 1, 2, 3, 9)) == pytest.approx(
+        [0.004, 0.052, 0.1, 0.0950484632, 4e-7], **near
+    )
+    restarts = [0.1, 0.0853553391, 0.05, 0.0146446609, 0.1, 0.0961939766]
+    assert values("cosine-restarts(0.1, 4, factor=2)", range(6)) == pytest.approx(restarts, **near)
+    decay = [0.1 * min((t + 1) / 3, max(0, (10 - t) / 7)) for t in range(11)]
+    assert values("linear(0.1, 0, warmup=3)", range(11)) == pytest.approx(decay, **near)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 25, 40])
+def test_rate_schedules_equal_those_of_pytorch(steps):
+    ours = torch.optim.lr_scheduler
+
+    def warm(optimizer):
+        parts = [
+            ours.LinearLR(optimizer, 0.25, total_iters=5),
+            ours.CosineAnnealingLR(optimizer, max(1, steps - 5), 0.01),
+        ]
+        return ours.SequentialLR(optimizer, parts, [5])
+
+    cases = {
+        "cosine(0.1)": lambda o: ours.CosineAnnealingLR(o, steps),
+        "cosine(0.1, end=0.02)": lambda o: ours.CosineAnnealingLR(o, steps, 0.02),
+        "one-cycle(0.1)": lambda o: ours.OneCycleLR(o, 0.1, total_steps=steps),
+        "one-cycle(0.1, share=0.5, div=10, final_div=100)": lambda o: ours.OneCycleLR(
+            o, 0.1, total_steps=steps, pct_start=0.5, div_factor=10, final_div_factor=100
+        ),
+        "cosine-restarts(0.1, 3)": lambda o: ours.CosineAnnealingWarmRestarts(o, 3),
+        "cosine-restarts(0.1, 2, factor=3, end=0.03)": lambda o: ours.CosineAnnealingWarmRestarts(
+            o, 2, 3, 0.03
+        ),
+        "linear(0.1, 0.02)": lambda o: ours.LinearLR(o, 1.0, 0.2, total_iters=steps),
+        "step(0.1, 0.01, at=4)": lambda o: ours.MultiStepLR(o, [4]),
+    } | ({"cosine(0.1, 0.01, warmup=5, start=0.25)": warm} if steps > 5 else {})
+    for text, theirs in cases.items():
+        if steps <= 2 and "share" in text:
+            continue  # PyTorch divides by 0.
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+        scheduler = theirs(optimizer)
+        rates = []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if len(rates) < steps:
+                scheduler.step()
+        course = schedule(text).resolve(steps)
+        assert [course(t) for t in range(steps)] == pytest.approx(rates, rel=0, abs=1e-12), text
+
+
+def test_a_warmup_longer_than_the_run_is_rejected():
+    with pytest.raises(EnvariantError) as refusal:
+        schedule("cosine(5e-5, warmup=100)").resolve(50)
+    assert str(refusal.value) == (
+        "cosine(5e-05, warmup=100) in a run of 50 steps: cosine: until must exceed warmup; got 50 and 100"
+    )

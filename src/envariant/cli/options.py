@@ -1,4 +1,4 @@
-"""Types of command-line options that several commands use."""
+"""Types of the command-line options that are used by several commands."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from envariant.core.errors import EnvariantError, shortened
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
-    """Convert an argument to an integer; numbers such as 2.9 are rejected."""
+    """Convert an argument to an integer; reject numbers such as 2.9."""
     try:
         return int(tokens[0].value)
     except ValueError:
@@ -19,7 +19,7 @@ def _whole(_type: object, tokens: Sequence[Token]) -> int:
 
 
 def _number(_type: object, tokens: Sequence[Token]) -> float:
-    """Convert an argument to a number; words such as nan are rejected."""
+    """Convert an argument to a number; reject words such as nan."""
     try:
         number = float(tokens[0].value)
     except ValueError:
@@ -29,8 +29,16 @@ def _number(_type: object, tokens: Sequence[Token]) -> float:
     return number
 
 
+def _number_or_text(_type: object, tokens: Sequence[Token]) -> float | str:
+    """Convert an argument to a number if it is one, or return the text."""
+    try:
+        return float(tokens[0].value)
+    except ValueError:
+        return tokens[0].value
+
+
 def _whole_or_full(_type: object, tokens: Sequence[Token]) -> int | str:
-    """Convert an argument to an integer, or return the word full."""
+    """Convert an argument to an integer, or return "full"."""
     return tokens[0].value if tokens[0].value == "full" else _whole(_type, tokens)
 
 
@@ -46,6 +54,7 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
 Number = Annotated[float, Parameter(converter=_number)]
 NumberOrNone = Annotated[float | None, Parameter(converter=_number)]
+NumberOrText = Annotated[float | str | None, Parameter(converter=_number_or_text)]
 Batch = Annotated[int | Literal["full"] | None, Parameter(converter=_whole_or_full)]
 Names = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True, show_default=False)]
 Switch = Annotated[bool, Parameter(negative="")]

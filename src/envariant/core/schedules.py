@@ -1,170 +1,38 @@
 """Schedules: coefficients and learning rates as functions of the step, writable as short strings.
 
-With a strong penalty from the first step, training ends at the constant predictor, whose penalty is zero;
-without a penalty, training is ERM. Published methods therefore change the coefficient during training:
+If the penalty is strong from the first step, training ends at a constant predictor, whose penalty is zero.
+Without a penalty, training is ERM. Published methods therefore change the coefficient during training:
 `step(1, 1e4, at=190)`, `stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Switch points are
-step numbers, or shares of the run's length such as `at=40%`. Values are clipped to ±`CAP`, because an
+step numbers, or percentages of the run's length such as `at=40%`. Values are clipped to ±`CAP`, because an
 exponential schedule would overflow within a few hundred steps.
 """
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast, final
+from typing import ClassVar, final
 
 from envariant.core import specs
-from envariant.core.errors import EnvariantError, shown, unknown_name
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.rate_schedules import Cosine, CosineRestarts, OneCycle, in_order
+from envariant.core.schedule_base import CAP, WHOLE_RUN, Schedule, absolute
 from envariant.core.specs import Percent, Spec
 
-CAP = 1e12
-"""Largest absolute value of a schedule. It exceeds usual coefficients, and its square fits in float32."""
-
-
-class Schedule(ABC):
-    """Base class of schedules: functions of the step t, which is 0 for the first update.
-
-    A subclass is a frozen dataclass with a `name`. Its fields are numbers, tuples of numbers, or switch
-    points: step numbers or `Percent` values, listed in `switch_fields`.
-    """
-
-    name: ClassVar[str]
-    switch_fields: ClassVar[tuple[str, ...]] = ()
-    """Names of the fields for switch points."""
-    value_fields: ClassVar[tuple[str, ...]] = ()
-    """Names of the fields that determine the sign of the schedule's values."""
-    final_field: ClassVar[str] = ""
-    """Name of the field for the last value; "" if the schedule grows without a last value."""
-
-    @abstractmethod
-    def __call__(self, step: int) -> float:
-        """Return the value at a step, between -CAP and CAP.
-
-        Raises:
-            EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.
-        """
-
-    @property
-    def switch_points(self) -> tuple[int, ...]:
-        """First step of every stage except the first, in order.
-
-        Raises:
-            EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.
-        """
-        return tuple(self._step_number(point) for key in self.switch_fields for point in self._numbers(key))
-
-    @property
-    def is_relative(self) -> bool:
-        """Whether any switch point is a share of the run's length."""
-        return any(isinstance(point, Percent) for key in self.switch_fields for point in self._numbers(key))
-
-    def resolve(self, steps: int) -> Self:
-        """Convert relative switch points to step numbers.
-
-        Args:
-            steps: Length of the run in optimizer updates; relative switch points are rounded to
-                the nearest step, with halves rounded up.
-
-        Raises:
-            EnvariantError: If the resulting step numbers are out of order.
-
-        Example:
-            >>> str(schedule("step(1, 1e4, at=40%)").resolve(500))
-            'step(1, 10000, at=200)'
-        """
-        if not self.is_relative:
-            return self
-        try:
-            return self._resolved(steps)
-        except EnvariantError as error:
-            raise EnvariantError(f"{self} in a run of {steps} steps: {error}") from None
-
-    def _resolved(self, steps: int) -> Self:
-        changes = {name: _absolute(getattr(self, name), steps) for name in self.switch_fields}
-        return dataclasses.replace(cast("Any", self), **changes)
-
-    def rescale(self, old: int, new: int) -> Self:
-        """Scale the absolute switch points from a run of `old` steps to a run of `new` steps.
-
-        Relative switch points, and those that a run of `old` steps does not reach, stay unchanged.
-
-        Args:
-            old: Length of the run for which the schedule is meant, in steps.
-            new: Length of the run in which the schedule is used, in steps.
-
-        Example:
-            >>> str(schedule("step(1, 1e4, at=190)").rescale(501, 150))
-            'step(1, 10000, at=57)'
-        """
-        if old == new or not any(_scales(p, old) for key in self.switch_fields for p in self._numbers(key)):
-            return self
-        changes = {key: _each(getattr(self, key), old, new) for key in self.switch_fields}
-        return dataclasses.replace(cast("Any", self), **changes).resolve(new)
-
-    def check_not_negative(self, what: str, *, zero: bool = True) -> None:
-        """Check that no value of the schedule is negative.
-
-        Args:
-            what: Name of the hyperparameter, for the error message.
-            zero: Whether the value may be 0 at every step.
-
-        Raises:
-            EnvariantError: If a value is negative, or all values are 0 and `zero` is false.
-        """
-        numbers = [number for key in self.value_fields for number in self._numbers(key)]
-        if any(number < 0 for number in numbers) or (numbers and not zero and not any(numbers)):
-            raise EnvariantError(f"{what} must be at least 0, got {self}")
-
-    def takes_effect_within(self, steps: int) -> bool:
-        """Return whether a run of `steps` updates reaches every stage of the schedule.
-
-        Example:
-            >>> schedule("step(1, 1e4, at=100)").takes_effect_within(100)
-            False
-        """
-        return all(point < steps for point in self.resolve(steps).switch_points)
-
-    def with_final_value(self, value: float) -> "Schedule | None":
-        """Return a copy with another final value; None if the schedule grows without a final value."""
-        changes = {self.final_field: value}
-        return dataclasses.replace(cast("Any", self), **changes) if self.final_field else None
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(cast("Any", self)):
-            key, value = field.name, getattr(self, field.name)
-            several = "tuple" in str(field.type)
-            if several != isinstance(value, tuple):
-                expected = "several numbers" if several else "a number"
-                raise self._wrong_type(key, expected, value)
-            for number in self._numbers(key):
-                if isinstance(number, Percent) and key in self.switch_fields:
-                    continue
-                if isinstance(number, bool) or not isinstance(number, int | float):
-                    raise self._wrong_type(key, "a number", number)
-                # The comparison is false for NaN.
-                if not abs(number) <= CAP:
-                    raise EnvariantError(f"{self.name}: {key} must lie within ±{CAP:g}; got {shown(number)}")
-                if key in self.switch_fields and (number < 0 or not isinstance(number, int)):
-                    expected = "a step number from 0, or a share of the run such as 40%"
-                    raise EnvariantError(f"{self.name}: {key} must be {expected}; got {number}")
-
-    def __str__(self) -> str:
-        fields = dataclasses.fields(cast("Any", self))
-        return str(Spec(self.name, (), {f.name: getattr(self, f.name) for f in fields}))
-
-    def _wrong_type(self, key: str, expected: str, value: object) -> EnvariantError:
-        return EnvariantError(f"{self.name}: {key} must be {expected}; got {specs.format_value(value)!r}")
-
-    def _numbers(self, key: str) -> tuple[Any, ...]:
-        value: Any = getattr(self, key)
-        return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (value,)
-
-    def _step_number(self, point: int | Percent) -> int:
-        if isinstance(point, Percent):
-            raise EnvariantError(
-                f"{self}: the switch point {point} depends on the run's length; call resolve(steps) first"
-            )
-        return point
+__all__ = [
+    "CAP",
+    "SCHEDULES",
+    "Constant",
+    "Cosine",
+    "CosineRestarts",
+    "Exponential",
+    "Linear",
+    "OneCycle",
+    "Polynomial",
+    "Schedule",
+    "Stages",
+    "Step",
+    "schedule",
+]
 
 
 @final
@@ -187,7 +55,7 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class Step(Schedule):
-    """Step schedule: `before` until step `at`, then `after`, as in the IRM and REx code."""
+    """Step schedule: `before` at steps t < `at`, then `after`, as in the IRM and REx code."""
 
     name: ClassVar[str] = "step"
     value_fields: ClassVar[tuple[str, ...]] = ("before", "after")
@@ -233,7 +101,7 @@ class Stages(Schedule):
         return self.values[sum(step >= self._step_number(point) for point in self.at)]
 
     def _resolved(self, steps: int) -> "Stages":
-        at = [_absolute(point, steps) for point in self.at]
+        at = [absolute(point, steps) for point in self.at]
         used = [k for k in range(len(at)) if at[k : k + 2] != [at[k], at[k]]]
         return Stages((self.values[0], *(self.values[k + 1] for k in used)), tuple(at[k] for k in used))
 
@@ -247,50 +115,64 @@ class Stages(Schedule):
 @final
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Linear schedule from `start` at step `after` to `end` at step `until`, constant before and after.
+    """Linear schedule: ramp from `start` at step `after` to `end` at step `until`, constant before and after.
 
-    If `until` is relative, and `after` is relative or 0, the ramp takes at least one step.
+    With a warm-up of W steps, as in BERT, the value is start·(t + 1)/W at step t < W, and the ramp begins at
+    step W if `after` is smaller. If `until` is relative, and `after` is relative or 0, the ramp takes at
+    least one step.
     """
 
     name: ClassVar[str] = "linear"
     value_fields: ClassVar[tuple[str, ...]] = ("start", "end")
-    switch_fields: ClassVar[tuple[str, ...]] = ("until", "after")
+    switch_fields: ClassVar[tuple[str, ...]] = ("until", "after", "warmup")
     final_field: ClassVar[str] = "end"
     start: float
     end: float
-    until: int | Percent
+    until: int | Percent = WHOLE_RUN
     after: int | Percent = 0
+    warmup: int | Percent = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        first, last = self.after, self.until
-        if isinstance(first, Percent) and isinstance(last, Percent):
-            first, last = first.value, last.value
-        if not isinstance(first, Percent) and not isinstance(last, Percent) and last <= first:
-            raise EnvariantError(f"linear: until must exceed after; got {self.until} and {self.after}")
+        for key in ("after", "warmup"):
+            if not in_order(getattr(self, key), self.until):
+                raise EnvariantError(
+                    f"linear: until must exceed {key}; got {self.until} and {getattr(self, key)}"
+                )
 
     def __call__(self, step: int) -> float:
-        after, until = self._step_number(self.after), self._step_number(self.until)
+        after, until = self._ramp_start(), self._step_number(self.until)
+        if step < (warmup := self._step_number(self.warmup)):
+            return self.start * ((step + 1) / warmup)
         share = min(1.0, max(0.0, (step - after) / (until - after)))
         value = (1 - share) * self.start + share * self.end
         return min(CAP, max(-CAP, value))  # Rounding may exceed the cap.
 
     @property
     def switch_points(self) -> tuple[int, ...]:
-        """First step whose value differs from `start`."""
-        return (self._step_number(self.after) + 1,)
+        """First step of the ramp whose value differs from `start`."""
+        return (self._ramp_start() + 1,)
+
+    def _ramp_start(self) -> int:
+        return max(self._step_number(self.after), self._step_number(self.warmup))
 
     def _resolved(self, steps: int) -> "Linear":
-        after, until = _absolute(self.after, steps), _absolute(self.until, steps)
+        after, until, warmup = (absolute(point, steps) for point in (self.after, self.until, self.warmup))
         if isinstance(self.until, Percent) and (isinstance(self.after, Percent) or self.after == 0):
             until = max(until, after + 1)
-        return dataclasses.replace(self, after=after, until=until)
+        if isinstance(self.until, Percent) and isinstance(self.warmup, Percent):
+            warmup = min(warmup, until - 1)
+        return dataclasses.replace(self, after=after, until=until, warmup=warmup)
+
+    def __str__(self) -> str:
+        keys = ("start", "end", "until", "after", *(("warmup",) if self.warmup != 0 else ()))
+        return str(Spec(self.name, (), {key: getattr(self, key) for key in keys}))
 
 
 @final
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """Polynomial schedule: `before` until step `after`, then k·t^p at step t, clipped to ±`CAP`.
+    """Polynomial schedule: `before` at steps t < `after`, then k·t^p, clipped to ±`CAP` (10¹²).
 
     The course report (`sjtu-2023`) uses this schedule, with `before` = 1, for the penalty coefficient.
     """
@@ -315,9 +197,10 @@ class Polynomial(Schedule):
 @final
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """Exponential schedule: `before` until step `after`, then start·factor^(t − after) at step t.
+    """Exponential schedule: `before` at steps t < `after`, then start·factor^(t − after).
 
-    Values are clipped to ±`CAP`. Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
+    Values are clipped to ±`CAP` (10¹²). Without clipping, a factor of 1.1 overflows float32 after about 930
+    steps.
     """
 
     name: ClassVar[str] = "exp"
@@ -339,7 +222,8 @@ class Exponential(Schedule):
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
-    cls.name: cls for cls in (Constant, Step, Stages, Linear, Polynomial, Exponential)
+    cls.name: cls
+    for cls in (Constant, Step, Stages, Linear, Polynomial, Exponential, Cosine, CosineRestarts, OneCycle)
 }
 
 
@@ -350,7 +234,7 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
         value: Schedule (returned unchanged), number (a constant schedule), or string.
 
     Raises:
-        EnvariantError: If the schedule or a setting is unknown, or a setting is invalid.
+        EnvariantError: If the schedule or one of its settings is unknown, or a setting is invalid.
 
     Example:
         >>> schedule("step(1, 1e4, at=190)")(190)
@@ -374,24 +258,6 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
         if isinstance(at, int | Percent):
             value = Spec(value.name, value.positional, {**value.keywords, "at": (at,)})
     return cls(**specs.fill(cls, value))
-
-
-def _scales(point: int | Percent, old: int) -> bool:
-    return not isinstance(point, Percent) and 0 < point <= old
-
-
-def _each(points: Any, old: int, new: int) -> Any:
-    """Convert step numbers in a run of `old` steps to shares of the run, for a new run of `new` steps."""
-    if isinstance(points, tuple):
-        return tuple(_each(point, old, new) for point in cast("tuple[Any, ...]", points))
-    if not _scales(points, old):
-        return points
-    # Rounding must not move a switch point within the run to its end.
-    return Percent(100 * (points / old if points == old else min(points / old, (new - 1) / new)))
-
-
-def _absolute(point: int | Percent, steps: int) -> int:
-    return math.floor(point.value * steps / 100 + 0.5) if isinstance(point, Percent) else point
 
 
 def _capped(scale: float, log_growth: float) -> float:

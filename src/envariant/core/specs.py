@@ -10,6 +10,7 @@ import dataclasses
 import keyword
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, TypeVar, cast, final, get_type_hints
@@ -51,7 +52,7 @@ class Percent:
 @final
 @dataclass(frozen=True)
 class Spec:
-    """Name with positional and keyword arguments, written `name(1, key=value)`; arguments may be specs."""
+    """Name with positional and keyword arguments, written `name(1, key=value)`; arguments can be specs."""
 
     name: str
     positional: tuple[Any, ...] = ()
@@ -67,7 +68,7 @@ def parse(text: str) -> Spec:
     """Parse a string of the form `name` or `name(1, key=value, …)` to a `Spec`.
 
     Raises:
-        EnvariantError: If the text is not a name with optional arguments in parentheses.
+        EnvariantError: If the string is not a name with optional arguments in parentheses.
     """
     match = _CALL.fullmatch(_bounded(text))
     if match is None:
@@ -85,7 +86,7 @@ def parse(text: str) -> Spec:
 
 
 def parse_as(kind: str, text: str) -> Spec:
-    """Parse text like `parse`; error messages name the kind of the object, such as "model"."""
+    """Parse a string like `parse`; error messages name the kind of the object, such as "model"."""
     try:
         return parse(text)
     except EnvariantError as error:
@@ -93,24 +94,22 @@ def parse_as(kind: str, text: str) -> Spec:
 
 
 def parse_value(text: str) -> Any:
-    """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a word, a tuple or a spec.
+    """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a name, a tuple or a spec.
 
     Raises:
-        EnvariantError: If the text is not a valid value.
+        EnvariantError: If the string is not a valid value.
     """
     match = _CALL.fullmatch(_bounded(text))
-    try:
+    with suppress(SyntaxError):
         if match is None or match["name"].isidentifier():
             return _value(_syntax_tree(text.strip()), text)
-    except SyntaxError:
-        pass
     # Not a Python name: "mm-rex" would be a difference.
     spec = parse(text)
     return spec if spec.positional or spec.keywords else spec.name
 
 
 def format_value(value: Any) -> str:
-    """Convert a number, Boolean, None, string, spec or tuple to text that `parse_value` reads back."""
+    """Convert a number, Boolean, None, string, spec or tuple to a string that `parse_value` can read back."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
@@ -139,13 +138,13 @@ def _quoted(text: str) -> str:
 
 
 def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
-    """Return a dataclass instance as text: a name, and the settings that differ from the defaults.
+    """Convert a dataclass instance to a string: its name, and the settings that differ from the defaults.
 
     Args:
         name: Name of the object.
         instance: Dataclass instance; fields with `compare=False` are not written.
         default: Instance with the default settings. Default: the defaults of the fields.
-        positional: Names of the fields whose values are always written, before the others and without a key.
+        positional: Names of the fields whose values are always written; they come first and have no key.
     """
     changed = {
         f.name: getattr(instance, f.name)
@@ -191,8 +190,7 @@ def fill(
         if key in arguments:
             raise EnvariantError(f"{spec.name}: '{key}' is given twice")
         arguments[key] = value
-    unset = dataclasses.MISSING
-    required = {f.name for f in fields if f.default is unset and f.default_factory is unset}
+    required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - arguments.keys()):
         raise EnvariantError(f"{spec.name}: needs {', '.join(missing)}, as in {spec.name}({missing[0]}=…)")
     return checked(cls, arguments, spec.name)
@@ -213,7 +211,8 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert settings to the declared types of the fields of a dataclass; integers are valid floats.
 
-    Bounds, and settings whose type is a class of this package, are checked later, by the dataclass itself.
+    Bounds are not checked here, nor are settings whose type is a class of this package; the dataclass checks
+    both when it is constructed.
 
     Raises:
         EnvariantError: If a value has the wrong type; the message begins with `where`.
@@ -233,7 +232,7 @@ def validate(instance: object, where: str = "", only: Collection[str] | None = N
 
     Args:
         instance: Instance of a frozen dataclass.
-        where: Prefix of error messages. Default: name of the class.
+        where: Prefix of error messages. Default: the name of the class.
         only: Names of the fields to check. Default: all.
 
     Raises:
@@ -352,8 +351,7 @@ def _bounded(text: str) -> str:
     if not isinstance(text, str):
         raise EnvariantError(f"expected text such as name or name(key=value, …); got {shown(text)}")
     if len(text) > _MAX_LENGTH:
-        expected = f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}"
-        raise _unreadable(text, expected)
+        raise _unreadable(text, f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}")
     return text
 
 
@@ -400,6 +398,9 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
             return f"{prefix}-{ast.unparse(node.right)}"
         case ast.BinOp(ast.Constant(value=int() | float() as value), ast.Mod(), ast.Name(id="_")):
             return Percent(value)
+        case ast.BinOp(ast.Name(id=first), ast.Sub(), ast.Call(func=ast.Name()) as call):
+            spec = cast("Spec", _value(call, text, depth))
+            return dataclasses.replace(spec, name=f"{first}-{spec.name}")
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_value(item, text, depth) for item in items)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from envariant.core import specs
 from envariant.core.errors import EnvariantError
+from envariant.core.input_store import ByteStore
 from envariant.core.tasks import Regression
-from envariant.data.images import reading
+from envariant.data.images import decoding, reading
 from envariant.data.images.base import ImageSource
-from envariant.data.images.decoding import decode
 from envariant.data.tables.columns import Column
 from envariant.data.tables.table import LogEntry, Table
 from envariant.features.backbones import TextEncoder, extractor, name_of
@@ -40,6 +40,8 @@ class ImageEncoder:
         image_size: Side in pixels to which files are decoded.
         normalize: Whether pixels are standardized with ImageNet's mean and standard deviation.
         size: Side to which images are resized before the backbone. Default: unchanged.
+        resize: How images are converted to squares, as in `ImageSource`.
+        exif: Whether to apply the EXIF orientation.
     """
 
     name: ClassVar[str] = "images"
@@ -47,6 +49,8 @@ class ImageEncoder:
     image_size: int
     normalize: bool = True
     size: int | None = None
+    resize: Literal["square", "center-crop"] = "square"
+    exif: bool = False
 
     def __str__(self) -> str:
         return specs.describe(self.name, self, positional=("backbone", "image_size"))
@@ -60,15 +64,17 @@ class ImageEncoder:
         backbone = cast("Any", backbone_of(str(self.backbone)))
         side = self.size or self.image_size
         network = extractor(backbone, (3, side, side))
-        given = (reading.MEAN, reading.DEVIATION) if self.normalize else None
+        mean, deviation = (reading.MEAN, reading.DEVIATION) if self.normalize else (None, None)
+        given = None if mean is None or deviation is None else (mean, deviation)
         expected = None if network.mean is None else (network.mean, network.deviation)
         before = Preprocessing(None, self.size, given, cast("Any", expected))
         parts: list[Tensor] = []
         for start in range(0, len(paths), _BATCH):
             files = [Path(path) for path in paths[start : start + _BATCH]]
-            pixels = np.stack([decode(file, self.image_size)[0] for file in files])
+            square = decoding.Preprocessing(self.image_size, self.resize, self.exif)
+            pixels = torch.from_numpy(np.stack([decoding.decode(file, square)[0] for file in files]))
             with torch.inference_mode():
-                inputs = before(reading.to_float(pixels, normalize=self.normalize))
+                inputs = before(ByteStore(pixels, mean, deviation).decode(pixels))
                 parts.append(network.module(inputs).flatten(1).float().clone())
         return torch.cat(parts)
 
@@ -94,7 +100,16 @@ def image_table(features: Features) -> Table:
         target = Column("class", "category", targets.astype(np.int32), labels)
     encoder = ""
     if isinstance(source, ImageSource):
-        encoder = str(ImageEncoder(name_of(features.backbone), source.size, source.normalize, features.size))
+        encoder = str(
+            ImageEncoder(
+                name_of(features.backbone),
+                source.size,
+                source.normalize,
+                features.size,
+                source.resize,
+                source.exif,
+            )
+        )
     log = LogEntry("", f"inputs: {len(columns):,} features of {name_of(features.backbone)}")
     return Table(
         columns,

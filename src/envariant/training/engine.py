@@ -19,7 +19,7 @@ from envariant.core.errors import EnvariantError, first_line
 from envariant.models import FeaturizerAndHead
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.batch_sampler import StackingError
-from envariant.training.checkpoint import Checkpoint
+from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.execution import Execution, groups
 from envariant.training.history import HistoryRow
 from envariant.training.memory_budget import is_out_of_memory
@@ -53,13 +53,14 @@ class Evaluated:
     Attributes:
         replicas: Indices of the replicas.
         step: Number of completed updates.
-        rows: Measured values.
+        rows: Values measured in this evaluation.
         checkpoint: Function that returns the current state; its result is valid until the next event.
-        finished: Whether these replicas have completed all steps or have all diverged.
+        finished: Whether these replicas have completed all steps, have stopped early or have diverged.
         answers: Function that returns the logits of each replica and the targets in one environment,
             `[replicas, rows, …]`; see `ReplicaStack.answers`.
         notes: Deviations from the requested execution, for example that memory ran out and the stack was
             halved.
+        keep: Whether the option `keep` keeps the weights at this step.
     """
 
     replicas: tuple[int, ...]
@@ -69,6 +70,12 @@ class Evaluated:
     finished: bool
     answers: Callable[..., tuple[Tensor, Tensor]]
     notes: tuple[str, ...] = ()
+    keep: bool = False
+
+    def kept_states(self) -> dict[int, ReplicaState]:
+        """Return copies of the current states of the replicas that have not ended before this step."""
+        states = self.checkpoint().for_prediction().clone().states()
+        return {k: state for k, state in states.items() if state.step == self.step}
 
 
 def run(
@@ -107,8 +114,9 @@ def run(
 
 
 def is_done(checkpoint: Checkpoint, steps: int) -> bool:
-    """Return whether the replicas of a checkpoint have completed all steps or have all diverged."""
-    return checkpoint.measured >= steps or len(checkpoint.failures) == len(checkpoint.replicas)
+    """Return whether the replicas of a checkpoint have completed all steps, stopped early or diverged."""
+    ended = len(checkpoint.failures) + len(checkpoint.stops)
+    return checkpoint.measured >= steps or ended == len(checkpoint.replicas)
 
 
 def _resumed(
@@ -200,9 +208,10 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
         if config.measures_at(stack.step) and stack.measured < stack.step:
             with _errors_as_envariant(stack):
                 rows = stack.measure()
-            finished = stack.failed or stack.step == config.steps
+            finished, keep = stack.ended or stack.step == config.steps, config.keep.keeps(stack.step)
+            notes += stack.waiting_notes() if finished else ()
             yield Evaluated(
-                stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes
+                stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes, keep
             )
             if finished:
                 return

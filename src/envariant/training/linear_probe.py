@@ -105,7 +105,8 @@ class LinearProbe(Initializer):
             coefficients, intercepts = (np.concatenate([-v / 2, v / 2]) for v in (coefficients, intercepts))
         weight = np.zeros((outputs, inputs.shape[1]))
         bias = np.full(outputs, intercepts.min() - _UNSEEN)
-        weight[classes], bias[classes] = coefficients, intercepts
+        index = classes.astype(np.int64)
+        weight[index], bias[index] = coefficients, intercepts
         return weight, bias
 
 

@@ -9,6 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, Any, ClassVar, cast, final
 
 import torch
@@ -79,27 +80,41 @@ class StackedOptimizer:
     Args:
         config: Configuration of the optimizer.
         params: Parameters `[replicas, numbers]`, updated in place.
-        rates: Learning rate of each replica, a number or a schedule.
-        decays: Weight decay of each replica.
+        rates: Learning rate of each replica, a number or a schedule; several in a tuple, one for each segment
+            of the row.
+        decays: Weight decay of each replica; several in a tuple, one for each segment of the row.
         shapes: Shapes of the parameters in a row, for rules that depend on them. Default: one vector.
+        segments: Number of adjacent parameters in each segment. Default: one segment.
     """
 
     def __init__(
         self,
         config: OptimizerConfig,
         params: Float[Tensor, "replicas numbers"],
-        rates: Sequence[Schedule | float],
-        decays: Sequence[float],
+        rates: Sequence[tuple[Schedule | float, ...] | Schedule | float],
+        decays: Sequence[tuple[float, ...] | float],
         shapes: Sequence[torch.Size] = (),
+        segments: Sequence[int] = (),
     ) -> None:
         self._params, self._config = params, config
-        self._rates = ScheduleTable([[rate] for rate in rates], params.device)
-        self._decays = torch.tensor(decays, device=params.device)[:, None]
-        self._any_decay = any(decays)
+        rate_rows = [rate if isinstance(rate, tuple) else (rate,) for rate in rates]
+        decay_rows = [decay if isinstance(decay, tuple) else (decay,) for decay in decays]
+        self._rates = ScheduleTable(rate_rows, params.device)
+        shapes = list(shapes) or [params.shape[1:]]
+        counts = list(segments) or [len(shapes)]
+        self._segment: Tensor | None = None
+        if len(counts) > 1:
+            sizes = torch.tensor([shape.numel() for shape in shapes])
+            numbers = [int(part.sum()) for part in sizes.split(counts)]
+            self._segment = (
+                torch.arange(len(counts)).repeat_interleave(torch.tensor(numbers)).to(params.device)
+            )
+        self._decays = self._by_number(torch.tensor(decay_rows, device=params.device))
+        self._any_decay = any(map(any, decay_rows))
         self._rule: _SharedRule | _SeparateRules = (
             _SharedRule(config, params)
             if config.stackable
-            else _SeparateRules(config, params, rates, decays, shapes)
+            else _SeparateRules(config, params, rate_rows, decay_rows, shapes, counts)
         )
 
     def apply(
@@ -120,7 +135,7 @@ class StackedOptimizer:
         if isinstance(self._rule, _SeparateRules):
             self._rule.update(gradients, step)
         else:
-            rates = self._rates.at(step)
+            rates = self._by_number(self._rates.at(step))
             if self._any_decay and self._config.decoupled_decay:
                 self._params.mul_(1 - rates * self._decays)
             elif self._any_decay:
@@ -128,6 +143,10 @@ class StackedOptimizer:
             self._rule.update(gradients, rates)
         if before is not None:
             self._params.copy_(torch.where(alive[:, None], self._params, before))
+
+    def _by_number(self, values: Float[Tensor, "replicas segments"]) -> Tensor:
+        """Return the values of the segments as one value for each number; of one segment, unchanged."""
+        return values if self._segment is None else values.index_select(1, self._segment)
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimizer state for checkpoints, as tensors with PyTorch's names.
@@ -169,31 +188,42 @@ class _SharedRule:
 
 @final
 class _SeparateRules:
-    """Optimizers of which each updates the parameters of one replica, a row of the matrix."""
+    """Set of optimizers, one per replica; each updates one row of the parameter matrix."""
 
     def __init__(
         self,
         config: OptimizerConfig,
         params: Tensor,
-        rates: Sequence[Schedule | float],
-        decays: Sequence[float],
+        rates: Sequence[tuple[Schedule | float, ...]],
+        decays: Sequence[tuple[float, ...]],
         shapes: Sequence[torch.Size],
+        counts: Sequence[int],
     ) -> None:
-        self._shapes = list(shapes) or [params.shape[1:]]
+        self._shapes = list(shapes)
         self._parts = [self._views(row) for row in params.unbind()]
-        self._rates = [schedule(rate) for rate in rates]
+        self._rates = [[schedule(rate) for rate in own] for own in rates]
         # Some optimizers, such as Rprop, use the initial learning rate as the size of their first step.
         self._optimizers = [
-            config.build(parts, rate(0), decay)
-            for parts, rate, decay in zip(self._parts, self._rates, decays, strict=True)
+            config.build(parts, own[0](0), max(decay))
+            for parts, own, decay in zip(self._parts, self._rates, decays, strict=True)
         ]
+        if len(counts) == 1:
+            return
+        ends = list(accumulate(counts))
+        for optimizer, parts, decay in zip(self._optimizers, self._parts, decays, strict=True):
+            common = optimizer.param_groups[0]
+            decayed = any(decay) or bool(common.get("weight_decay"))
+            optimizer.param_groups = [
+                {**common, "params": parts[end - count : end], **({"weight_decay": d} if decayed else {})}
+                for count, end, d in zip(counts, ends, decay, strict=True)
+            ]
 
     def update(self, gradients: Tensor, step: int) -> None:
         for optimizer, parts, gradient, rate in zip(
             self._optimizers, self._parts, gradients.unbind(), self._rates, strict=True
         ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate(step)
+            for group, own in zip(optimizer.param_groups, rate, strict=True):
+                group["lr"] = own(step)
             for part, values in zip(parts, self._views(gradient), strict=True):
                 part.grad = values
             optimizer.step()

@@ -32,6 +32,7 @@ from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression, Task
 from envariant.models.base import xavier
 from envariant.training.initializer import Fit, Fitted, Initializer
+from envariant.training.keep_rules import KeepLast
 from envariant.training.linear_probe import LinearProbe
 from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica, Start
@@ -94,9 +95,9 @@ class RFC(Initializer):
 
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         task = environments.task
-        if isinstance(task, Regression):
+        if isinstance(task, Regression) or task.target_shape:
             raise EnvariantError(
-                "rfc: needs classes, because it asks which rows are right; the task is regression"
+                f"rfc: needs classes, because it asks which rows are right; the task is {task.name}"
             )
         pooled = _pooled(environments)
         model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
@@ -258,8 +259,8 @@ def prepared(
         source: Data source of the replica.
         config: Settings of the run.
         initializer: Pretraining method for the initial weights, or None.
-        on_progress: Called after every pretraining step with the number of the replica, the number of
-            completed steps and the total number of steps.
+        on_progress: Function called after every pretraining step with the number of the replica, the number
+            of completed steps and the total number of steps.
     """
     inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:
@@ -273,7 +274,7 @@ def prepared(
         steps = 0 if inference is None else inference.reference_steps or config.steps
         steps += 0 if initializer is None else initializer.total_steps
         done = itertools.count(1)
-        fit = fitting(replica, config, lambda: on_progress(replica.index, next(done), steps))
+        fit = Fitting(replica, config, lambda: on_progress(replica.index, next(done), steps))
         inferred = None if inference is None else _inferred(environments, inference, fit, config.steps)
         params = {} if initializer is None else initializer.weights(environments, fit, replica.seeds.order)
         return Start(params, inferred)
@@ -283,7 +284,7 @@ def prepared(
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Fitting(Fit):
+class Fitting(Fit):
     """Training of new models with a replica's seeds and learning rate.
 
     A learning-rate schedule starts at step 0 for each model.
@@ -300,9 +301,19 @@ class _Fitting(Fit):
 
     def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
         replica, config = self.replica, self.config
-        alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None)
+        groups = replace(replica.groups, decays=None)
+        alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None, groups=groups)
         own_config = replace(
-            config, steps=steps, test=(), freeze=None, evaluate_every=steps, compiled=False, adapt=None
+            config,
+            steps=steps,
+            test=(),
+            freeze=None,
+            evaluate_every=steps,
+            compiled=False,
+            adapt=None,
+            average=None,
+            keep=KeepLast(),
+            stop_early=None,
         )
         stack = ReplicaStack(environments, (alone,), own_config)
         for _ in range(steps):
@@ -317,17 +328,6 @@ class _Fitting(Fit):
 
     def initial(self, environments: EnvironmentSet) -> nn.Module:
         return module_of(environments, self.replica, replace(self.config, test=(), freeze=None))[0]
-
-
-def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = lambda: None) -> Fit:
-    """Return a function that trains new models with the replica's seeds and learning rate.
-
-    Args:
-        replica: Replica whose seeds and learning rate are used.
-        config: Settings of the run.
-        on_step: Called after every step.
-    """
-    return _Fitting(replica, config, on_step)
 
 
 def _inferred(

@@ -16,6 +16,7 @@ from envariant.algorithms.base import Algorithm
 from envariant.core.counter_rng import step_key
 from envariant.core.environments import EnvironmentSet
 from envariant.core.schedules import Schedule
+from envariant.training.parameter_groups import ParameterGroups
 
 
 @final
@@ -34,14 +35,18 @@ class Seeds:
     order: int
 
     @classmethod
-    def of(cls, seed: int, replica: int) -> "Seeds":
+    def of(cls, seed: int, replica: int, *, shared_init: bool = False) -> "Seeds":
         """Derive the seeds of a replica from the base seed of the run.
 
         Args:
             seed: Base random seed of the run.
             replica: Index of the replica, from 0.
+            shared_init: Whether data and initial weights are those of replica 0.
         """
         data, initialization, order = np.random.SeedSequence([seed, replica]).generate_state(3)
+        if shared_init:
+            first = cls.of(seed, 0)
+            data, initialization = first.data, first.initialization
         return cls(int(data), int(initialization), int(order))
 
     def at(self, step: int) -> int:
@@ -81,6 +86,7 @@ class Replica:
         algorithm: Algorithm with the hyperparameters of this replica.
         learning_rate: Learning rate, a number or a schedule.
         weight_decay: Weight decay of the optimizer.
+        groups: Learning rates and weight decays by parameter group.
         prepared: Function that runs the pretraining; None if there is no pretraining.
     """
 
@@ -90,6 +96,7 @@ class Replica:
     learning_rate: Schedule | float
     weight_decay: float
     prepared: Callable[[], Start] | None = field(default=None, compare=False)
+    groups: ParameterGroups = field(default_factory=ParameterGroups)
 
     @cached_property
     def start(self) -> Start:

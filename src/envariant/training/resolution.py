@@ -8,6 +8,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import nn
+from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
@@ -24,15 +25,23 @@ from envariant.algorithms import (
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, closest_name, unknown_name
-from envariant.core.schedules import Constant, Schedule, schedule
+from envariant.core.losses import closure_content, content
+from envariant.core.schedules import Schedule
+from envariant.data.class_weighting import ClassWeighting
 from envariant.data.validation_split import ValidationSplit
+from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
-from envariant.training.augmentation import RandomAffine, augmentation
+from envariant.training.augmentation import Augmentation, augmentation
+from envariant.training.averaging import averaging
+from envariant.training.early_stopping import stop_rule
 from envariant.training.execution import Execution, execution_request
+from envariant.training.keep_rules import keep_rule
 from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
+from envariant.training.option_conflicts import check_full_batch, check_own_updates
 from envariant.training.option_text import text_of
+from envariant.training.parameter_groups import ParameterGroups, grouped
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
@@ -74,7 +83,8 @@ class ResolvedRun:
         algorithm: Algorithm with its hyperparameters.
         config: Settings shared by all replicas.
         pretraining: Pretraining method for the initial weights, or None.
-        learning_rate: Learning rate: a number or a schedule.
+        learning_rate: Learning rate of parameters in no group: a number or a schedule.
+        groups: Learning rates and weight decays by parameter group.
         identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
     """
 
@@ -85,16 +95,19 @@ class ResolvedRun:
     config: RunConfig
     pretraining: Initializer | None
     learning_rate: float | Schedule
+    groups: ParameterGroups
     identity: str
 
     def replica(self, index: int, seeds: Seeds) -> Replica:
         """Return the replica with a given number and seeds."""
         trained = cast("Algorithm", self.algorithm.trained)
-        return Replica(index, seeds, trained, cast("Any", self.learning_rate), self.spec.weight_decay)
+        decay = 0.0 if self.groups.decays is not None else self.spec.weight_decay
+        return Replica(index, seeds, trained, self.learning_rate, decay, groups=self.groups)
 
     def remarks(self) -> tuple[str, ...]:
         """Return a remark for each schedule that is scaled to the run or never takes effect within it."""
-        return remarks(self.algorithm, self.learning_rate, self.config.steps, self.config.optimizer)
+        rate = self.groups.rates or self.learning_rate
+        return remarks(self.algorithm, rate, self.config.steps, self.config.optimizer)
 
 
 def source_of(data: object) -> EnvironmentSource:
@@ -205,10 +218,14 @@ def check_objects(options: Mapping[str, Any]) -> None:
     converters: Mapping[str, Callable[[Any], object]] = {
         "model": model_builder,
         "optimizer": optimizer_config,
+        "loss": check_loss,
         "init": _initializer,
         "augmentation": _augmentation,
         "device": device_named,
         "memory": memory_in_bytes,
+        "average": averaging,
+        "keep": keep_rule,
+        "stop_early": stop_rule,
     }
     for key, convert in converters.items():
         if options.get(key) is not None:
@@ -235,11 +252,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     steps = 1 if fitted else requested.steps or defaults.steps
     algorithm = resolve_algorithm(requested.algorithm, requested.hyperparameters, source, steps)
     returns_updates = isinstance(algorithm.trained, Algorithm) and algorithm.trained.returns_updates
-    if returns_updates and (requested.weight_decay or requested.optimizer is not None):
-        raise EnvariantError(
-            f"{algorithm.name}: makes its own updates at the run's learning rate; leave optimizer and "
-            f"weight_decay out"
-        )
+    if returns_updates:
+        check_own_updates(algorithm.name, requested)
     suggested: dict[str, Any] = {
         "model": defaults.model,
         "steps": steps if fitted else defaults.steps,
@@ -251,6 +265,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         raise EnvariantError(
             f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
         )
+    if not fitted and (requested.batch_size or suggested["batch_size"]) == "full":
+        check_full_batch(requested)
     left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}
     complete = requested.but(**{**left_open, "steps": steps})
     named = {"data": source.name, "algorithm": algorithm.name}
@@ -259,15 +275,22 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         hyperparameters=algorithm.hyperparameters,
         evaluate_every=complete.evaluate_every or max(1, round(steps / 25)),
     ).described()
-    share, test = requested.holdout_fraction, requested.test_environments
+    share, test, weights = requested.holdout_fraction, requested.test_environments, requested.class_weights
+    split = ValidationSplit(source, share, test) if share else source
+    weighted = split if weights is None else ClassWeighting(split, weights, test)
+    rate, groups = grouped(
+        complete.learning_rate, complete.weight_decay, defaults.learning_rate, steps,
+        weights_only=complete.decay_weights_only,
+    )  # fmt: skip
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
-        ValidationSplit(source, share, test) if share else source,
+        weighted if requested.loss is None else WithLoss(weighted, requested.loss),
         algorithm,
         _config(complete, spec),
         _initializer(requested.init),
-        _rate(complete.learning_rate, steps),
+        rate,
+        groups,
         spec.identity(_identities(requested, source, algorithm)),
     )
 
@@ -279,10 +302,11 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         complete: Options with defaults filled in, which may be objects.
         spec: The same options with objects replaced by text.
     """
+    average, steps = averaging(complete.average), cast("int", spec.steps)
     return RunConfig(
         model=model_builder(complete.model),
         optimizer=optimizer_config(complete.optimizer),
-        steps=cast("int", spec.steps),
+        steps=steps,
         batch_size=None if complete.batch_size == "full" else complete.batch_size,
         evaluate_every=cast("int", spec.evaluate_every),
         precision=complete.precision,
@@ -292,6 +316,11 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         compiled=complete.compile,
         freeze=complete.freeze,
         adapt=complete.adapt,
+        clip=complete.clip,
+        accumulate=complete.accumulate,
+        average=None if average is None else average.resolve(steps),
+        keep=keep_rule(complete.keep),
+        stop_early=stop_rule(complete.stop_early),
     )
 
 
@@ -302,12 +331,11 @@ def remarks(
 
     Args:
         algorithm: Algorithm with its hyperparameters.
-        learning_rate: Learning rate: a number or a schedule.
+        learning_rate: Learning rate: a number, a schedule, values by parameter group, or text.
         steps: Number of steps of the run.
         optimizer: Optimizer of the run.
     """
-    idle = idle_schedules(algorithm.trained, _rate(learning_rate, steps), steps, optimizer)
-    return (*algorithm.scaled, *idle)
+    return (*algorithm.scaled, *idle_schedules(algorithm.trained, learning_rate, steps, optimizer))
 
 
 def check_environments(
@@ -345,8 +373,8 @@ def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
-def _augmentation(requested: object) -> RandomAffine | None:
-    if requested is None or isinstance(requested, RandomAffine):
+def _augmentation(requested: object) -> Augmentation | None:
+    if requested is None or isinstance(requested, Augmentation):
         return requested
     if isinstance(requested, str):
         return augmentation(requested)
@@ -359,13 +387,6 @@ def _initializer(requested: object) -> Initializer | None:
     if isinstance(requested, str):
         return initializer_named(requested)
     raise wrong_type("init", "a name such as erm(steps=100) or rfc", requested)
-
-
-def _rate(rate: object, steps: int) -> float | Schedule:
-    if isinstance(rate, str | Schedule):
-        course = schedule(rate)
-        return course.value if isinstance(course, Constant) else course.resolve(steps)
-    return cast("float", rate)
 
 
 def algorithm_identity(requested: object) -> str:
@@ -387,7 +408,17 @@ def _identities(
         "algorithm": algorithm_identity(algorithm.trained),
         "hyperparameters": "",
     }
-    for key in ("model", "optimizer", "init", "augmentation", "adapt"):
+    for key in (
+        "model",
+        "optimizer",
+        "loss",
+        "init",
+        "augmentation",
+        "adapt",
+        "average",
+        "keep",
+        "stop_early",
+    ):
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)
@@ -407,12 +438,15 @@ def content_hash(value: object) -> str:
             # A lazy layer has no weights yet.
             own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
             digest.update(name.encode() + own)
+        # The settings of PyTorch's losses are not part of their text.
+        digest.update(content(value).encode() if isinstance(value, _Loss) else b"")
         return digest.hexdigest()
     parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
     if parts[0] is not None:
         digest.update(repr((content_hash(parts[0]), parts[1], sorted(parts[2].items()))).encode())
         return digest.hexdigest()
     digest.update(f"{type(value).__qualname__} {text_of(value)}".encode())
+    digest.update(closure_content(value).encode())
     try:
         digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
     except (OSError, TypeError):

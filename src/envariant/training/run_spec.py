@@ -17,17 +17,19 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
 from envariant.core import specs
+from envariant.core.class_weights import class_weights
 from envariant.core.display import Displayed, Summary
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.errors import unknown_name
+from envariant.training.clipping import clipping
 from envariant.training.option_errors import one_line
 from envariant.training.option_text import plain
+from envariant.training.option_values import learning_rate, weight_decay
 
 
 def _whole(value: object) -> object:
@@ -95,6 +97,12 @@ class RunSpec(BaseModel, Displayed):
         "ModelConfig, a function that returns a new module, or a module whose weights are the initial "
         "weights of every replica.",
     )
+    loss: Any = _option(
+        None,
+        "Loss of each row: cross-entropy, focal(gamma=2) or label-smoothing(0.1) for classes; mse, "
+        "huber(delta=1), quantile(0.9) or poisson for numbers; by default that of the data's task; in Python "
+        "also a function of logits and targets, or a Task.",
+    )
     steps: Whole | None = _option(
         None,
         "Optimizer updates of each replica; suggested schedules scale with their number.",
@@ -106,15 +114,41 @@ class RunSpec(BaseModel, Displayed):
         'Rows of each training environment per step, sampled with replacement; "full" uses all rows.',
     )
     learning_rate: Any = _option(
-        None, 'Learning rate: a number, or a schedule such as "step(1e-3, 1e-4, at=80%)".'
+        None,
+        'Learning rate: a number, a schedule such as "cosine(1e-3, warmup=5%)", or one of these by parameter '
+        'group, such as "groups(featurizer=1e-5, head=1e-3)"; in Python also a mapping.',
     )
-    weight_decay: Number = _option(
-        0.0, "L2 coefficient applied by the optimizer, after gradient masking.", ge=0
+    weight_decay: Any = _option(
+        0.0,
+        "L2 coefficient applied by the optimizer, after gradient masking: a number, or numbers by parameter "
+        'group, such as "groups(head=1e-3)"; in Python also a mapping.',
+    )
+    decay_weights_only: bool = _option(
+        False,
+        "Apply weight decay to weights only, not to biases and normalization layers.",
+        strict=True,
     )
     optimizer: Any = _option(
         None,
         "Optimizer: adam, adamw or sgd(momentum=0.9); in Python also an OptimizerConfig or a torch.optim "
         "class.",
+    )
+    clip: Any = _option(
+        None,
+        "Gradient clipping of each replica, after the gradient aggregator: a number or norm(1.0) for the "
+        "largest norm over all parameters, value(0.5) for the largest entry.",
+    )
+    accumulate: Whole = _option(
+        1,
+        "Number of batches whose mean gradient makes one update; each batch has its own penalties.",
+        ge=1,
+        le=100_000,
+    )
+    class_weights: Any = _option(
+        None,
+        "Weights of the classes in training, for networks as frequencies in minibatches: balanced, weights "
+        'in the order of the classes, such as "weights(1, 5)", or by name, such as "weights(yes=5)"; '
+        "in Python also a mapping or sequence.",
     )
     precision: Literal["auto", "float32", "bfloat16", "tf32"] = _option(
         "auto",
@@ -130,11 +164,28 @@ class RunSpec(BaseModel, Displayed):
         ge=0,
         lt=1,
     )
+    average: Any = _option(
+        None,
+        "Average of the weights, which is evaluated, predicted with and saved: ema(0.99), ma(start=100), "
+        '"swa(start=75%)" or swad, with any algorithm; in Python also an Averaging.',
+    )
+    keep: Any = _option(
+        "last",
+        'Steps whose weights are kept: last, "best(validation accuracy)", or every(100) for every 100th '
+        "step besides the last.",
+    )
+    stop_early: Any = _option(
+        None,
+        "Rule to stop a replica early: patience(10) stops it after 10 evaluations without a lower validation "
+        'loss, "patience(10, metric=accuracy)" without a better score.',
+    )
     evaluate_every: Whole | None = _option(
         None, "Number of steps between evaluations; by default about 25 evaluations per run.", ge=1
     )
     augmentation: Any = _option(
-        None, 'Augmentation of training images, such as "affine(rotation=15, shear=10, scale=0.2)".'
+        None,
+        "Augmentation of training images, such as domainbed, rand-augment, "
+        '"affine(rotation=15, shear=10, scale=0.2)" or "random-resized-crop + horizontal-flip".',
     )
     init: Any = _option(
         None,
@@ -168,6 +219,12 @@ class RunSpec(BaseModel, Displayed):
         "Number of replicas: independent runs, each with its own data, initialization and batch-order seeds.",
         ge=1,
         le=100_000,
+    )
+    shared_init: bool = _option(
+        False,
+        "Start all replicas from the same initial weights and data, so that they differ only by the order of "
+        "their batches, and their weights can be averaged (soup).",
+        strict=True,
     )
     seed: Whole = _option(0, "Base random seed.", ge=0, lt=2**32)
 
@@ -215,9 +272,23 @@ class RunSpec(BaseModel, Displayed):
 
     @field_validator("learning_rate")
     @classmethod
-    def _rate(cls, value: object, info: ValidationInfo) -> object:
-        del info
-        return None if value is None else _learning_rate(value)
+    def _rate(cls, value: object) -> object:
+        return None if value is None else learning_rate(value)
+
+    @field_validator("weight_decay")
+    @classmethod
+    def _decay(cls, value: object) -> object:
+        return weight_decay(value)
+
+    @field_validator("class_weights")
+    @classmethod
+    def _weights(cls, value: object) -> object:
+        return class_weights(value)
+
+    @field_validator("clip")
+    @classmethod
+    def _clip(cls, value: object) -> object:
+        return clipping(value)
 
     @model_validator(mode="after")
     def _freeze_needs_init(self) -> Self:
@@ -294,15 +365,24 @@ EXECUTION_ONLY = frozenset({"execution", "memory", "replicas"})
 _CONDITIONS = (
     "hyperparameters",
     "model",
+    "loss",
     "optimizer",
     "steps",
     "batch_size",
     "learning_rate",
     "weight_decay",
+    "decay_weights_only",
+    "clip",
+    "accumulate",
+    "class_weights",
     "augmentation",
     "init",
     "freeze",
     "adapt",
+    "average",
+    "keep",
+    "stop_early",
+    "shared_init",
     "holdout_fraction",
     "test_environments",
 )
@@ -351,29 +431,3 @@ def difference(spec: RunSpec, reference: RunSpec) -> tuple[str, ...]:
         reference: Options of the run to compare with, with defaults filled in.
     """
     return tuple(key for key in _CONDITIONS if plain(getattr(spec, key)) != plain(getattr(reference, key)))
-
-
-def _learning_rate(value: object) -> object:
-    from envariant.core.schedules import Constant, Schedule, schedule
-
-    if isinstance(value, str | Schedule):
-        try:
-            course = schedule(value)
-        except EnvariantError as error:
-            raise ValueError(f"must be a number or a schedule ({error})") from None
-        if not isinstance(course, Constant):
-            try:
-                course.check_not_negative("learning_rate", zero=False)
-            except EnvariantError:
-                raise ValueError("must be at least 0 at every step, and not always 0") from None
-            return course
-        value = course.value
-    try:
-        rate = float("nan" if isinstance(value, bool) else cast("Any", value))
-    except (TypeError, ValueError, OverflowError):
-        rate = float("nan")
-    if rate != rate:
-        raise ValueError("must be a number or a schedule")
-    if not 0 < rate < float("inf"):
-        raise ValueError("must be a finite number above 0")
-    return rate

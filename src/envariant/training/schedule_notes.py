@@ -3,7 +3,9 @@
 from envariant.algorithms import Algorithm, Composition
 from envariant.core.schedules import Schedule
 from envariant.predictors import Predictor
+from envariant.training import option_values
 from envariant.training.optimizers import OptimizerConfig
+from envariant.training.parameter_groups import ByGroup
 
 IDLE = "only after this run of"
 """Phrase that occurs in every remark on a schedule without effect within the run."""
@@ -36,7 +38,7 @@ def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int |
 
 def idle_schedules(
     algorithm: Algorithm | Predictor,
-    learning_rate: Schedule | float,
+    learning_rate: object,
     steps: int,
     optimizer: OptimizerConfig | None = None,
 ) -> tuple[str, ...]:
@@ -44,11 +46,17 @@ def idle_schedules(
 
     Args:
         algorithm: Algorithm with its hyperparameters.
-        learning_rate: Learning rate, a number or a schedule.
+        learning_rate: Learning rate: a number, a schedule, values by parameter group, or text.
         steps: Number of steps of the run.
         optimizer: Optimizer of the run.
     """
-    courses = {"learning_rate": learning_rate} if isinstance(learning_rate, Schedule) else {}
+    rate = option_values.learning_rate(learning_rate) if isinstance(learning_rate, str) else learning_rate
+    named = {"learning_rate": rate}
+    if isinstance(rate, ByGroup):
+        named = {
+            f"learning_rate of {group}": value for group, value in (*rate.values, ("others", rate.others))
+        }
+    courses = {name: each.resolve(steps) for name, each in named.items() if isinstance(each, Schedule)}
     numbers: dict[str, tuple[int, int]] = {}
     if isinstance(algorithm, Composition):
         courses |= algorithm.schedules()

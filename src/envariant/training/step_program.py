@@ -162,7 +162,7 @@ class StepProgram:
         failed_at = torch.where(alive & ~finite, step, failed_at)
         alive = alive & finite
         gradients = torch.where(alive[:, None], gradients, 0)
-        changed, state = _chosen(alive, changed, buffers), _chosen(alive, new, state)
+        changed, state = chosen(alive, changed, buffers), chosen(alive, new, state)
         return StepOutputs(gradients, changed, state, metrics, alive, failed_at)
 
     def _one(
@@ -296,11 +296,17 @@ def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return {key: _each(change, value) for key, value in tree.items()}
 
 
-def _chosen(alive: Tensor, new: Any, old: Any) -> Any:
-    """Return the new values of replicas that have not diverged, and the old values of the others."""
+def chosen(alive: Tensor, new: Any, old: Any) -> Any:
+    """Return the new values of replicas that have not diverged, and the old values of the others.
+
+    Args:
+        alive: Mask of the replicas that have not diverged.
+        new: Tensor with one entry per replica, or a nested mapping of such tensors.
+        old: Values in the same form; other keys are ignored.
+    """
     if isinstance(new, Tensor):
         return torch.where(alive.view(-1, *(1,) * (new.dim() - 1)), new, old)
-    return {key: _chosen(alive, value, old[key]) for key, value in new.items()}
+    return {key: chosen(alive, value, old[key]) for key, value in new.items()}
 
 
 def _check_state(before: State, after: State) -> None:

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from envariant.core.errors import EnvariantError
+from envariant.training.averaging import WiSEFT
 from envariant.training.interpolation import interpolated
+from envariant.training.train import train
 
 BEFORE = {"w": torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)}
 AFTER = {"w": torch.tensor([3.0, 0.0, 1.0], dtype=torch.float64)}
@@ -39,3 +41,15 @@ def test_running_statistics_are_interpolated_and_counters_are_not():
 def test_wrong_arguments_give_one_sentence(other, share, message):
     with pytest.raises(EnvariantError, match=message):
         interpolated(BEFORE, other, share)
+
+
+def test_a_run_predicts_between_its_initial_and_trained_weights():
+    options = {"steps": 4, "batch_size": 16, "replicas": 1, "progress": False, "model": "linear"}
+    start = train("colored-digits", "erm", learning_rate=1e-30, **options).model(0).state_dict()
+    end = train("colored-digits", "erm", **options).model(0).state_dict()
+    mixed = train("colored-digits", "erm", average="wise-ft(0.25)", **options).model(0).state_dict()
+    for name, value in interpolated(start, end, 0.25).items():
+        torch.testing.assert_close(mixed[name], value)
+    rule = WiSEFT(0.4)
+    state = rule.update(rule.init(BEFORE["w"][None]), AFTER["w"][None], 1)
+    torch.testing.assert_close(state["average"][0], torch.tensor([1.8, 1.2, -0.2], dtype=torch.float64))

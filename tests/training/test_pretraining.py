@@ -14,7 +14,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.data import colored_digits
 from envariant.models import model_config
 from envariant.training.optimizers import optimizer_config
-from envariant.training.pretraining import RFC, balanced_rows, Fitting, predictions
+from envariant.training.pretraining import RFC, Fitting, balanced_rows, predictions
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig, network
 from envariant.training.store import recorder

@@ -193,6 +193,10 @@ class Features(SpecSource):
             raise EnvariantError(f"features: {self.source.name} is not a table; table_source needs one")
         return self._table
 
+    def plot(self, seed: int = 0, most: int = 12) -> Any:
+        # Images say more than their features.
+        return self.source.plot(seed, most)
+
     def sample(self, seed: int) -> EnvironmentSet:
         """Return the environments with features as inputs.
 

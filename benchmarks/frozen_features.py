@@ -152,11 +152,12 @@ def page(results: dict[str, Any]) -> str:
         "",
         "Written by `python benchmarks/frozen_features.py FOLDER --write`.",
         "",
-        f"Rotated MNIST: 70,000 digits, six environments (rotations by {', '.join(map(str, ANGLES))} degrees). "
-        f"EfficientNet-Lite0 with ImageNet weights computes 1,280 features of each digit at {SIZE}×{SIZE} pixels; "
-        f"the {COMPONENTS} largest principal components, fitted on the training environments, are the inputs. "
-        f"Head: `{HEAD}`, {STEPS} steps, {BATCH} rows of each training environment per step, Adam, a validation "
-        f"split of 20 %, evaluation of all rows before the first and after the last step.",
+        f"Rotated MNIST: 70,000 digits, six environments (rotations by {', '.join(map(str, ANGLES))} "
+        f"degrees). EfficientNet-Lite0 with ImageNet weights computes 1,280 features of each digit at "
+        f"{SIZE}×{SIZE} pixels; the {COMPONENTS} largest principal components, fitted on the training "
+        f"environments, are the inputs. Head: `{HEAD}`, {STEPS} steps, {BATCH} rows of each training "
+        f"environment per step, Adam, a validation split of 20 %, evaluation of all rows before the first "
+        f"and after the last step.",
         "",
         "| what | figure |",
         "| --- | --- |",
@@ -168,10 +169,11 @@ def page(results: dict[str, Any]) -> str:
         f"| measured part | {results['jobs_each']} of {whole} jobs of every algorithm, chosen at random: "
         f"{len(ALGORITHMS) * results['jobs_each'] * TRIALS:,} runs |",
         f"| whole sweep, extrapolated, CPU time on two cores | {cpu / 120:,.0f} min |",
-        f"| whole sweep, extrapolated, time on two cores at the load of the measurement | {wall / 120:,.0f} min |",
+        f"| whole sweep, extrapolated, time on two cores at the load of the measurement | "
+        f"{wall / 120:,.0f} min |",
         f"| step of end-to-end ERM on the same batch | {e2e['cpu']:.2f} s CPU |",
-        f"| the same {runs:,} runs end to end, only their steps, estimated | {whole_e2e / 7200:,.0f} h on two "
-        f"cores: {whole_e2e / cpu:,.0f} times as long |",
+        f"| the same {runs:,} runs end to end, only their steps, estimated | {whole_e2e / 7200:,.0f} h on "
+        f"two cores: {whole_e2e / cpu:,.0f} times as long |",
         "",
         f"Conditions: {results['conditions']}",
         "",
@@ -179,9 +181,9 @@ def page(results: dict[str, Any]) -> str:
         "| --- | --- | --- | --- |",
         *(f"| {name} | {j['cpu']:.1f} | {j['wall']:.1f} | {j['best']:.3f} |" for name, j in jobs.items()),
         "",
-        "The last column is oracle selection on the measured jobs only; it shows that the heads learn, not which "
-        "algorithm is best. `dann`, `cdann` and `adrmx` are not in the list: their discriminators are larger than "
-        "the head, and their widths differ between trials, so that trials cannot be stacked.",
+        "The last column is oracle selection on the measured jobs only; it shows that the heads learn, not "
+        "which algorithm is best. `dann`, `cdann` and `adrmx` are not in the list: their discriminators are "
+        "larger than the head, and their widths differ between trials, so that trials cannot be stacked.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "Start here": ("envariant", "envariant.estimators"),
     "Data": (
         "envariant.data",
+        "envariant.features",
         "envariant.core.environments",
         "envariant.core.tasks",
         "envariant.core.multi_target",
@@ -23,6 +24,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "envariant.training.optimizers",
         "envariant.training.callbacks",
         "envariant.training.trackers",
+        "envariant.training.interpolation",
     ),
     "Algorithms and models": (
         "envariant.algorithms",

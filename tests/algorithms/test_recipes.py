@@ -49,7 +49,8 @@ def test_a_recipe_is_its_parts(name, expected):
 def test_recipes_that_accept_one_environment():
     alone = {name for name, r in RECIPES.items() if r.default.minimum_environments == 1}
     assert alone == {
-        "erm", "sd", "ib-erm", "clove", "selfreg", "mixup", "rsc", "sagnet", "mtl", "arm", "erm++", "urm", "eiil",
+        "erm", "sd", "ib-erm", "clove", "selfreg", "mixup", "rsc", "sagnet", "mtl", "arm", "erm++", "urm", "miro",
+        "eiil",
     }  # fmt: skip
 
 

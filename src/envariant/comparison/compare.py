@@ -269,8 +269,7 @@ def compare(
         ordered=ordered, group=group, subgroups=subgroups,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
-    source = TableSource(protocol.subsample(full, max_rows, seed), "table")
-    columns = column_stability(source)
+    columns = column_stability(source := TableSource(protocol.subsample(full, max_rows, seed), "table"))
     measured = tuple(c.column for c in columns[:MOST_COLUMNS]) if len(columns) > MOST_COLUMNS else ()
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared, measured
@@ -284,8 +283,7 @@ def compare(
     model, lacking = _best_model(results, methods, full, study, source, shared)
     lines = tuple(filter(None, (lacking, _exceeded(time.monotonic() - start, limit))))
     results = replace(results, missing=(*results.missing, *lines))
-    recommendation = recommend(results)
-    return _written(Comparison(folder, results, recommendation, study, model, time.monotonic() - start))
+    return _written(Comparison(folder, results, recommend(results), study, model, time.monotonic() - start))
 
 
 def _warn(lines: Sequence[str]) -> None:

@@ -19,10 +19,11 @@ from envariant.data.base import SpecSource
 from envariant.data.cache import cache_folder
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.source import source as table_named
-from envariant.features.backbones import Extractor, TextEncoder, backbone_of, extractor, name_of
+from envariant.features.backbones import Extractor, TextEncoder, extractor, name_of
 from envariant.features.columns import embedded
 from envariant.features.feature_file import DType
 from envariant.features.images import Extraction, Preprocessing, content_key, features_of, preprocessing
+from envariant.features.lookup import backbone_of
 from envariant.features.store import FeatureStore, Standardization
 
 # Fields that are not settings.
@@ -191,6 +192,10 @@ class Features(SpecSource):
         if self._table is None:
             raise EnvariantError(f"features: {self.source.name} is not a table; table_source needs one")
         return self._table
+
+    def plot(self, seed: int = 0, most: int = 12) -> Any:
+        # Images say more than their features.
+        return self.source.plot(seed, most)
 
     def sample(self, seed: int) -> EnvironmentSet:
         """Return the environments with features as inputs.

@@ -87,7 +87,8 @@ class LinearProbe(Initializer):
         from sklearn.linear_model import LogisticRegression
 
         model: Any = LogisticRegression(max_iter=self.iterations, warm_start=True)
-        best, chosen = -1.0, (np.zeros(0), np.zeros(0), np.zeros(0))
+        best = -1.0
+        chosen: tuple[Any, Any, Any] = (np.zeros(0), np.zeros(0), np.zeros(0))
         with warnings.catch_warnings():
             # The number of iterations is part of the method.
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -20,7 +20,7 @@ class EIIL(EnvironmentInference):
     q_i in [0, 1] is the share of row i in the second environment. ℓ_i is the loss of row i, and z_i are the
     logits of row i from a reference model, which is trained by ERM on all training rows (`PooledMean`) and
     then fixed. The objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if
-    d_i > 0, else 0. With the logistic loss, d_i < 0 exactly if row i is predicted correctly. The two
+    d_i > 0, else 0. With the logistic loss, d_i < 0 if and only if row i is predicted correctly. The two
     environments are then the correctly and the incorrectly predicted rows; their sizes usually differ a lot.
 
     Attributes:

@@ -25,7 +25,7 @@ class CLOvE(Penalty):
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper).
-        width: Width of the kernel, a difference of probabilities; positive.
+        width: Width of the kernel, in units of probability; must be positive.
         max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
 

@@ -21,8 +21,8 @@ _GAMMAS = (1e-4, *distances.WIDE)
 class RDM(Penalty):
     """MMD²(L_worst, L), the distance between two distributions of losses. Nguyen et al. 2023.
 
-    L are the losses of all rows in the batch; L_worst are those in the environment with the largest risk.
-    Environments may differ in size; the released code requires equal sizes.
+    L are the losses of all rows in the batch; L_worst are the losses of the rows in the environment with the
+    largest risk. Environments may differ in size, whereas the released code requires equal sizes.
 
     Attributes:
         coefficient: Weight of the penalty.

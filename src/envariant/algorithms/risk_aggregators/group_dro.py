@@ -14,10 +14,10 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class GroupDRO(RiskAggregator):
-    """Σ_e q_e·R_e with q_e ← q_e·exp(η·R_e), normalized, before the sum. Sagawa et al. 2020, algorithm 1.
+    """Σ_e q_e·R_e, after the update q_e ← q_e·exp(η·R_e), normalized. Sagawa et al. 2020, algorithm 1.
 
-    R_e is the risk and q_e the weight of environment e. Logarithms of the weights are stored, so that small
-    weights do not underflow to 0 for good.
+    R_e is the risk and q_e the weight of environment e. The logarithms of the weights are stored, because a
+    weight that underflows to 0 would remain 0 forever.
 
     Attributes:
         rate: η, step size of the weights.

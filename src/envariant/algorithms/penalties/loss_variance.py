@@ -17,7 +17,8 @@ from envariant.core.search_space import Uniform
 class LossVariance(Penalty):
     """Var(L) + Var(L_worst), sample variances of losses (divisor n − 1). Nguyen et al. 2023.
 
-    L are the losses of all rows in the batch; L_worst are those in the environment with the largest risk.
+    L are the losses of all rows in the batch; L_worst are the losses of the rows in the environment with the
+    largest risk.
 
     Attributes:
         coefficient: Weight of the penalty.

@@ -1,5 +1,6 @@
 """
-Colored MNIST: a classic benchmark ==========================================
+Colored MNIST: a classic benchmark
+==================================
 
 The label states whether a digit is below five; for a quarter of the digits, the label
 is wrong. The color agrees with the label in 80 % of the rows of one training

@@ -227,7 +227,7 @@ def test_own_module_comes_back_in_process_and_not_from_disk(tmp_path, model):
     with torch.no_grad():
         loss = nn.functional.binary_cross_entropy_with_logits(module(x)[:, 0], y).item()
     assert loss == pytest.approx(result.final("c", "loss").mean, rel=1e-5)
-    with pytest.raises(EnvariantError, match="is not one of the library's; load") as error:
+    with pytest.raises(EnvariantError, match="is not a built-in model; load") as error:
         TrainingResult.load(tmp_path).model()
     assert "result.checkpoints[0].params" in str(error.value)
     resumed = envariant.train(data, "erm", model=model, steps=3, out=tmp_path).model()

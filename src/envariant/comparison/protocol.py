@@ -155,7 +155,7 @@ def plan(
     if not tasks:
         name, reason = next(iter(reasons.items()))
         raise EnvariantError(
-            f"compare: no {table.environment.name} can be judged ({name}: {reason}); write classes alike, or "
+            f"compare: no {table.environment.name} can be tested ({name}: {reason}); spell classes alike, or "
             f"use another metric"
         )
     undefined = tuple(f"{name}: {reasons[name]}" for name in table.environments if name in reasons)

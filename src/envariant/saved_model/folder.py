@@ -68,7 +68,7 @@ def check_adapted(folder: Path, original: Path) -> None:
     if not (folder / TENSORS).exists():
         return
     if folder.resolve() == original.resolve() or not read(folder)[0].get("adaptation"):
-        raise EnvariantError(f"{folder}: has a model that was not adapted; choose another folder")
+        raise EnvariantError(f"{folder}: contains a model that is not an adapted one; choose another folder")
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

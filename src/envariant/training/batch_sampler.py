@@ -83,7 +83,10 @@ class Rows:
         if True not in weighted:
             return None
         if len(weighted) > 1:
-            raise EnvariantError("environments: rows of some have weights and rows of others have none")
+            raise EnvariantError(
+                "environments: some environments have row weights and others have none; set weights for all "
+                "environments, or for none"
+            )
         bounds: list[Tensor] = []
         for environments in training:
             sums = [e.attributes[WEIGHT].double().cumsum(0) for e in environments]
@@ -167,7 +170,7 @@ class BatchSampler:
             self._owners = torch.arange(len(sizes)).repeat_interleave(batch_size).to(self._device)
         elif rows.bounds is not None:
             raise EnvariantError(
-                "environments: rows have weights, which minibatches follow; set a batch size"
+                "environments: rows have weights, which are used to sample minibatches; set batch_size"
             )
         self._first, self._keys = -1, torch.empty(0)
         self._drawn: Tensor | None = None

@@ -128,7 +128,9 @@ def resolve_algorithm(
     known = predictor(requested)
     if known is not None:
         if hyperparameters:
-            raise EnvariantError(f"{known.name}: takes no hyperparameters; set them in the object")
+            raise EnvariantError(
+                f"{known.name}: takes no hyperparameters; pass a predictor object with the settings you want"
+            )
         return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
     if isinstance(requested, Recipe):
         suggestion = source.default_settings(requested.name)
@@ -144,7 +146,8 @@ def resolve_algorithm(
             built = Recipe(built.name, "", built).build(hyperparameters)
         elif hyperparameters:
             raise EnvariantError(
-                "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
+                "hyperparameters: can be passed only with the name of an algorithm or with a composition; "
+                "for another algorithm object, set them when you construct it"
             )
         suggestion = source.default_settings(built.name)
         return ResolvedAlgorithm(
@@ -184,7 +187,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
         name = text.partition("(")[0].strip()
         if name in PREDICTORS:
             raise EnvariantError(
-                f"{name}: takes no settings as text; pass an object, as in {PREDICTORS[name].__name__}(…)"
+                f"{name}: takes no settings in a string; pass an object, as in {PREDICTORS[name].__name__}(…)"
             ) from None
         # A name that is registered is not misspelled, though its plug-in may be broken.
         known = name in RECIPES or name in composing.PLUGINS.names()
@@ -237,8 +240,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     returns_updates = isinstance(algorithm.trained, Algorithm) and algorithm.trained.returns_updates
     if returns_updates and (requested.weight_decay or requested.optimizer is not None):
         raise EnvariantError(
-            f"{algorithm.name}: makes its own updates at the run's learning rate; leave optimizer and "
-            f"weight_decay out"
+            f"{algorithm.name}: has a built-in optimizer, which uses the run's learning rate; leave "
+            f"optimizer and weight_decay out"
         )
     suggested: dict[str, Any] = {
         "model": defaults.model,

@@ -179,7 +179,7 @@ class TrainingResult(Displayed):
                 model_config(spec.model)
             except EnvariantError:
                 raise EnvariantError(
-                    f"model '{spec.model}': is not one of the library's; load "
+                    f"model '{spec.model}': is not a built-in model; load "
                     f"result.checkpoints[{replica}].params and .buffers into your own module"
                 ) from None
             module = rebuilt(
@@ -196,8 +196,8 @@ class TrainingResult(Displayed):
             module.load_state_dict({name: tensors[name] for name in module.state_dict()})
         except (KeyError, RuntimeError):
             raise EnvariantError(
-                f"model '{spec.model}': does not fit the weights, because {spec.algorithm} changed it; "
-                f"load result.checkpoints[{replica}].params and .buffers into your own module"
+                f"model '{spec.model}': cannot load the trained weights, because {spec.algorithm} changed "
+                f"the module; load result.checkpoints[{replica}].params and .buffers into your own module"
             ) from None
         return module.eval()
 

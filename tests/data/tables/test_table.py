@@ -304,7 +304,7 @@ def test_the_task_can_be_set(values, task, kind):
         (THIRTY / 7, "multiclass", "has 120 different values in 120 rows: no classes"),
         (np.array([f"n{k}" for k in THIRTY]), None, "has 120 different values in 120 rows: no classes"),
         (np.ones(120), None, "target 'y' is '1' in every row; there is nothing to predict"),
-        (np.full(120, np.nan), None, "target 'y' holds no value at all"),
+        (np.full(120, np.nan), None, "target 'y' is empty in all rows"),
         (np.where(THIRTY == 7, np.inf, THIRTY), None, "column 'y': holds inf in row 8, too large"),
         (THIRTY, "classes", "unknown task 'classes'; known: binary"),
     ],

@@ -71,7 +71,7 @@ class DANN(TrainingStep):
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         if self.conditional and context.task.name == "regression":
-            raise EnvariantError("cdann: needs classes, but the task is regression")
+            raise EnvariantError("cdann: needs a classification task, but the task is regression")
         own = adam.part(params, _ADVERSARY, _EMBEDDING)
         model = adam.without(params, (_ADVERSARY, _EMBEDDING))
         return {"adversary": adam.moments(own), "model": adam.moments(model)}

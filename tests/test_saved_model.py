@@ -228,8 +228,8 @@ def test_categories_that_look_like_numbers(models, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.rename(columns={"age": "Age"}), r"data frame: lacks column 'age' \(did you mean 'Age'\?\); it holds hospital, Age"),
-        (lambda f: f.drop(columns=["age", "ward"]), "lacks columns 'age', 'ward'; it holds"),
+        (lambda f: f.rename(columns={"age": "Age"}), r"data frame: lacks column 'age' \(did you mean 'Age'\?\); its columns: hospital, Age"),
+        (lambda f: f.drop(columns=["age", "ward"]), "lacks columns 'age', 'ward'; its columns:"),
         (lambda f: f.assign(age="old"), "column 'age': holds 'old' in row 1, but the model was trained on a number"),
         (lambda f: f.assign(age=f.seen), "column 'age': holds dates, but the model was trained on a number column"),
         (lambda f: f.assign(ward=f.seen), "column 'ward': holds dates, but the model was trained on a category column"),

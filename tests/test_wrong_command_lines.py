@@ -273,7 +273,7 @@ WRONG = [
     ("predict model", "predict: give a table to predict, or --onnx FILE to export the network"),
     ("predict nowhere t.csv", "nowhere: holds no model"),
     ("predict model nowhere.csv", "nowhere.csv: there is no such file"),
-    ("predict model other.csv", "other.csv: lacks columns 'age', 'ward'; it holds a, b"),
+    ("predict model other.csv", "other.csv: lacks columns 'age', 'ward'; its columns: a, b"),
     ("predict model t.csv -o out.txt", "out.txt: predictions are written as CSV; the file name must end in .csv"),
     ("predict model t.csv more.csv", "unexpected argument 'more.csv'"),
     ("predict model --onnx x.txt", "x.txt: the name of an ONNX file must end in .onnx"),

@@ -151,7 +151,7 @@ def test_wrong_input_is_an_error():
         split_threshold(R, 95)
     with pytest.raises(EnvariantError, match="without missing values"):
         split_threshold([math.nan], 0.1)
-    with pytest.raises(EnvariantError, match="9 scores, but 2 groups"):
+    with pytest.raises(EnvariantError, match="needs one group per score, got 9 scores and 2 groups"):
         mondrian_thresholds(R, ["a", "b"], 0.1)
     with pytest.raises(EnvariantError, match="trained without environment 'b' are missing"):
         environment_jackknife([0.1, 0.2], ["a", "b"], {"a": [1.0]}, 0.5)

@@ -85,7 +85,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (text(b"PK\x03\x04", "x.zip"), ["x.zip: cannot be read as a table"]),
         (text(gzip.compress(GOOD.encode())[:60], "x.csv.gz"), ["x.csv.gz: cannot be read as a table"]),
         (text(GOOD.replace("age", "ward")), ["column name 'ward' is used twice; rename one"]),
-        (text(GOOD.replace("died", "dead")), ["lacks target column 'died'", "it holds hospital, age, ward, dead"]),
+        (text(GOOD.replace("died", "dead")), ["lacks target column 'died'", "its columns: hospital, age, ward, dead"]),
         (text(GOOD.replace("died", "DIED")), ["lacks target column 'died' (did you mean 'DIED'?)"]),
         (text(GOOD.replace("hospital", "hospitals")), ["lacks environment column 'hospital' (did you mean 'hospitals'?)"]),
         (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "two are needed, one of them for testing"]),

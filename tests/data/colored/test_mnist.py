@@ -134,15 +134,15 @@ def test_garbage_is_an_array_or_one_clear_error(garbage: bytes, magic: bytes) ->
 @pytest.mark.parametrize(
     ("data", "defect"),
     [
-        (b"", "is not an IDX file (it begins with , not"),
-        (b"<html>", "is not an IDX file (it begins with 3c68746d, not"),
-        (b"\0\0\x0d\x03" + bytes(12), "is not an IDX file (it begins with 00000d03, not"),  # Floats.
+        (b"", "is not an IDX file \\(it begins with '', not"),
+        (b"<html>", "is not an IDX file \\(it begins with '3c68746d', not"),
+        (b"\0\0\x0d\x03" + bytes(12), "is not an IDX file \\(it begins with '00000d03', not"),  # Floats.
         (FILES[IMAGES][:10], "ends within its header of 16 bytes"),
-        (FILES[IMAGES][:-1], r"announces \(3, 28, 28\) bytes, but 2351 follow"),
-        (FILES[IMAGES] + b"x", r"announces \(3, 28, 28\) bytes, but 2353 follow"),
+        (FILES[IMAGES][:-1], r"the header declares data of shape \(3, 28, 28\), but 2351 bytes follow"),
+        (FILES[IMAGES] + b"x", r"the header declares data of shape \(3, 28, 28\), but 2353 bytes follow"),
         (
             b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8,
-            r"announces \(0, 4294967295, 4294967295\) bytes",
+            r"the header declares data of shape \(0, 4294967295, 4294967295\)",
         ),
     ],
 )
@@ -198,8 +198,8 @@ def test_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("content", "defect"),
     [
         (None, "neither the folder nor its MNIST/raw holds t10k-labels-idx1-ubyte, plain or .gz"),
-        (b"\0\0\x08", "t10k-labels-idx1-ubyte: is not an IDX file (it begins with 000008, not"),
-        (FILES["t10k-labels-idx1-ubyte"][:-1], "t10k-labels-idx1-ubyte: announces"),
+        (b"\0\0\x08", "t10k-labels-idx1-ubyte: is not an IDX file (it begins with '000008', not"),
+        (FILES["t10k-labels-idx1-ubyte"][:-1], "t10k-labels-idx1-ubyte: the header declares"),
         (FILES["train-labels-idx1-ubyte"], "t10k-labels-idx1-ubyte: md5 digest differs"),
         (
             gzip.compress(FILES["t10k-labels-idx1-ubyte"])[:-9],

@@ -241,7 +241,7 @@ def decode_idx(data: bytes, name: str) -> Bytes:
     dimensions = {b"\0\0\x08\x01": 1, b"\0\0\x08\x03": 3}.get(data[:4])
     if dimensions is None:
         raise EnvariantError(
-            f"{name}: is not an IDX file (it begins with {data[:4].hex()}, not with 00000801 or 00000803)"
+            f"{name}: is not an IDX file (it begins with '{data[:4].hex()}', not with 00000801 or 00000803)"
         )
     start = 4 + 4 * dimensions
     if len(data) < start:

@@ -226,7 +226,7 @@ def test_another_table_in_the_same_folder_is_rejected_and_changes_nothing(done, 
     before = {path: path.read_bytes() for path in files if path.suffix in (".html", ".json", ".safetensors")}
     check_rejected(
         compare(frame(), *TINY, out=folder),
-        "holds runs on different data of the same name, 'table'",
+        "has runs on different data named 'table'",
         "choose another folder",
     )
     wrong = ("--n-trials", 3, "--replicas", 2, "--max-rows", 0)

@@ -285,14 +285,14 @@ def test_objects_are_trained_as_by_train_and_resumed_in_a_moved_folder(tmp_path)
         pd.testing.assert_frame_equal(store.listing(), listing)
         pd.testing.assert_frame_equal(store.history(), history)
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "new").rglob("*.safetensors")} == saved
-    with pytest.raises(EnvariantError, match=r"the study contains Python objects \(mine, own, "):
+    with pytest.raises(EnvariantError, match=r"the study has objects \(mine, own, "):
         sweep(tmp_path / "new")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": (environments(1),)}, "holds runs on different data of the same name, 'mine'"),
+        ({"data": (environments(1),)}, "has runs on different data named 'mine'"),
         ({"settings": {**OBJECTS["settings"], "optimizer": torch.optim.Adam}}, "runs made with settings"),
         ({"seed": 1}, "runs made with seed 0, not 1"),
     ],

@@ -86,7 +86,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (ValueError, RecursionError) as error:
         raise damaged(folder, error) from None
     if not isinstance(description, dict) or "schema" not in description:
-        raise EnvariantError(f"{path}: holds tensors, but no model saved by envariant")
+        raise EnvariantError(f"{path}: is a tensor file, but not a model saved by envariant")
     if description["schema"] != SCHEMA:
         raise EnvariantError(
             f"{path}: has schema {description['schema']}, but this version reads schema {SCHEMA}; "

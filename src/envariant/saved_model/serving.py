@@ -73,7 +73,7 @@ def fit_serving(
     """
     if len(environments) < FEWEST_ENVIRONMENTS:
         raise EnvariantError(
-            f"needs predictions for at least {FEWEST_ENVIRONMENTS} held-out environments; got "
+            f"serving: needs predictions for at least {FEWEST_ENVIRONMENTS} held-out environments; got "
             f"{len(environments)}"
         )
     z, y = np.concatenate(scores), np.concatenate(targets)

@@ -347,9 +347,7 @@ def begin(folder: Path, study: Study) -> Store:
     identities = store.parse(store.fact("data") or "{}", dict)
     for label, source in study.sources.items():
         if identities.setdefault(label, source.identity()) != source.identity():
-            raise EnvariantError(
-                f"{folder}: holds runs on different data of the same name, '{label}'; choose another folder"
-            )
+            raise EnvariantError(f"{folder}: has runs on different data named '{label}'; use another folder")
     store.plan(runs)
     store.set_fact("data", json.dumps(identities))
     store.set_fact("study", json.dumps(declared))
@@ -366,8 +364,7 @@ def stored_study(store: Store) -> Study:
     declared, objects = store.declaration(), store.parse(store.fact("objects") or "[]", list)
     if objects:
         raise EnvariantError(
-            f"{store.folder}: the study contains Python objects ({listed(objects)}), which are not stored; "
-            f"pass the Study object"
+            f"{store.folder}: the study has objects ({listed(objects)}), which are not stored; pass the Study"
         )
     return of(declared, str(store.path))
 

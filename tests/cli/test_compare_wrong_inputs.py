@@ -227,7 +227,7 @@ def test_another_table_in_the_same_folder_is_rejected_and_changes_nothing(done, 
     check_rejected(
         compare(frame(), *TINY, out=folder),
         "has runs on different data named 'table'",
-        "choose another folder",
+        "use another folder",
     )
     wrong = ("--n-trials", 3, "--replicas", 2, "--max-rows", 0)
     check_rejected(compare(frame(), *wrong, out=folder), "max_rows: must be at least 5, got 0")

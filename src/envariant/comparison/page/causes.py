@@ -33,9 +33,9 @@ class Causes(PageSection):
         causes: list[Cause] = list(self.results.causes.values())
         split = [cause for cause in causes if cause.split is not None]
         caption = (
-            "Loss of models trained without the environment minus loss of models trained with it. Level: part "
-            "that a new intercept removes. Slope: part that a calibration slope removes. Ranking: part that "
-            "no recalibration removes. Dots: total, with 95 % CI."
+            "Loss of models trained without the environment minus loss of models trained with it. Level: "
+            "part that a new intercept removes. Slope: part that a calibration slope removes. Ranking: part "
+            "that no recalibration removes. Dots: total, with 95 % CI."
         )
         figure = (Block.chart(_parts_chart(split), caption),) if split else ()
         table = Block.table(self.table(), "Parts of the drop, and kind of shift")

@@ -97,7 +97,8 @@ class RFC(Initializer):
         task = environments.task
         if isinstance(task, Regression) or task.target_shape:
             raise EnvariantError(
-                f"rfc: needs classes, because it asks which rows are right; the task is {task.name}"
+                "rfc: needs a classification task, because it groups rows by correct and wrong predictions; "
+                "the task is regression"
             )
         pooled = _pooled(environments)
         model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
@@ -343,8 +344,8 @@ def _inferred(
         index = (numbers == number).nonzero().flatten()
         if not len(index):
             raise EnvariantError(
-                f"{inference.name}: the reference model is right everywhere, or wrong everywhere, so no "
-                f"second environment is found; set reference_steps to fewer steps"
+                f"{inference.name}: the reference model predicts all rows correctly, or all rows wrongly, so "
+                f"no second environment is found; reduce reference_steps"
             )
         parts.append(pooled.select(index, name=name))
     return EnvironmentSet(environments.label, tuple(parts), environments.task)

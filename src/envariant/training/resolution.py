@@ -141,7 +141,9 @@ def resolve_algorithm(
     known = predictor(requested)
     if known is not None:
         if hyperparameters:
-            raise EnvariantError(f"{known.name}: takes no hyperparameters; set them in the object")
+            raise EnvariantError(
+                f"{known.name}: takes no hyperparameters; pass a predictor object with the settings you want"
+            )
         return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
     if isinstance(requested, Recipe):
         suggestion = source.default_settings(requested.name)
@@ -157,7 +159,8 @@ def resolve_algorithm(
             built = Recipe(built.name, "", built).build(hyperparameters)
         elif hyperparameters:
             raise EnvariantError(
-                "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
+                "hyperparameters: can be passed only with the name of an algorithm or with a composition; "
+                "for another algorithm object, set them when you construct it"
             )
         suggestion = source.default_settings(built.name)
         return ResolvedAlgorithm(
@@ -197,7 +200,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
         name = text.partition("(")[0].strip()
         if name in PREDICTORS:
             raise EnvariantError(
-                f"{name}: takes no settings as text; pass an object, as in {PREDICTORS[name].__name__}(…)"
+                f"{name}: takes no settings in a string; pass an object, as in {PREDICTORS[name].__name__}(…)"
             ) from None
         # A name that is registered is not misspelled, though its plug-in may be broken.
         known = name in RECIPES or name in composing.PLUGINS.names()

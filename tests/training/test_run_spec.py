@@ -22,10 +22,11 @@ from envariant.core.tasks import Binary
 from envariant.data.tables import table as tables
 from envariant.models import model_config
 from envariant.predictors import BoostedTrees
+from envariant.training.content_hash import content_hash
 from envariant.training.execution import Execution
 from envariant.training.optimizers import SGD
 from envariant.training.option_text import text_of
-from envariant.training.resolution import content_hash, resolve
+from envariant.training.resolution import resolve
 from envariant.training.run_spec import PYTHON_ONLY, RunSpec, difference
 
 QUICK = {"data": "colored-digits", "algorithm": "erm", "model": "linear", "steps": 1, "progress": False}

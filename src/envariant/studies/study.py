@@ -24,12 +24,12 @@ from envariant.predictors import predictor
 from envariant.studies.option_types import check_types, splits
 from envariant.studies.study_results import StudyResults
 from envariant.studies.trials import SEARCHABLE, SearchSpace, recipe_of
+from envariant.training.content_hash import content_hash
 from envariant.training.option_text import text_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
     algorithm_identity,
     check_objects,
-    content_hash,
     remarks,
     resolve,
     resolve_algorithm,

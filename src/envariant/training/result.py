@@ -250,7 +250,8 @@ class TrainingResult(Displayed):
         try:
             module.load_state_dict({name: tensors[name] for name in module.state_dict()})
         except (KeyError, RuntimeError):
-            reason = f"{spec.algorithm} changed it" if own is None else "the given module is another one"
+            changed = f"{spec.algorithm} changed the network"
+            reason = changed if own is None else "the given module is another one"
             raise EnvariantError(
                 f"model '{spec.model}': cannot load the trained weights, because {reason}; "
                 f"load result.checkpoints[{replica}].params and .buffers into your own module"

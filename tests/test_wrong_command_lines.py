@@ -250,7 +250,7 @@ WRONG = [
     (f"{SWEEP} --execution x", "unknown execution 'x'"),
     # compare
     ("compare", "--file: needs a value"),
-    ("compare t.csv -t died", "--environment: needs a value"),
+    ("compare t.csv -t died", "a table needs target and environment, the names of two columns"),
     ("compare nowhere.csv -t died -e hospital", "nowhere.csv: there is no such file"),
     ("compare t.csv -t dead -e hospital", "lacks target column 'dead' (did you mean 'died'?)"),
     ("compare t.csv -t died -e died", "a column can have one role only"),

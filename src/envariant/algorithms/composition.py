@@ -245,7 +245,7 @@ class Composition(Algorithm):
     def init(self, params: Parameters, context: TrainContext) -> State:
         for part in self.parts:
             if part.needs_classes and isinstance(context.task, Regression):
-                raise EnvariantError(f"{part.name}: needs classes, but the task is regression")
+                raise EnvariantError(f"{part.name}: needs a classification task, but the task is regression")
             if (part.needs_classes or part.needs_one_target) and context.task.target_shape:
                 raise EnvariantError(
                     f"{part.name}: needs one target per row, but the task is {context.task.name}"

@@ -26,6 +26,7 @@ from envariant.algorithms.base import (
     TrainingStep,
 )
 from envariant.core import specs
+from envariant.core.attributes import CLASS_WEIGHT, WEIGHT, training_weights
 from envariant.core.environments import Environment, EnvironmentBatch, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
@@ -200,11 +201,19 @@ def predictions(logits: Tensor, task: Task) -> Tensor:
 
 
 def _pooled(environments: EnvironmentSet) -> Environment:
-    """Return the rows of all environments as one environment."""
+    """Return all rows with their weights as one environment; leave out rows of weight 0."""
     stores = [e.input_store for e in environments.environments]
     rows = torch.cat([store.gather() for store in stores])
     targets = torch.cat([e.targets for e in environments.environments])
-    return Environment("all rows", stores[0].with_rows(rows), targets)
+    attributes = [e.attributes for e in environments.environments]
+    weights = {
+        name: torch.cat([own[name] for own in attributes])
+        for name in (WEIGHT, CLASS_WEIGHT)
+        if all(name in own for own in attributes)
+    }
+    pooled = Environment("all rows", stores[0].with_rows(rows), targets, weights)
+    total = training_weights(weights)
+    return pooled if total is None or bool(total.all()) else pooled.select(total.nonzero().flatten())
 
 
 def _predicted(model: Fitted, rows: Environment, task: Task) -> Tensor:

@@ -92,6 +92,7 @@ def test_every_storage_gives_the_same_bits(root, settings):
 
 
 @pytest.mark.verify
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_compiled_steps_read_from_disk(root):
     compiled, plain = (
         trained(root, "disk", model=ChannelsLast, replicas=1, compile=c) for c in (True, False)

@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
-from envariant.core.losses import LOSSES, content, loss_named
+from envariant.core.losses import LOSSES, Huber, content, loss_named
 from envariant.core.metrics import METRICS, default_metric
 from envariant.core.multi_target import MultiLabel, MultiOutputRegression, task_named
 from envariant.core.tasks import Binary, Multiclass, Regression
@@ -139,7 +139,9 @@ def test_constant_loss_is_the_smallest_one():
             "mse",
             "^loss mse: is for numbers, and the data are binary; use one of cross-entropy, focal, label-sm",
         ),
-        ("quantile", "^loss quantile: is for numbers"),
+        ("quantile(0.9)", "^loss quantile: is for numbers"),
+        (Huber(), "^loss huber: is for numbers"),
+        ("mse(2)", "^mse: takes no settings$"),
         ("focl", "^unknown loss 'focl'; did you mean 'focal'"),
         ("focal(gamma=-1)", "^focal: gamma must be at least 0, got -1$"),
         ("label-smoothing(1)", r"^label-smoothing: amount must be in \[0, 1\), got 1$"),

@@ -8,7 +8,7 @@ import envariant
 from envariant.core import dataset_rows
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Multiclass
-from envariant.data import from_dataset
+from envariant.data import datasets, from_dataset
 
 
 class Items:
@@ -94,3 +94,28 @@ def test_invalid_datasets_are_rejected(call, message):
     with pytest.raises(EnvariantError) as error:
         call()
     assert message in str(error.value)
+
+
+def test_pictures_of_hugging_face_arrive_channels_first_and_standardized(monkeypatch):
+    Image = pytest.importorskip("PIL.Image")
+    shades = np.random.default_rng(0).integers(0, 256, (8, 12, 9, 3), dtype=np.uint8)
+    items = [
+        {"image": Image.fromarray(shade), "label": k % 2, "domain": "ab"[k // 4]}
+        for k, shade in enumerate(shades)
+    ]
+    keys = {"inputs": "image", "target": "label", "environment": "domain"}
+    found = from_dataset(items, **keys)
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (datasets.MEAN, datasets.DEVIATION))
+    expected = (torch.from_numpy(shades).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
+    assert torch.equal(found["b"].inputs, expected[4:])
+    plain = from_dataset(items, normalize=False, **keys)
+    assert torch.equal(plain["a"].inputs, torch.from_numpy(shades).permute(0, 3, 1, 2)[:4].float() / 255)
+    items[3]["image"] = items[3]["image"].convert("P").resize((20, 30))
+    with pytest.raises(EnvariantError, match=r"item 3 has shape \(3, 30, 20\), those before it \(3, 12, 9\)"):
+        from_dataset(items, **keys)
+    assert from_dataset(items, size=8, **keys).input_shape == (3, 8, 8)
+    monkeypatch.setattr(dataset_rows.machine, "memory", lambda: 1000)
+    large = from_dataset(items, size=8, **keys)
+    assert large["a"].input_store.streamed
+    monkeypatch.undo()
+    assert torch.equal(large["a"].inputs, from_dataset(items, size=8, **keys)["a"].inputs)

@@ -9,6 +9,7 @@ from torch import nn
 import envariant
 from envariant.core.errors import EnvariantError
 from envariant.training.soup import greedy, mean_of
+from envariant.training.store import Store
 
 QUICK = {"model": "mlp(hidden=4)", "batch_size": 8, "steps": 6, "learning_rate": 0.03}
 SHARED = {**QUICK, "replicas": 3, "shared_init": True, "holdout_fraction": 0.3, "progress": False}
@@ -91,3 +92,48 @@ def test_replicas_without_any_difference_are_a_remark():
         envariant.train(
             "colored-digits", "erm", replicas=2, shared_init=True, steps=2, batch_size="full", model="linear"
         )
+
+
+def test_predictions_of_a_study_are_those_of_the_kept_step(tmp_path):
+    settings = {
+        **{k: v for k, v in QUICK.items() if k != "learning_rate"},
+        "evaluate_every": 2,
+        "keep": "best(loss)",
+    }
+    study = envariant.Study(
+        "colored-digits", "erm", replicas=2, settings={**settings, "stop_early": "patience(1)"},
+        ranges={"erm": {"learning_rate": [0.3]}}, n_trials=2, metric="AUROC", store_predictions=True,
+    )  # fmt: skip
+    results = study.run(tmp_path, progress=False)
+    with Store(tmp_path) as store:
+        for run in results.runs["run"].unique():
+            measured = store.history([run])
+            loss = measured[(measured["role"] == "validation") & (measured["metric"] == "loss")]
+            best = loss.groupby("step")["value"].mean().idxmin()
+            assert set(measured[measured["kind"] == "subsample"]["step"]) == {best}
+            last = measured[measured["metric"] == "accuracy"]["step"].max()
+            assert set(
+                measured[(measured["metric"] == "AUROC") & (measured["kind"] == "full")]["step"]
+            ) == set(loss["step"])
+            assert last == loss["step"].max()
+            stored = store.predictions(int(run))["flip-0.9", "test"]
+            hits = ((stored.logits > 0) == stored.targets).mean()
+            at_best = measured[(measured["step"] == best) & (measured["role"] == "test")]
+            assert hits == pytest.approx(at_best[at_best["metric"] == "accuracy"]["value"].item(), abs=1e-6)
+
+
+def test_training_options_are_searched_and_train_apart(tmp_path):
+    ranges = {"erm": {"average": ["none", "ema(0.5)", "ma(start=2)"]}}
+    study = envariant.Study(
+        "colored-digits", "erm", n_trials=4, replicas=1, ranges=ranges,
+        settings={"model": "linear", "batch_size": 8, "steps": 2, "evaluate_every": 2},
+    )  # fmt: skip
+    study.run(tmp_path, progress=False)
+    with Store(tmp_path) as store:
+        trials = {run: store.members(job)[0].run.trial for run, job in store.jobs_of(range(9)).items()}
+        used = {run: store.record_of(run).spec.average for run in trials}
+        assert used == {run: trial.hyperparameters.get("average") for run, trial in trials.items()}
+        assert len(set(used.values())) > 1
+        assert store.counts()["done"] == 4
+    with pytest.raises(EnvariantError, match=r"study: ranges of erm: average: unknown average 'emma'"):
+        envariant.Study("colored-digits", "erm", ranges={"erm": {"average": ["emma"]}})

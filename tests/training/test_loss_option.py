@@ -92,14 +92,13 @@ def test_losses_are_part_of_the_identity_and_of_a_stored_run(tmp_path):
 def test_losses_in_studies_and_on_the_command_line(here):
     settings = {"steps": 2, "model": "linear"}
     scores = {}
-    for loss in (None, "focal", smoothed):
-        study = Study(DATA, ("irm",), replicas=1, settings={**settings, "loss": loss} if loss else settings)
+    for loss in ("focal", smoothed):
+        study = Study(DATA, ("irm",), replicas=1, settings={**settings, "loss": loss})
         runs = study.run(progress=False)
         with envariant.studies.Store(runs.folder) as store:
             rows = store.history([1])
         scores[loss] = float(rows[(rows.metric == "loss") & (rows.environment == "c")].value.iloc[0])
-    assert scores["focal"] < scores[None]
-    assert len(set(scores.values())) == 3
+    assert scores["focal"] < scores[smoothed]
     with pytest.raises(EnvariantError, match="^unknown loss 'focl'; did you mean 'focal'"):
         Study(DATA, ("irm",), settings={"loss": "focl"})
     words = ("train", "--data", "colored-digits", "--algorithm", "erm", "--steps", "1", "--model", "linear")
@@ -128,22 +127,17 @@ def test_quantiles_are_remarked_on():
 
 def test_saved_model_of_the_poisson_loss_predicts_counts(tmp_path):
     draw = np.random.default_rng(0)
-    age = draw.normal(size=400)
-    frame = pd.DataFrame(
-        {
-            "site": draw.integers(3, size=400).astype(str),
-            "age": age,
-            "visits": draw.poisson(np.exp(1 + 0.5 * age)) + 0.0,
-        }
-    )
+    frame = pd.DataFrame({"site": ["0", "1", "2"] * 50, "age": draw.normal(size=150)})
+    frame["visits"] = draw.poisson(np.exp(1 + 0.5 * frame.age)).astype(float)
     source = TableSource(tables.read(frame, "visits", "site", task="regression"))
-    options = {**QUICK, "steps": 300, "optimizer": "adam", "test_environments": ["2"]}
-    result = envariant.train(source, "erm", loss="poisson", **options)
+    result = envariant.train(source, "erm", loss="poisson", test_environments=["2"], **QUICK)
     SavedModel.of(source, result).save(tmp_path / "model")
     predicted = load_model(tmp_path / "model").predict(frame)["prediction"].to_numpy()
-    assert np.abs(predicted - np.exp(1 + 0.5 * age)).mean() < 0.3
+    with torch.no_grad():
+        logits = result.model()(source.with_test_environments(["2"]).sample(0)["2"].inputs)[:, 0]
+    np.testing.assert_allclose(predicted[frame.site == "2"], logits.exp().numpy(), rtol=1e-5)
     error = float(np.square(predicted - frame.visits)[frame.site == "2"].mean())
-    assert error == pytest.approx(result.final("2", "squared error").mean, rel=1e-3)
+    assert error == pytest.approx(result.final("2", "squared error").mean, rel=1e-5)
 
 
 def test_multi_label_runs_are_stored_loaded_and_searched(tmp_path):
@@ -157,7 +151,7 @@ def test_multi_label_runs_are_stored_loaded_and_searched(tmp_path):
     assert float(right) == pytest.approx(loaded.final("c", "label accuracy").mean)
     assert 0.5 <= result.record.environments[0].majority <= 1
     settings = {"steps": 2, "model": "linear"}
-    study = Study(data, ("erm", "irm"), replicas=1, settings=settings, metric="AUROC", store_predictions=True)
+    study = Study(data, ("irm",), replicas=1, settings=settings, metric="AUROC", store_predictions=True)
     assert "irm" in str(study.run(progress=False).table())
 
 
@@ -175,13 +169,13 @@ def test_algorithms_for_one_target_say_so(name):
 def test_estimators_take_a_loss_and_predict_in_the_unit_of_the_targets():
     x = X.double().numpy()
     counts = np.random.default_rng(0).poisson(np.exp(1 + x[:, 0]))
-    options = {"model": "linear", "steps": 100, "learning_rate": 0.1, "random_state": 0}
+    options = {"model": "linear", "steps": 50, "learning_rate": 0.2, "random_state": 0}
     regressor = envariant.InvariantRegressor("erm", loss="poisson", **options).fit(
         x, counts, environments=WHERE
     )
     predicted = regressor.predict(x)
     assert np.abs(np.log(predicted) - 1 - x[:, 0]).mean() < 0.3
-    history = regressor.result_.history.query("metric == 'squared error' and step == 100")
+    history = regressor.result_.history.query("metric == 'squared error' and step == 50")
     assert history.value.mean() == pytest.approx(np.square(predicted - counts).mean(), rel=1e-3)
     focal, plain = (
         envariant.InvariantClassifier("erm", loss=loss, **{**options, "steps": 3}).fit(

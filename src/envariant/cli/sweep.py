@@ -138,12 +138,13 @@ def _check_execution(execution: dict[str, Any], executor: str, address: str | No
 def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> Any:
     """Return the study declared in a file, with the settings overridden by command-line options."""
     from envariant.studies import study as studies
+    from envariant.studies.option_types import SPLITS
 
     declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
     if file is not None:
         declared.setdefault("name", file.stem)
     declared |= options
-    if options.get("test_environments", "each") not in studies.SPLITS:
+    if options.get("test_environments", "each") not in SPLITS:
         declared["test_environments"] = [[options["test_environments"]]]
     if "algorithms" in options and "ranges" in declared:
         ranges = declared["ranges"].items()

@@ -334,7 +334,8 @@ def _exceeded(seconds: float, limit: float) -> str:
 
 
 def _data_seeds(study: Study) -> list[int]:
-    return [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
+    shared = bool(study.settings.get("shared_init"))
+    return [Seeds.of(study.seed, replica, shared_init=shared).data for replica in range(study.replicas)]
 
 
 def _best_model(

@@ -54,7 +54,8 @@ def explained(
 
     For tables that are too large, only subgroup scores are added.
     """
-    seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
+    shared = bool(study.settings.get("shared_init"))
+    seeds = [Seeds.of(study.seed, k, shared_init=shared).data for k in range(study.replicas)]
     folds, share = study.test_environments, study.holdout_fraction
     results = replace(results, subgroups=find_subgroups(source, results, folds, share, seeds))
     if protocol.is_large(source):

@@ -445,6 +445,6 @@ def train_final_model(
             execution="sequential",
             seed=seed,
             progress=False,
-            **run_settings(table, options),
+            **{key: value for key, value in run_settings(table, options).items() if key != "learning_rate"},
         )
     return SavedModel.of(source, result)

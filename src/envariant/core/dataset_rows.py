@@ -1,21 +1,23 @@
 """Read datasets of other libraries; random rows, and rows that do not fit in memory, are read when used."""
 
 import random
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from envariant.core import counter_rng, image_rows, machine
 from envariant.core.conversion import tensor_of
 from envariant.core.errors import EnvariantError, shown
-from envariant.core.input_store import ByteStore, FloatStore, InputStore
+from envariant.core.input_store import ByteStore, FloatStore, InputStore, standardized
+
+Convert = Callable[[Any], Any]
+"""Function from the inputs of an item to numbers, such as from an image to pixels."""
 
 Key = int | str
 """Position in an item that is a tuple or list, or name in an item that is a dictionary."""
@@ -37,12 +39,18 @@ class DatasetStore(InputStore):
         numbers: Numbers of the rows in the dataset.
         key: Position or name of the inputs in an item.
         like: One row of inputs, which defines shape and type.
+        convert: Function applied to the inputs of every item. Default: none.
+        mean: Mean of each channel of byte images, after scaling to [0, 1]; None is equivalent to 0.
+        deviation: Standard deviation of each channel, after scaling to [0, 1]; None is equivalent to 1.
     """
 
     dataset: Any
     numbers: NDArray[np.int64]
     key: Key
-    like: Shaped[Tensor, "..."]
+    like: Tensor
+    convert: Convert | None = None
+    mean: tuple[float, ...] | None = None
+    deviation: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -57,7 +65,7 @@ class DatasetStore(InputStore):
 
     @property
     def encoding(self) -> Hashable:
-        return (torch.uint8, None, None) if self.dtype == torch.uint8 else torch.float32
+        return (torch.uint8, self.mean, self.deviation) if self.dtype == torch.uint8 else torch.float32
 
     @property
     def streamed(self) -> bool:
@@ -74,10 +82,16 @@ class DatasetStore(InputStore):
         return self._read(self.numbers[index.cpu().numpy()], key)
 
     def decode(self, rows: Tensor) -> Tensor:
+        return self.standardize(self.unit(rows))
+
+    def unit(self, rows: Tensor) -> Tensor:
         return rows.float() / 255 if rows.dtype == torch.uint8 else rows
 
+    def standardize(self, inputs: Tensor) -> Tensor:
+        return standardized(inputs, self.mean, self.deviation)
+
     def with_rows(self, rows: Tensor) -> InputStore:
-        return ByteStore(rows) if self.dtype == torch.uint8 else FloatStore(rows)
+        return ByteStore(rows, self.mean, self.deviation) if self.dtype == torch.uint8 else FloatStore(rows)
 
     def select(self, index: Int[Tensor, " selected"]) -> "DatasetStore":
         return replace(self, numbers=self.numbers[index.cpu().numpy()])
@@ -89,10 +103,12 @@ class DatasetStore(InputStore):
 
     def _read(self, numbers: NDArray[np.int64], key: int) -> Tensor:
         rows = torch.empty((len(numbers), *self.shape), dtype=self.dtype)
-        with kept_random_states():
+        with image_rows.kept_random_states():
             for row, number in zip(rows, numbers.tolist(), strict=True):
                 _seed(counter_rng.step_key(key, number))
-                value = tensor_of(self.dataset[number][self.key], f"dataset: item {number}")
+                value = self.dataset[number][self.key]
+                value = value if self.convert is None else self.convert(value)
+                value = tensor_of(value, f"dataset: item {number}")
                 if value.shape != self.shape:
                     shapes = f"{tuple(value.shape)}, at first {tuple(self.shape)}"
                     raise EnvariantError(f"dataset: item {number} has shape {shapes}")
@@ -101,7 +117,7 @@ class DatasetStore(InputStore):
 
 
 def read_items(
-    dataset: Any, where: str, keys: Sequence[Key] = (0, 1)
+    dataset: Any, where: str, keys: Sequence[Key] = (0, 1), convert: Convert | None = None
 ) -> tuple[Tensor | DatasetStore, list[list[Any]]]:
     """Read all items of a dataset; return the inputs and, for every further key, a list of labels.
 
@@ -111,6 +127,7 @@ def read_items(
         dataset: Dataset with a length, or an iterable; its items are tuples, lists or dictionaries.
         where: Name of the dataset, for error messages.
         keys: Positions or names of the inputs and the labels in an item.
+        convert: Function applied to the inputs of every item. Default: none.
 
     Raises:
         EnvariantError: If the dataset is empty, an item lacks a key, or shapes of inputs differ.
@@ -124,7 +141,7 @@ def read_items(
     inputs: list[Tensor] = []
     first, large, count = torch.empty(0), False, 0
     for count, item in enumerate(items, 1):
-        row, own = _parts(item, keys, f"{where}: item {count - 1}", f"{where}: item {count - 1}")
+        row, own = _parts(item, keys, f"{where}: item {count - 1}", convert)
         if count == 1:
             first = row
             length = len(dataset) if has_length else 1
@@ -144,7 +161,7 @@ def read_items(
     rows = torch.stack(inputs)
 
     def read_again(several: int) -> tuple[Tensor, list[Any]]:
-        again = [_parts(dataset[k], keys, where, where) for k in range(several)]
+        again = [_parts(dataset[k], keys, where, convert) for k in range(several)]
         return torch.stack([row for row, _ in again]), [own[0] if own else None for _, own in again]
 
     answers = labels[0] if labels else []
@@ -153,20 +170,8 @@ def read_items(
         dataset, rows, answers, read_again if has_length else None, where, warn_of_inputs=not streams
     )
     if streams and (large or random_inputs):
-        return DatasetStore(dataset, np.arange(count), keys[0], first), labels
+        return DatasetStore(dataset, np.arange(count), keys[0], first, convert), labels
     return image_rows.prepared(rows, where) if rows.dim() > 1 else rows[:, None], labels
-
-
-@contextmanager
-def kept_random_states() -> Generator[None]:
-    """Restore the states of the global random generators after a `with` block."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _seed(seed: int) -> None:
@@ -175,7 +180,7 @@ def _seed(seed: int) -> None:
     torch.default_generator.manual_seed(seed % 2**63)
 
 
-def _parts(item: Any, keys: Sequence[Key], where: str, what: str) -> tuple[Tensor, list[Any]]:
+def _parts(item: Any, keys: Sequence[Key], where: str, convert: Convert | None) -> tuple[Tensor, list[Any]]:
     """Return the input as a tensor, and the labels of an item."""
     named = isinstance(item, Mapping)
     last = max((key for key in keys if isinstance(key, int)), default=-1)
@@ -186,10 +191,12 @@ def _parts(item: Any, keys: Sequence[Key], where: str, what: str) -> tuple[Tenso
         value, *labels = (get(key) for key in keys)
     except (KeyError, TypeError) as error:
         raise EnvariantError(f"{where} has no entry {error}; it must have {_described(keys)}") from None
-    if type(value).__module__.startswith("PIL."):
+    if convert is not None:
+        value = convert(value)
+    elif type(value).__module__.startswith("PIL."):
         remedy = "give the dataset a transform that converts images to tensors"
         raise EnvariantError(f"{where} is an image; {remedy}")
-    return tensor_of(value, what), [_plain(label) for label in labels]
+    return tensor_of(value, where), [_plain(label) for label in labels]
 
 
 def _described(keys: Sequence[Key]) -> str:

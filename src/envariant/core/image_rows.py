@@ -125,7 +125,7 @@ def check_repeatable(
     names = {name for name in _transforms(dataset, 4) if name.startswith(_RANDOM)}
     changed, relabeled = read_again is None and bool(names), False
     if read_again is not None:
-        with _kept_random_states(), suppress(Exception):
+        with kept_random_states(), suppress(Exception):
             again, labels = read_again(min(READ_TWICE, len(rows)))
             first, second = rows[: len(again)].flatten(), again.flatten()
             # NaN differs from itself.
@@ -152,7 +152,7 @@ def _transforms(thing: Any, depth: int) -> Iterator[str]:
 
 
 @contextmanager
-def _kept_random_states() -> Generator[None]:
+def kept_random_states() -> Generator[None]:
     """Restore the states of global random generators after a `with` block."""
     states = random.getstate(), np.random.get_state()
     try:

@@ -110,6 +110,24 @@ class Choice(Range):
         return " | ".join(str(value) for value in self.values)
 
 
+@final
+@dataclass(frozen=True)
+class Nested(Range):
+    """Text with ranges inside, such as `cosine(loguniform(1e-4, 1e-2), warmup=5%)`; samples are text."""
+
+    template: specs.Spec
+
+    def __post_init__(self) -> None:
+        # Bounds and names are checked now, not at the first sample.
+        self.sample(np.random.default_rng(0))
+
+    def sample(self, generator: np.random.Generator) -> str:
+        return str(_filled(self.template, generator))
+
+    def __str__(self) -> str:
+        return str(self.template)
+
+
 def ranges(cls: type[Any]) -> dict[str, Range]:
     """Return a mapping from field name to the search range declared in a class."""
     return {
@@ -122,6 +140,26 @@ def ranges(cls: type[Any]) -> dict[str, Range]:
 
 RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, "integer": UniformInteger}
 """Range classes by their names in text."""
+
+
+def _has_range(value: object) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_has_range, cast("tuple[object, ...]", value)))
+    if not isinstance(value, specs.Spec):
+        return False
+    return value.name in RANGES or any(map(_has_range, (*value.positional, *value.keywords.values())))
+
+
+def _filled(value: Any, generator: np.random.Generator) -> Any:
+    """Return a value with every range in it replaced by a sample."""
+    if isinstance(value, tuple):
+        return tuple(_filled(each, generator) for each in cast("tuple[Any, ...]", value))
+    if not isinstance(value, specs.Spec):
+        return value
+    if value.name in RANGES:
+        return RANGES[value.name](**specs.fill(RANGES[value.name], value)).sample(generator)
+    keywords = {key: _filled(each, generator) for key, each in value.keywords.items()}
+    return specs.Spec(value.name, _filled(value.positional, generator), keywords)
 
 
 def search_range(declared: object) -> Range:
@@ -140,6 +178,9 @@ def search_range(declared: object) -> Range:
                 )
         return Choice(values)
     if isinstance(declared, str):
+        template = specs.parse_as("range", declared)
+        if template.name not in RANGES and _has_range(template):
+            return Nested(template)
         return specs.build("range", declared, RANGES)
     forms = ", ".join(f"{name}(low, high)" for name in RANGES)
     raise EnvariantError(f"a range must be a list of values or one of {forms}; got {declared!r}")

@@ -44,6 +44,7 @@ from envariant.studies.selection import (
 from envariant.studies.selection.base import last_steps
 from envariant.studies.significance import BASELINE, LEVEL, Comparison, compare
 from envariant.studies.study_results import evaluated as finished
+from envariant.studies.trials import SEARCHABLE
 from envariant.training.run_spec import RunSpec
 from envariant.training.store import Store
 
@@ -289,14 +290,17 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
         tuple(str(run[key]) for key in ("data", "test_environments", "algorithm", "trial")) for run in runs
     ]
     best = runs[keys.index(Counter(keys).most_common(1)[0][0])]
+    own = json.loads(str(best["hyperparameters"]))
+    options = {key: value for key, value in own.items() if key in SEARCHABLE}
+    settings = {key: value for key, value in study["settings"].items() if key != "learning_rate"}
     spec = RunSpec(
         data=str(best["data"]),
         algorithm=str(best["algorithm"]),
-        hyperparameters=json.loads(str(best["hyperparameters"])),
+        hyperparameters={key: value for key, value in own.items() if key not in options},
         learning_rate=json.loads(str(best["learning_rate"])) or None,
         test_environments=best["test_environments"],
         **{key: study[key] for key in ("holdout_fraction", "replicas", "seed")},
-        **study["settings"],
+        **{**settings, **options},
     )
     return shlex.join(["envariant", "train", *spec.flags()])
 

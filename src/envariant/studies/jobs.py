@@ -5,7 +5,7 @@ A job and its results can be sent to other processes and machines.
 
 import warnings
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -166,10 +166,15 @@ def _measured(
     states = event.checkpoint().states()
     sound = {number for number in event.replicas if states[number].failure is None}
     predict = _cached(event.answers, measurements)
-    rows = measurements.scores(predict, event.replicas, event.step)
+    scores = measurements.scores(predict, event.replicas, event.step)
+    # A run that stopped early was measured when it stopped.
+    rows = [row for row in scores if states[row.replica].trained == row.step]
     if not event.finished:
         return _of(rows, sound), ()
-    rows += measurements.importance(predict, event.replicas, event.step)
+    # The rest is measured once, with the weights of the step that the option `keep` chose.
+    predict = _cached(event.kept_answers or event.answers, measurements)
+    importance = measurements.importance(predict, event.replicas, event.step)
+    rows += [replace(row, step=states[row.replica].step) for row in importance]
     p_values = _p_values(predict, event.replicas, measurements)
     predictions = measurements.predictions(predict, event.replicas)
     outcomes = [

@@ -21,9 +21,9 @@ from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line, listed, shown, unknown_name
 from envariant.core.paths import check_file
 from envariant.predictors import predictor
-from envariant.studies.option_types import check_types
+from envariant.studies.option_types import check_types, splits
 from envariant.studies.study_results import StudyResults
-from envariant.studies.trials import SearchSpace, recipe_of
+from envariant.studies.trials import SEARCHABLE, SearchSpace, recipe_of
 from envariant.training.option_text import text_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
@@ -41,8 +41,6 @@ from envariant.training.store import PlannedRun, Store, Trial
 
 MAX_RUNS = 1_000_000
 """Largest number of runs in a study, because all runs are planned in memory."""
-SPLITS = ("suggested", "each", "each-and-pairs")
-"""Ways to choose test environments without naming them."""
 
 
 @final
@@ -63,18 +61,18 @@ class Study(Displayed):
             leave-one-domain-out selection), or lists of names.
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
         lr_range: Factor r ≥ 1. Learning rates are sampled log-uniformly from [η/r, η·r], where η is the
-            default learning rate; with r = 1, all trials use η.
-        ranges: Mapping from algorithm to its search ranges, each a mapping from hyperparameter (or
-            `learning_rate`) to a list of values or a string such as `loguniform(1e2, 1e6)`. These ranges
-            override those of the algorithm.
+            setting `learning_rate`, by default that of the data set; with r = 1, the learning rate is η. All
+            values of a schedule or of parameter groups are multiplied by one factor from [1/r, r].
+        ranges: Mapping from algorithm to a mapping from hyperparameter, or training option such as
+            `learning_rate` or `clip`, to a search range: a list of values, or a string such as
+            `loguniform(1e2, 1e6)` or `cosine(loguniform(1e-4, 1e-2))`. These ranges replace those of the
+            algorithm.
         seed: Base random seed of trials and replicas.
-        settings: Training options that are shared by all runs, as a mapping from name to value;
-            `run_spec.SHARED` lists the allowed names.
+        settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
         store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
             permutation importance.
-        importance_columns: Names of the table columns whose permutation importance is measured; empty for all
-            columns.
+        importance_columns: Table columns whose permutation importance is measured; empty for all columns.
 
     Raises:
         EnvariantError: If a name is unknown or a value is not allowed.
@@ -100,13 +98,16 @@ class Study(Displayed):
             object.__setattr__(self, key, _several(getattr(self, key)))
             if not getattr(self, key):
                 raise EnvariantError(f"study: {key} is empty; give at least one")
-        object.__setattr__(self, "test_environments", _splits(self.test_environments))
+        object.__setattr__(self, "test_environments", splits(self.test_environments))
         check_types(self)
         object.__setattr__(self, "importance_columns", tuple(self.importance_columns))
         for key in self.settings:
             if key not in SHARED:
                 raise unknown_name("setting", key, SHARED, where="study")
-        RunSpec(data="", **self.settings)
+        plain = RunSpec(data="", **self.settings).to_dict()
+        # A mapping, such as weight decays by parameter group, is stored as its text.
+        kept = {k: plain[k] if isinstance(v, Mapping) else v for k, v in self.settings.items()}
+        object.__setattr__(self, "settings", kept)
         check_objects(self.settings)
         self._labeled("data")
         algorithms = self._labeled("algorithms")
@@ -157,8 +158,7 @@ class Study(Displayed):
             callbacks: Objects whose methods are called during training; see `envariant.train`.
 
         Raises:
-            EnvariantError: If an option is invalid, the folder cannot be written, or it contains the runs of
-                another study.
+            EnvariantError: If an option is invalid, the folder cannot be written, or it contains other runs.
         """
         # The executors import this module, so they are imported by name when they are used.
         running: Any = import_module("envariant.studies.running")
@@ -241,16 +241,24 @@ class Study(Displayed):
                 f"study: declares no {run.algorithm} on {run.data}; pass the study that does"
             )
         known = predictor(algorithms[run.algorithm])
+        searched, own = self.searched_options, run.trial.hyperparameters
+        settings = {**self.settings, **{key: value for key, value in own.items() if key in searched}}
         return RunSpec(
             data=self.sources[run.data],
             algorithm=algorithms[run.algorithm],
-            hyperparameters=run.trial.hyperparameters,
+            hyperparameters={key: value for key, value in own.items() if key not in searched},
             learning_rate=None if known is not None else run.trial.learning_rate,
             test_environments=run.test_environments,
             holdout_fraction=self.holdout_fraction,
             seed=self.seed,
-            **self.settings,
+            **{key: value for key, value in settings.items() if key != "learning_rate"},
         )
+
+    @property
+    def searched_options(self) -> tuple[str, ...]:
+        """Training options other than the learning rate that have a search range, in a fixed order."""
+        declared = {name for ranges in self.ranges.values() for name in ranges}
+        return tuple(name for name in SEARCHABLE if name in declared)
 
     def remarks(self) -> tuple[str, ...]:
         """Return a message for each schedule that is scaled to the run length or never takes effect.
@@ -276,7 +284,8 @@ class Study(Displayed):
                 # Runs that cannot be trained fail later, with their reason.
                 continue
             for trial in trials:
-                tried = resolve_algorithm(algorithm, trial.hyperparameters, source, config.steps)
+                own = {k: v for k, v in trial.hyperparameters.items() if k not in self.searched_options}
+                tried = resolve_algorithm(algorithm, own, source, config.steps)
                 for remark in remarks(tried, trial.learning_rate, config.steps, config.optimizer):
                     collected.setdefault((name, remark.partition(":")[0]), f"{name}: {remark}")
         return tuple(collected.values())
@@ -290,8 +299,10 @@ class Study(Displayed):
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
-        steps = RunSpec(data="", **self.settings).steps
-        return space.trials(source, self.seed, self.n_trials, self.lr_range, steps)
+        shared = RunSpec(data="", **self.settings)
+        return space.trials(
+            source, self.seed, self.n_trials, self.lr_range, shared.steps, shared.learning_rate
+        )
 
     def _labeled(self, key: str) -> dict[str, Any]:
         """Return a mapping from label to data set or algorithm; check that labels are unique."""
@@ -424,30 +435,6 @@ _PLAIN = (str, bool, int, float, type(None))
 def _several(declared: Any) -> tuple[Any, ...]:
     """Convert a single value or a list of values to a tuple."""
     return tuple(declared) if isinstance(declared, list | tuple) else (declared,)
-
-
-def _splits(declared: object) -> object:
-    """Convert declared test environments to one of `SPLITS`, or to a tuple of tuples of names.
-
-    Raises:
-        EnvariantError: If the value is neither one of `SPLITS` nor a list of names or of lists of names.
-    """
-    if isinstance(declared, str):
-        if declared not in SPLITS:
-            raise unknown_name("test_environments", declared, SPLITS, where="study")
-        return declared
-    if isinstance(declared, Sequence):
-        sets = [(each,) if isinstance(each, str) else each for each in cast("Sequence[Any]", declared)]
-        if all(isinstance(each, Sequence) and all(isinstance(name, str) for name in each) for each in sets):
-            splits = tuple(tuple(each) for each in sets)
-            if not splits or len({frozenset(names) for names in splits}) < len(splits):
-                raise EnvariantError(
-                    f"study: test_environments must be different sets of names; got {shown(declared)}"
-                )
-            return splits
-    raise EnvariantError(
-        f"study: test_environments must be {', '.join(SPLITS)} or lists of names; got {declared!r}"
-    )
 
 
 def _text(value: Any) -> Any:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -17,16 +18,17 @@ from torch import Tensor
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line
 from envariant.models import FeaturizerAndHead
-from envariant.training.allocator import keep_freed_memory
 from envariant.training.batch_sampler import StackingError
 from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.execution import Execution, groups
 from envariant.training.history import HistoryRow
+from envariant.training.keep_rules import KeepBest
 from envariant.training.memory_budget import is_out_of_memory
 from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig
 from envariant.training.step_program import StepProgram
+from envariant.training.streaming import waiting_notes
 
 
 @final
@@ -61,6 +63,8 @@ class Evaluated:
         notes: Deviations from the requested execution, for example that memory ran out and the stack was
             halved.
         keep: Whether the option `keep` keeps the weights at this step.
+        kept_answers: Function like `answers`, with the weights of the step that the option `keep` chose; None
+            if these are the current weights.
     """
 
     replicas: tuple[int, ...]
@@ -71,6 +75,7 @@ class Evaluated:
     answers: Callable[..., tuple[Tensor, Tensor]]
     notes: tuple[str, ...] = ()
     keep: bool = False
+    kept_answers: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def kept_states(self) -> dict[int, ReplicaState]:
         """Return copies of the current states of the replicas that have not ended before this step."""
@@ -104,7 +109,6 @@ def run(
         EnvariantError: If data, model and algorithm are incompatible, or a single replica does not fit in
             memory.
     """
-    keep_freed_memory()
     programs: dict[Any, StepProgram] = {}
     for members in groups(replicas, execution.group):
         for part, checkpoint in _resumed(members, resume):
@@ -209,9 +213,11 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
             with _errors_as_envariant(stack):
                 rows = stack.measure()
             finished, keep = stack.ended or stack.step == config.steps, config.keep.keeps(stack.step)
-            notes += stack.waiting_notes() if finished else ()
+            if finished:
+                notes += waiting_notes(stack.waited, stack.checkpoint().seconds)
+            kept = partial(stack.answers, kept=True) if isinstance(config.keep, KeepBest) else None
             yield Evaluated(
-                stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes, keep
+                stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes, keep, kept
             )
             if finished:
                 return

@@ -51,6 +51,15 @@ class ByGroup:
         pairs = tuple((name, resolved(value)) for name, value in self.values)
         return type(self)(pairs, None if self.others is None else resolved(self.others))
 
+    def scaled(self, factor: float) -> Self:
+        """Return the groups with all values multiplied by a factor."""
+
+        def product(value: Value) -> Value:
+            return value.scaled(factor) if isinstance(value, Schedule) else value * factor
+
+        pairs = tuple((name, product(value)) for name, value in self.values)
+        return type(self)(pairs, None if self.others is None else product(self.others))
+
     def of(self, names: Iterable[str], option: str, default: float | None = None) -> dict[str, Value]:
         """Return the value of each parameter.
 

@@ -17,40 +17,34 @@ from torch import Tensor
 
 from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.core.counter_rng import private_random_numbers
-from envariant.core.environments import EnvironmentSet, EnvironmentSource
+from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.models import FeaturizerAndHead
 from envariant.training import precision
 from envariant.training.accumulation import accumulated
+from envariant.training.allocator import keep_freed_memory
 from envariant.training.averaging.averaged_weights import AveragedWeights
-from envariant.training.batch_sampler import BatchSampler, Rows, StackingError
+from envariant.training.batch_sampler import Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure, Stop
 from envariant.training.divergence import divergence
 from envariant.training.evaluator import Evaluator, Weights
 from envariant.training.history import (
-    BATCH,
     CLIP_SHARE,
     CURRENT_LOSS,
     GRADIENT_RMS,
-    LOSS,
-    OUTPUT_SD,
     HistoryRow,
 )
 from envariant.training.initial_weights import initial_weights, restored, stacked
+from envariant.training.measured_rows import batch_rows, environment_rows
 from envariant.training.network import constants
-from envariant.training.optimizers import SGD, StackedOptimizer
-from envariant.training.parameter_groups import segmented
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig, network
 from envariant.training.schedule_table import ScheduleTable
+from envariant.training.stack_parts import new_optimizer, sampler, training_rows
 from envariant.training.step_program import StepInputs, StepOutputs, StepProgram
 from envariant.training.validation_watch import ValidationWatch
 
 Change = Callable[[Tensor], Tensor]
 """Function from inputs `[…, rows, *shape]` to changed inputs of the same shape."""
-
-# Seconds of waiting that a user would not notice.
-_WORTH_SAYING = 1.0
 
 
 @final
@@ -87,13 +81,16 @@ class ReplicaStack:
         self._algorithm = first.algorithm
         sets = [source.sample(replica.seeds.data) for replica in replicas]
         self._roles, self._names = sets[0].roles(config.test), sets[0].names
-        self._origins = {each.name: each.origin or each.name for each in sets[0].environments}
+        self._places = [(each.origin or each.name, self._roles[each.name]) for each in sets[0].environments]
         self.network, context = network(sets[0], first, config)
         if len(replicas) > 1 and self.network.stochastic:
             raise StackingError("the model draws random numbers of its own, as dropout does")
         self._rows = Rows(sets, self._roles, device)
-        self._trained = trained = self._training_rows(sets)
-        self._batches = self._sampler(trained)
+        if self._rows.reader is None:
+            # Rows from disk are many blocks of several threads; the gaps between them would add up.
+            keep_freed_memory()
+        self._trained = trained = training_rows(self._rows, sets, replicas, device)
+        self._batches = sampler(trained, self.network, replicas, config)
         context = replace(
             context,
             environment_names=trained.training,
@@ -110,7 +107,7 @@ class ReplicaStack:
         )
         self._rates = ScheduleTable([[replica.learning_rate] for replica in replicas], device)
         self._hyperparameters = ScheduleTable([numbers(replica.algorithm) for replica in replicas], device)
-        self._optimizer = self._new_optimizer()
+        self._optimizer = new_optimizer(self.network, self._params, self._views, replicas, config)
         self._program = self._find_program({} if programs is None else programs)
         self._alive = torch.ones(len(replicas), dtype=torch.bool, device=device)
         self._failed_at = torch.full((len(replicas),), -1, device=device)
@@ -179,16 +176,6 @@ class ReplicaStack:
                 self._average.update(self._params, self._alive, step + 1)
         self.step, self._ended = step + 1, time.perf_counter()
 
-    def waiting_notes(self) -> tuple[str, ...]:
-        """Return a note if more than a tenth of the time was spent waiting for rows on disk."""
-        seconds = self._spent + self._ended - self._started
-        if self.waited <= max(0.1 * seconds, _WORTH_SAYING):
-            return ()
-        return (
-            f"data: {self.waited / seconds:.0%} of the time was spent waiting for rows from disk; "
-            f"storage=disk reads faster than storage=files, and a faster disk or more cores help",
-        )
-
     def rehearse(self) -> None:
         """Predict two rows, run one training step, and undo the step.
 
@@ -218,20 +205,8 @@ class ReplicaStack:
             if replica.index in self._failures or replica.index in self._stops:
                 continue
             step = self.step if failed_at[k] < 0 else failed_at[k]
-            own = [
-                HistoryRow(
-                    replica=replica.index,
-                    step=step,
-                    environment=self._origins[name],
-                    role=self._roles[name],
-                    metric=metric,
-                    value=value,
-                )
-                for name in self._names
-                for metric, value in zip(
-                    (LOSS, self.network.task.metric, OUTPUT_SD), scores[name][k], strict=True
-                )
-            ]
+            measured = [scores[name][k] for name in self._names]
+            own = environment_rows(replica.index, step, self.network.task.metric, self._places, measured)
             reported = dict(zip(self._metric_names, metrics[k], strict=True)) if metrics else {}
             if (failure := divergence(failed_at[k], own, reported)) is not None:
                 self._failures[replica.index] = failure
@@ -244,17 +219,7 @@ class ReplicaStack:
                     if self._config.clip is not None and step > 0:
                         reported[CLIP_SHARE] = clipped[k] / (step - max(0, self.measured))
                     reported |= {CURRENT_LOSS: losses[k]} if losses else {}
-                    rows += [
-                        HistoryRow(
-                            replica=replica.index,
-                            step=step,
-                            environment="*",
-                            role=BATCH,
-                            metric=name,
-                            value=value,
-                        )
-                        for name, value in reported.items()
-                    ]
+                    rows += batch_rows(replica.index, step, reported)
             if failure is None:
                 self._note_stop(k, own)
         self.measured, self._ended = self.step, time.perf_counter()
@@ -304,7 +269,7 @@ class ReplicaStack:
         return self._evaluator().logits(inputs.to(self.device), decode=self._rows.decode)
 
     def answers(
-        self, name: str, rows: Tensor | None = None, change: Change | None = None, /
+        self, name: str, rows: Tensor | None = None, change: Change | None = None, /, *, kept: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return the logits of each replica and the targets in one environment, `[replicas, rows, …]`.
 
@@ -312,6 +277,7 @@ class ReplicaStack:
             name: Name of the environment.
             rows: Indices of the rows to predict. Default: all rows.
             change: Function applied to the float32 inputs before prediction. Default: no change.
+            kept: Whether to predict with the weights of the step that the option `keep` chose.
         """
         inputs, targets = self._rows.of([name])
         axis = self._rows.axis
@@ -323,7 +289,7 @@ class ReplicaStack:
             inputs = inputs if isinstance(inputs, Tensor) else inputs.whole()
             inputs, decode = change(decode(inputs)), None
         own = targets.expand(len(self._replicas), *targets.shape) if axis is None else targets
-        return self._evaluator().logits(inputs, axis, decode), own
+        return self._evaluator(kept=kept).logits(inputs, axis, decode), own
 
     def checkpoint(self) -> Checkpoint:
         """Return the current training state of the stack."""
@@ -350,42 +316,6 @@ class ReplicaStack:
             stops=dict(self._stops),
         )
 
-    def _training_rows(self, sets: Sequence[EnvironmentSet]) -> Rows:
-        """Return the training rows, divided into the inferred environments if there are any."""
-        if not any(replica.start.environments for replica in self._replicas):
-            return self._rows
-        inferred = [
-            replica.start.environments or sample for replica, sample in zip(self._replicas, sets, strict=True)
-        ]
-        return Rows(inferred, inferred[0].roles(()), self._config.device)
-
-    def _sampler(self, rows: Rows) -> BatchSampler:
-        config, replicas = self._config, self._replicas
-        full_batch = config.batch_size is None and config.augmentation is None
-        # The library's models begin with a matrix product, which rounds inputs to bfloat16 at every step.
-        rounds = self.network.precision == "bfloat16" and isinstance(self.network.module, FeaturizerAndHead)
-        return BatchSampler(
-            rows,
-            [replica.seeds.order for replica in replicas],
-            config.batch_size,
-            config.augmentation,
-            torch.bfloat16 if full_batch and rounds else torch.float32,
-        )
-
-    def _new_optimizer(self) -> StackedOptimizer:
-        ones, zeros = [1.0] * len(self._replicas), [0.0] * len(self._replicas)
-        if self._algorithm.returns_updates:
-            return StackedOptimizer(SGD(), self._params, ones, zeros)
-        net = self.network
-        rates, decays, segments = segmented(
-            [
-                r.groups.assigned(net.module, net.params, net.auxiliary, r.learning_rate, r.weight_decay)
-                for r in self._replicas
-            ]
-        )
-        shapes = [value.shape[1:] for value in self._views.values()]
-        return StackedOptimizer(self._config.optimizer, self._params, rates, decays, shapes, segments)
-
     def _find_program(self, programs: dict[Any, StepProgram]) -> StepProgram:
         sizes, axes, count = self._batches.sizes, self._batches.axes, len(self._replicas)
         key = (count, structure(self._algorithm), sizes, axes, constants(self.network.module))
@@ -401,8 +331,8 @@ class ReplicaStack:
             )
         return programs[key]
 
-    def _evaluator(self) -> Evaluator:
-        params, buffers = self._eval_weights()
+    def _evaluator(self, *, kept: bool = False) -> Evaluator:
+        params, buffers = self._watch.weights if kept else self._eval_weights()
         return Evaluator.of_stack(self.network, params, buffers, len(self._replicas), self._config.adapt)
 
     def _eval_weights(self) -> tuple[Weights, Weights]:

@@ -285,7 +285,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
-        weighted if requested.loss is None else WithLoss(weighted, requested.loss),
+        # In studies and comparisons, the loss applies to the networks only.
+        weighted if requested.loss is None or fitted else WithLoss(weighted, requested.loss),
         algorithm,
         _config(complete, spec),
         _initializer(requested.init),

@@ -119,6 +119,12 @@ class TrainingResult(Displayed):
         return {k: c.stopped for k, c in sorted(self.checkpoints.items()) if c.stopped is not None}
 
     @property
+    def kept_steps(self) -> str:
+        """Steps of the weights by replica, as text; "" if all are those of the last step."""
+        chosen = {k: c.step for k, c in sorted(self.checkpoints.items()) if c.step != (c.trained or c.step)}
+        return named(f"{k}: of step {step}" for k, step in chosen.items())
+
+    @property
     def finished(self) -> tuple[int, ...]:
         """Indices of the replicas that completed all steps or stopped early; summaries use only these."""
         steps = self.record.spec.steps or 1
@@ -319,7 +325,7 @@ class TrainingResult(Displayed):
                 f"steps, {self.seconds:.1f} s",
                 "diverged replicas": failed,
                 "stopped early": "; ".join(f"{k}: {reason}" for k, reason in self.stopped.items()),
-                "weights": _weights_of(self),
+                "weights": self.kept_steps,
                 "diagnoses": f"{n_diagnoses}, see .diagnoses" if n_diagnoses else "",
             },
             {metric: named(scores)},
@@ -365,12 +371,6 @@ class TrainingResult(Displayed):
             "seconds": round(self.seconds, 2),
             "waited": round(self.waited, 2),
         }
-
-
-def _weights_of(result: TrainingResult) -> str:
-    """Return the steps of the weights as text if the option `keep` chose them; "" for the last step."""
-    chosen = {k: c.step for k, c in sorted(result.checkpoints.items()) if c.step != (c.trained or c.step)}
-    return "; ".join(f"{k}: of step {step}" for k, step in chosen.items())
 
 
 def rebuilt(

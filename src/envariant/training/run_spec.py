@@ -395,7 +395,6 @@ SHARED = tuple(
         "data",
         "algorithm",
         "hyperparameters",
-        "learning_rate",
         "test_environments",
         "holdout_fraction",
         *EXECUTION_ONLY,

@@ -3,9 +3,11 @@
 DiWA (Ramé et al. 2022, arXiv 2205.09739); model soups (Wortsman et al. 2022, arXiv 2203.05482).
 """
 
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal, final
 
 import torch
@@ -14,20 +16,21 @@ from torch.optim.swa_utils import update_bn
 
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.display import Displayed, Summary, named
-from envariant.core.environments import EnvironmentSet, EnvironmentSource
+from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.data.validation_split import ValidationSplit
-from envariant.training.averaging.averaged_weights import BATCH_NORMS
+from envariant.training.averaging.averaged_weights import BATCH_NORMS, MOST_BATCHES
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.evaluator import Evaluator, Weights
 from envariant.training.history import LOSS, OUTPUT_SD, HistoryRow
+from envariant.training.network import TOGETHER
 from envariant.training.record import Record
 from envariant.training.result import TrainingResult
 
 RULES = ("uniform", "greedy")
 """Ways to choose the members of a soup."""
-# Rows of a batch from which BatchNorm statistics are computed.
-_BATCH_ROWS = 512
+# Rows of a batch from which BatchNorm statistics are computed, and of a block that is predicted at once.
+_BATCH_ROWS, _BLOCK_ROWS = 512, 4096
 
 
 @final
@@ -253,31 +256,44 @@ class _Scorer:
         module = self._module(state)
         if not any(isinstance(part, BATCH_NORMS) for part in module.modules()):
             return state
-        training = [e for e in self._sample.environments if self._roles[e.name] == "train"]
-        inputs = torch.cat([each.input_store.gather() for each in training])
-        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-        decode = training[0].input_store.decode
         with private_random_numbers(0, torch.device("cpu")):
-            update_bn((decode(inputs[rows]) for rows in order.split(_BATCH_ROWS)), module)
+            update_bn(self._training_batches(), module)
         return replace(state, buffers={**first.buffers, **dict(module.named_buffers())})
+
+    def _training_batches(self) -> Iterator[Tensor]:
+        """Return batches of the training rows of all environments, in random order, for one pass."""
+        stores = [e.input_store for e in self._sample.environments if self._roles[e.name] == "train"]
+        count = math.ceil(sum(map(len, stores)) / _BATCH_ROWS)
+        generator = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(len(store), generator=generator).tensor_split(count) for store in stores]
+        for parts in islice(zip(*orders, strict=True), MOST_BATCHES):
+            rows = zip(stores, parts, strict=True)
+            yield torch.cat([store.decode(store.gather(part.sort().values)) for store, part in rows])
 
     def scores(self, state: ReplicaState) -> dict[str, tuple[float, ...]]:
         """Return loss, score and standard deviation of the outputs by environment."""
-        evaluator = Evaluator.of_module(self._module(state), self._task)
-        return {
-            e.name: tuple(
-                evaluator.measure(e.input_store.gather(), e.targets, decode=e.input_store.decode)[0].tolist()
-            )
-            for e in self._sample.environments
-        }
+        found: dict[str, tuple[float, ...]] = {}
+        module = self._module(state)
+        for environment in self._sample.environments:
+            logits, targets = self._logits(module, environment), environment.targets
+            values = self._task.losses(logits, targets), self._task.scores(logits, targets)
+            flat = logits.double().reshape(len(logits), -1)
+            spread = flat.var(dim=0, correction=0).mean().sqrt()
+            found[environment.name] = (*(float(each.double().mean()) for each in values), float(spread))
+        return found
 
     def pooled(self, state: ReplicaState, names: Sequence[str]) -> float:
         """Return the score on the rows of several environments together."""
-        evaluator = Evaluator.of_module(self._module(state), self._task)
-        parts = [self._sample[name] for name in names]
-        inputs = torch.cat([each.input_store.gather() for each in parts])
-        targets = torch.cat([each.targets for each in parts])
-        return float(evaluator.measure(inputs, targets, decode=parts[0].input_store.decode)[0, 1])
+        parts, module = [self._sample[name] for name in names], self._module(state)
+        logits = torch.cat([self._logits(module, each) for each in parts])
+        return float(self._task.scores(logits, torch.cat([each.targets for each in parts])).double().mean())
+
+    def _logits(self, module: nn.Module, environment: Environment) -> Tensor:
+        """Return the logits of all rows, a block at a time, because rows may lie on disk."""
+        predict, store = Evaluator.of_module(module, self._task).logits, environment.input_store
+        together = max(getattr(part, TOGETHER, 1) for part in module.modules())
+        blocks = torch.arange(len(store)).split(max(together, _BLOCK_ROWS - _BLOCK_ROWS % together))
+        return torch.cat([predict(store.gather(rows), decode=store.decode) for rows in blocks])
 
     def _module(self, state: ReplicaState) -> nn.Module:
         return replace(self._result, checkpoints={0: state}).model(0)

@@ -37,6 +37,11 @@ class ValidationWatch:
         self.state |= {"kept": never[:, :2].clone()} if self._keeps_best else {}
         self.state |= {"patience": never.clone()} if patience is not None else {}
 
+    @property
+    def weights(self) -> tuple[Weights, Weights]:
+        """Parameters and buffers of the best evaluation of each replica."""
+        return self.state["params"], self.state["buffers"]
+
     def observe(
         self, k: int, step: int, rows: Iterable[HistoryRow], weights: Callable[[], tuple[Weights, Weights]]
     ) -> str | None:

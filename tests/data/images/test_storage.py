@@ -152,9 +152,9 @@ def test_blocks_and_batches_are_read_ahead_in_order(root):
 
 
 def test_waiting_for_data_is_said(root, monkeypatch):
-    from envariant.training import replica_stack
+    from envariant.training import streaming
 
-    monkeypatch.setattr(replica_stack, "_WORTH_SAYING", 0.0)
+    monkeypatch.setattr(streaming, "_WORTH_SAYING", 0.0)
     import time
 
     original = InputStore.draw

@@ -154,7 +154,8 @@ def _work(folder: Path, plan: _Plan, on_progress: ProgressCallback = ignore) -> 
         while not plan.is_over:
             left = unfinished(store, plan.study)
             trained = [job for job in left if _train_if_free(store, job, plan, on_progress)]
-            new = None if plan.is_over else store.claim(plan.workers, plan.study.declares)
+            options = plan.study.searched_options
+            new = None if plan.is_over else store.claim(plan.workers, plan.study.declares, options)
             if new is not None:
                 _train_if_free(store, new, plan, on_progress)
             elif not (left := unfinished(store, plan.study)):

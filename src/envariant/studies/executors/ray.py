@@ -102,7 +102,9 @@ def _drive(ray: Any, remote: Any, store: Store, template: Job, on_progress: Prog
     with ExitStack() as locks:
         while True:
             while len(under_way) < _AHEAD * cores:
-                number = waiting.pop(0) if waiting else store.claim(cores, template.study.declares)
+                study = template.study
+                new = store.claim(cores, study.declares, study.searched_options) if not waiting else None
+                number = waiting.pop(0) if waiting else new
                 if number is None:
                     break
                 recorder = Recorder.open(store, number)

@@ -123,6 +123,8 @@ network(photos.sample(0)["third"].inputs[:3])
 # .. admonition:: When not
 #
 #    The backbone does not learn. If its features lack what distinguishes your classes,
-#    as those of photographs do for some medical images, no head recovers it: fine-tune
-#    the network, for example from ``init="linear-probe"``. Augmentation has no effect,
-#    because every image is seen once.
+#    no head recovers it: the small network of this page hardly tells circles from
+#    crosses, so every method on it relies on the wall and fails at the third camera.
+#    Then take a better backbone, or fine-tune one, for example from
+#    ``init="linear-probe"``. Augmentation has no effect, because every image is seen
+#    once.

@@ -136,7 +136,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "condcad",
-            "Learn features that do not identify the environment within a class, by a contrastive loss.",
+            "Learn features that do not identify the environment among rows of one class (contrastive loss).",
             Composition(penalties=(CAD(conditional=True),)),
         ),
         Recipe(

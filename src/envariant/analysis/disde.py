@@ -285,6 +285,6 @@ def _side(inputs: ArrayLike, losses: ArrayLike, n_folds: int) -> tuple[Array, Ar
     if x.ndim != 2 or r.ndim != 1 or len(x) != len(r) or len(r) < max(2, n_folds):
         raise EnvariantError(
             f"measure_disde: needs inputs [rows, columns], one loss per row and at least {max(2, n_folds)} "
-            f"rows on each side; got {x.shape} and {r.shape}"
+            f"rows in source and target; got {x.shape} and {r.shape}"
         )
     return x, r

@@ -2,13 +2,14 @@
 Your own data and network in a study
 ====================================
 
-Everything that a study takes by name it also takes as an object: data, network,
-algorithm, optimizer.
+A study accepts data, networks, algorithms and optimizers either by name or as your own
+objects.
 """
 
 # %%
-# Three sensors measure short signals. The frequency tells the class everywhere. The
-# offset tells it too, but not in the third sensor.
+# Three sensors, which are the environments, measure short signals. For every sensor,
+# the frequency of a signal indicates its class. For the first two sensors, the offset
+# of the signal also indicates the class; for the third sensor, it does not.
 
 import torch
 from torch import nn
@@ -43,8 +44,8 @@ signals = EnvironmentSet(
 signals
 
 # %%
-# The network is any `torch.nn.Module`; pass a function that returns a new one. Its
-# outputs are logits.
+# The network can be any `torch.nn.Module` whose outputs are logits. Pass a class, or a
+# function that returns a new network.
 
 
 class Recurrent(nn.Module):
@@ -75,6 +76,7 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    Two training environments in which the offset agrees with the class in 95 % and 80
-#    % of the rows are enough for a penalty to notice. If both had 95 %, no method could
-#    know that the offset is spurious.
+#    The offset agrees with the class in 95 % of the rows of the first training
+#    environment and in 80 % of the second. A penalty can detect from this difference
+#    that the offset is spurious. If the agreement were 95 % in both environments, no
+#    method could detect it.

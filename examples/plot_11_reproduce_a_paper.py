@@ -2,15 +2,15 @@
 Reproduce published work
 ========================
 
-A reproduction is one file: sections that train runs and state claims. A claim holds
-or fails by its numbers. The course report that this library began with is one of
-them, run by ``envariant reproduce sjtu-2023``: :doc:`its page
-<../reproductions/sjtu-2023/report>`.
+A reproduction is one file with several sections. Each section trains runs and tests
+claims of a publication; whether a claim holds is computed from the results. For
+example, the command ``envariant reproduce sjtu-2023`` tests the claims of a course
+report and writes :doc:`this report <../reproductions/sjtu-2023/report>`.
 """
 
 # %%
-# A section requests runs by name and yields figures and claims. The docstring states
-# the claim of the source.
+# A section is a function that declares named runs and yields figures and claims. The
+# docstring of the function states a claim of the publication.
 
 import tempfile
 from pathlib import Path
@@ -39,8 +39,9 @@ conditions = {"quick": "two replicas, 200 steps", "full": "five replicas, 200 st
 mine = Reproduction("mine", "V-REx and ERM", "A small example.", conditions, (vrex,))
 
 # %%
-# The command line runs it, stores every run and writes the page. From Python, one
-# section is a loop over its findings.
+# `envariant reproduce` trains and stores all runs of a reproduction and writes an HTML
+# report. In Python, a section can be run by itself: a loop over the section returns its
+# findings.
 
 findings = list(vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")))
 for claim in findings:
@@ -55,7 +56,8 @@ chart = next(
 chart
 
 # %%
-# Published figures are loaded from files with their sources, never typed in by hand.
+# Published figures are loaded from data files that state the source of each figure.
+# They are never copied into code by hand.
 
 from envariant import published
 
@@ -67,6 +69,6 @@ for algorithm, row in table.rows.items():
 # %%
 # .. admonition:: When not
 #
-#    A figure that differs from the paper is not yet a failed reproduction: compare
-#    intervals, and look first at what the released code does differently
-#    (:doc:`../guide/released_code`).
+#    If a figure differs from the paper, the reproduction has not necessarily failed.
+#    First compare confidence intervals, and check how the released code differs from
+#    the paper (:doc:`../guide/released_code`).

@@ -20,7 +20,16 @@ from envariant.core.schedules import Constant, Schedule
 from envariant.studies.study import read
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/comparisons.md", "docs/serving.md", "docs/guide/training.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/comparisons.md",
+    "docs/serving.md",
+    pytest.param("docs/guide/averaging.md", marks=pytest.mark.verify),
+    "docs/guide/losses_and_models.md",
+    "docs/guide/training.md",
+    "docs/guide/images.md",
+]
 # Packages whose `__all__` is the public interface; the other packages are reached through them.
 PUBLIC_PACKAGES = [
     "envariant",

@@ -1,7 +1,7 @@
 """Envariant: out-of-distribution generalization for data from several environments.
 
-The public names are imported on first use, so that `import envariant` and the command line's help load
-neither PyTorch nor other large packages.
+Public names are imported on first use. `import envariant` and the command-line help therefore load neither
+PyTorch nor other large packages.
 """
 
 from importlib import import_module
@@ -13,17 +13,21 @@ if TYPE_CHECKING:
     from envariant.core import schedules, tasks
     from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
     from envariant.core.errors import EnvariantError
+    from envariant.core.multi_target import MultiLabel, MultiOutputRegression
     from envariant.core.tasks import Binary, Multiclass, Regression
     from envariant.estimators import InvariantClassifier, InvariantRegressor
     from envariant.reporting.score_tables import score_table
     from envariant.saved_model import load_model
     from envariant.studies import Study
+    from envariant.studies.soups import soup
+    from envariant.training import callbacks, trackers
     from envariant.training.result import TrainingResult
     from envariant.training.train import train
 
 _MODULES = {
     "algorithms": "algorithms",
     "analysis": "analysis",
+    "callbacks": "training.callbacks",
     "data": "data",
     "models": "models",
     "published": "published",
@@ -31,6 +35,7 @@ _MODULES = {
     "schedules": "core.schedules",
     "studies": "studies",
     "tasks": "core.tasks",
+    "trackers": "training.trackers",
 }
 _NAMES = {
     "Binary": "core.tasks",
@@ -40,6 +45,8 @@ _NAMES = {
     "EnvariantError": "core.errors",
     "InvariantClassifier": "estimators",
     "InvariantRegressor": "estimators",
+    "MultiLabel": "core.multi_target",
+    "MultiOutputRegression": "core.multi_target",
     "Multiclass": "core.tasks",
     "Regression": "core.tasks",
     "Study": "studies",
@@ -47,6 +54,7 @@ _NAMES = {
     "compare": "comparison",
     "load_model": "saved_model",
     "score_table": "reporting.score_tables",
+    "soup": "studies.soups",
     "train": "training.train",
 }
 
@@ -58,12 +66,15 @@ __all__ = [
     "EnvironmentSource",
     "InvariantClassifier",
     "InvariantRegressor",
+    "MultiLabel",
+    "MultiOutputRegression",
     "Multiclass",
     "Regression",
     "Study",
     "TrainingResult",
     "algorithms",
     "analysis",
+    "callbacks",
     "compare",
     "data",
     "load_model",
@@ -72,8 +83,10 @@ __all__ = [
     "reporting",
     "schedules",
     "score_table",
+    "soup",
     "studies",
     "tasks",
+    "trackers",
     "train",
 ]
 

@@ -41,6 +41,8 @@ from envariant.algorithms.training_steps.context import ROWS as CONTEXT
 from envariant.algorithms.training_steps.context import GroupMeans
 from envariant.algorithms.training_steps.dann import class_weights
 from envariant.algorithms.training_steps.erm_plus import running_mean
+from envariant.algorithms.training_steps.miro import FIRST_RAW
+from envariant.algorithms.training_steps.miro import penalty as miro_penalty
 from envariant.algorithms.training_steps.mixup import mixed_risk
 from envariant.algorithms.training_steps.sagnet import with_content_of, with_style_of
 from envariant.algorithms.training_steps.transfer import project, risk_gap
@@ -197,9 +199,9 @@ def test_mldg_with_two_environments_has_one_meta_test_environment():
 
 
 def test_a_training_step_takes_no_other_parts():
-    with pytest.raises(EnvariantError, match="fish: a training step replaces the whole step and takes no"):
+    with pytest.raises(EnvariantError, match="fish: is a training step and cannot be combined"):
         Composition(penalties=(VREx(),), training_step=Fish())
-    with pytest.raises(EnvariantError, match=r"fish \+ vrex: fish is a training step, which replaces"):
+    with pytest.raises(EnvariantError, match=r"fish \+ vrex: fish is a training step and cannot"):
         recipe("fish + vrex")
 
 
@@ -369,5 +371,15 @@ def test_neither_l2_nor_weight_decay_changes_arms_frozen_context_network():
 
 @pytest.mark.parametrize("name", ["adrmx", "cdann", "rsc", "sagnet"])
 def test_algorithms_that_need_classes_reject_regression(name):
-    with pytest.raises(EnvariantError, match=r"needs classes, but the task is regression"):
+    with pytest.raises(EnvariantError, match=r"needs a classification task, but the task is regression"):
         recipe(name).default.init({"any": vector(0)}, train_context(2, Regression(), features=3))
+
+
+def test_miro_penalty_and_slope_of_the_spec():
+    features = torch.tensor([[1.0, 2.0], [0.0, -1.0], [3.0, 1.0]], dtype=torch.float64)
+    before = torch.tensor([[0.5, 2.0], [0.0, 0.0], [2.0, 2.0]], dtype=torch.float64)
+    raw = torch.tensor([FIRST_RAW], dtype=torch.float64, requires_grad=True)
+    value = miro_penalty(features, before, raw)
+    value.backward()
+    close(value.detach(), 1.5570407868)
+    close(raw.grad[0], -2.1013071991)

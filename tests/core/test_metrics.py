@@ -6,6 +6,7 @@ from sklearn import metrics as sk
 
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import METRICS, default_metric, metric, probabilities
+from envariant.core.multi_target import MultiLabel, MultiOutputRegression
 from envariant.core.tasks import Binary, Multiclass, Regression
 
 RNG = np.random.default_rng(0)
@@ -121,12 +122,12 @@ def test_the_default_metric_of_a_task_agrees_with_the_task(task):
 def test_values_of_many_samples_equal_those_of_one_at_a_time(name):
     draw = np.random.default_rng(0)
     metric = METRICS[name]
-    tasks = [Regression(2.0, 3.0)] if metric.for_regression else [Binary(), Multiclass(3)]
-    for task in tasks:
+    tasks = (Regression(2.0, 3.0), Binary(), Multiclass(3), MultiLabel(2), MultiOutputRegression(2))
+    for task in (each for each in tasks if isinstance(each, metric.tasks)):
         # Rounded logits are tied; samples of three rows have only one class now and then.
         logits = draw.normal(size=(12, *task.logits_shape)).round(1).astype(np.float32)
-        kind = np.float32 if logits.ndim == 1 else np.int64
-        targets = draw.integers(max(2, task.outputs), size=12).astype(kind)
+        kind = np.int64 if isinstance(task, Multiclass) else np.float32
+        targets = draw.integers(max(2, task.outputs), size=(12, *task.target_shape)).astype(kind)
         samples = draw.integers(12, size=(40, 3))
         one_at_a_time = [metric.compute(task, logits[rows], targets[rows]) for rows in samples]
         np.testing.assert_allclose(

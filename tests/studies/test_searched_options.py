@@ -73,7 +73,7 @@ def test_options_with_a_range_are_trained_in_jobs_of_their_own(tmp_path, monkeyp
     [
         ({"clpi": [1, 2]}, "study: ranges of erm: unknown hyperparameter 'clpi'; did you mean 'clip'?"),
         ({"steps": [1, 2]}, "study: ranges of erm: unknown hyperparameter 'steps'"),
-        ({"clip": [-1.0]}, "study: ranges of erm: clip must be a number"),
+        ({"clip": [-1.0]}, "study: ranges of erm: clip: clip must be a number"),
     ],
 )
 def test_invalid_range_is_one_sentence(ranges, message):

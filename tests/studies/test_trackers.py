@@ -9,7 +9,8 @@ import pytest
 from envariant.cli import main
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, begin, sweep, trackers
-from envariant.studies.trackers import TRACKERS, BackgroundTracking, Tracker, _safe, track
+from envariant.studies.trackers import TRACKERS, BackgroundTracking, track
+from envariant.training.trackers import Tracker, _safe
 
 SETTINGS = {"steps": 6, "evaluate_every": 3, "model": "linear"}
 

@@ -48,6 +48,7 @@ from envariant.algorithms.training_steps.arm import ARM
 from envariant.algorithms.training_steps.dann import DANN
 from envariant.algorithms.training_steps.erm_plus import ERMPlus
 from envariant.algorithms.training_steps.fish import Fish
+from envariant.algorithms.training_steps.miro import MIRO
 from envariant.algorithms.training_steps.mixup import Mixup
 from envariant.algorithms.training_steps.mldg import MLDG
 from envariant.algorithms.training_steps.mtl import MTL
@@ -67,6 +68,7 @@ __all__ = [
     "EQRM",
     "IGA",
     "IRM",
+    "MIRO",
     "MLDG",
     "MMD",
     "MTL",

@@ -1,6 +1,5 @@
 """Build algorithms from recipes, parts, and strings such as `vrex + and-mask(threshold=0.8)`."""
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -25,6 +24,7 @@ from envariant.core import specs
 from envariant.core.errors import EnvariantError, shown
 from envariant.core.plugins import Plugins
 from envariant.core.schedules import Schedule
+from envariant.core.terms import split_terms
 
 ENTRY_POINTS = "envariant.algorithms"
 """Entry point group in which other packages register recipes, as `name = "module:recipe"`."""
@@ -43,10 +43,10 @@ def as_algorithm(
     """Convert a string, recipe, part or algorithm object to an algorithm.
 
     Args:
-        algorithm: String ("vrex", "vrex + and-mask"), `Recipe`, any part (`VREx(30)`, `AndMask()`, a training
+        algorithm: String ("vrex", "vrex + and-mask"), `Recipe`, part (`VREx(30)`, `AndMask()`, a training
             step) or `Algorithm`. A part is composed with the mean risk and the mean gradient.
-        settings: Values of hyperparameters by name; others keep their defaults. Allowed only if `algorithm`
-            is a string or a recipe.
+        settings: New values of hyperparameters by name, if `algorithm` is a string or a recipe; all others
+            keep their defaults.
 
     Raises:
         EnvariantError: If a name or setting is unknown, `algorithm` has another type, or settings are given
@@ -66,7 +66,8 @@ def as_algorithm(
         raise EnvariantError(f"algorithm: {name} is a class; pass an instance: {name}()")
     if settings:
         raise EnvariantError(
-            "hyperparameters apply to named algorithms and recipes; set those of an object in the object"
+            "hyperparameters can be passed only with the name of an algorithm or a recipe; for an algorithm "
+            "object, set them when you construct the object"
         )
     match algorithm:
         case Algorithm():
@@ -101,15 +102,15 @@ def recipe(text: str) -> Recipe:
 
 
 def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
-    """Parse a string such as `vrex + coral(1.0)` into the recipe and settings of each term.
+    """Parse a string such as `vrex + coral(1.0)` into terms, each with a recipe and its settings.
 
     Raises:
         EnvariantError: If a name or a setting is unknown.
     """
     if not isinstance(text, str):
-        raise EnvariantError(f"algorithm must be text such as 'vrex + and-mask'; got {shown(text)}")
+        raise EnvariantError(f"algorithm must be a string such as 'vrex + and-mask'; got {shown(text)}")
     parsed: list[tuple[Recipe, dict[str, Any]]] = []
-    for term in _split(text):
+    for term in split_terms(text):
         spec = specs.parse_as("algorithm", term)
         known = RECIPES.get(spec.name) or PLUGINS.load(spec.name, RECIPES)
         parsed.append((known, known.settings(spec)))
@@ -117,11 +118,11 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
 
 
 def compose(text: str, built: Sequence[Composition]) -> Recipe:
-    """Return a recipe for the composition of several algorithms.
+    """Compose several algorithms into one recipe.
 
     Args:
-        text: Names joined by `+`, such as `vrex + coral(1.0)`.
-        built: One algorithm for each name in `text`.
+        text: Terms joined by `+`, such as `vrex + coral(1.0)`.
+        built: Algorithms built from the terms of `text`, in the same order.
 
     Raises:
         EnvariantError: If the algorithms cannot be composed.
@@ -135,7 +136,7 @@ def compose(text: str, built: Sequence[Composition]) -> Recipe:
 
 
 def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, Recipe]:
-    """Return a mapping from name to recipe, including the recipes of installed plug-ins.
+    """Return all recipes by name, including recipes of installed plug-ins.
 
     Args:
         on_broken: Function called with a one-line message for each plug-in that cannot be loaded and is
@@ -148,7 +149,7 @@ def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, R
 
 
 def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
-    """Return a mapping from setting name to JSON-serializable value for all hyperparameters.
+    """Return the values of all hyperparameters by name, as JSON-serializable values.
 
     Args:
         name: Name of the recipe.
@@ -161,17 +162,6 @@ def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
 def _is_usable(plugin: object, name: str) -> bool:
     # Described here, so that a recipe without a description is reported instead of breaking the list.
     return isinstance(plugin, Recipe) and plugin.name == name and describe(plugin).name == name
-
-
-def _split(text: str) -> list[str]:
-    """Split a string at plus signs, except inside brackets and in names such as erm++."""
-    pieces, depth, start = list[str](), 0, 0
-    for match in re.finditer(r"[()]|\+(?=\s*[A-Za-z])", text):
-        depth += {"(": 1, ")": -1}.get(match[0], 0)
-        if match[0] == "+" and depth == 0:
-            pieces.append(text[start : match.start()])
-            start = match.end()
-    return [*pieces, text[start:]]
 
 
 def _stored(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Print the output of commands: tables and text, or one JSON object."""
+"""Print the results of commands, as tables and text or as one JSON object."""
 
 import json
 import sys
@@ -41,6 +41,10 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
     console.print(f"\n{title(result)}: {verdict(result)}")
     for replica, reason in result.failures.items():
         console.print(f"replica {replica} stopped: {reason}", style="red")
+    for replica, reason in result.stopped.items():
+        console.print(f"replica {replica} {reason}", style="dim")
+    if weights := result.kept_steps:
+        console.print(f"weights: replica {weights}", style="dim")
     for diagnosis in result.diagnoses:
         console.print(str(diagnosis), style="yellow")
     settings = result.record.spec

@@ -1,7 +1,7 @@
-"""Data check before training: findings on a table, each with what to do."""
+"""Check a table before training; every finding includes a suggested action."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, final
 
 import numpy as np
@@ -19,6 +19,7 @@ from envariant.core.console import SafeConsole
 from envariant.data.tables.kinds.base import MOST_CLASSES, MOST_LEVELS
 from envariant.data.tables.table import Table
 from envariant.data.tables.time_order import seems_ordered
+from envariant.features.columns import own_columns
 
 Kind = Literal[
     "target leak", "joint target leak", "near leak", "names the environment", "missing by environment",
@@ -43,8 +44,8 @@ class Finding:
     """Finding of the data check.
 
     Attributes:
-        kind: Kind of the finding.
-        columns: Names of the columns concerned; environments are named only in `sentence`.
+        kind: Kind of the finding, such as "target leak" or "identifier".
+        columns: Names of the affected columns; environments are named only in `sentence`.
         sentence: Description of the finding.
         action: Suggested action.
     """
@@ -61,9 +62,10 @@ class Finding:
 def check_data(table: Table) -> tuple[Finding, ...]:
     """Check a table before training; the most consequential findings come first.
 
-    Checks: target leakage by one column and by several, columns that name the environment, missing values
+    Checks: target leakage by one or several columns, columns that identify the environment, missing values
     that differ between environments, numbers that probably represent missing values, whole-number targets,
-    identifiers, dates, categories of one environment, and environments that are small or have one class.
+    identifiers, dates, categories that occur in one environment only, and environments that are small or
+    have only one class.
 
     Example:
         >>> import numpy as np, pandas as pd
@@ -76,6 +78,8 @@ def check_data(table: Table) -> tuple[Finding, ...]:
         ...     print(finding.sentence)
         'casual' and 'registered' together determine count (R² 1.00).
     """
+    # A text or an image may determine the target, and its features have no meaning of their own.
+    table = replace(table, columns=own_columns(table))
     columns = {column.name: column.values for column in table.columns}
     categorical = [column.name for column in table.columns if column.type.categorical]
     environments = np.array(table.environments, dtype=object)[table.environment.values]
@@ -157,7 +161,7 @@ def _naming(
     return [
         Finding(
             "names the environment", found,
-            f"{quoted(found)} {verb} the {table.environment.name}: new ones have values never seen.",
+            f"{quoted(found)} {verb} the {table.environment.name}: a new one has an unknown value.",
             f"Leave out {quoted(found)}.",
         )
     ]  # fmt: skip
@@ -218,7 +222,7 @@ def _target(table: Table) -> list[Finding]:
     return [
         Finding(
             "whole-number target", (name,),
-            f"{name} has {len(table.classes)} whole numbers, taken as classes.",
+            f"{name} has {len(table.classes)} whole numbers, treated as classes.",
             "Request regression if they are counts or grades.",
         )
     ]  # fmt: skip
@@ -246,7 +250,7 @@ def _identifiers(
         verb = "have" if len(found) > 1 else "has"
         findings.append(
             Finding(
-                "identifier", found, f"{quoted(found)} {verb} another value in nearly every row.",
+                "identifier", found, f"{quoted(found)} {verb} a different value in nearly every row.",
                 "Exclude identifiers: a model can only memorize them.",
             )
         )  # fmt: skip
@@ -260,7 +264,7 @@ def _dates(table: Table, named: set[str]) -> list[Finding]:
     verb = "are dates and are" if len(dates) > 1 else "is a date and is"
     return [
         Finding(
-            "date", dates, f"{quoted(dates)} {verb} used, as days and season.",
+            "date", dates, f"{quoted(dates)} {verb} encoded as days and season.",
             "Exclude dates that are set after the outcome.",
         )
     ]  # fmt: skip
@@ -324,7 +328,7 @@ def _environments(table: Table) -> list[Finding]:
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Return up to three quoted names as text, and the number of others."""
+    """Return a string with up to three quoted names and the number of remaining names."""
     texts = [f"'{name}'" for name in names[:_MOST_NAMES]]
     if len(names) > _MOST_NAMES:
         texts.append(f"{len(names) - _MOST_NAMES} more")

@@ -1,10 +1,7 @@
 """Names of the attributes of rows that the library uses, and the weights that training follows."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 WEIGHT = "weight"
 """Sampling weights, the relative frequencies of rows in minibatches."""
@@ -16,7 +13,7 @@ ROW_GROUP = "row_group"
 """Group numbers, such as those of patients; splits keep the rows of a group together."""
 
 
-def training_weights(attributes: "Mapping[str, Tensor]") -> "Tensor | None":
+def training_weights(attributes: Mapping[str, Any]) -> Any:
     """Return the weight of each row in training, `[rows]`; None if rows have no weights.
 
     Args:

@@ -1,6 +1,7 @@
 """Convert user inputs (lists, arrays, data frames, datasets) to tensors and tasks.
 
-Missing values, values of a wrong type and inconsistent shapes are rejected with their position.
+Missing values, values of a wrong type and inconsistent shapes are rejected; the error message gives their
+position.
 """
 
 import math
@@ -14,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core import image_rows, machine
+from envariant.core import image_rows
 from envariant.core.errors import EnvariantError, EnvariantWarning, listed, shown, unknown_name
+from envariant.core.multi_target import MultiLabel, MultiOutputRegression
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels: first numbers, sorted by size, then text, sorted alphabetically."""
+    """Return the distinct labels: first numbers in ascending order, then strings in alphabetical order."""
 
     def key(text: str) -> tuple[float, str]:
         try:
@@ -40,14 +42,14 @@ MOST_GROUPS = 5
 
 
 def clean(text: str) -> str:
-    """Normalize a label: compose Unicode characters, and remove invisible ones and surrounding spaces."""
+    """Normalize a label: apply Unicode NFC, and remove invisible characters and surrounding spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
     return text.strip()
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """Return one sentence per group of labels that differ only in case, spaces, accents or character form."""
+    """Return one sentence per group of labels that differ only in case, spaces, accents or Unicode form."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(_without_accents(_folded(label)), []).append(label)
@@ -65,7 +67,7 @@ def look_alikes(labels: Iterable[str]) -> list[str]:
 
 
 def _folded(label: str) -> str:
-    """Return a label in one character form, in lower case and without spaces."""
+    """Return a label in a standard Unicode form, in lower case and without spaces."""
     if not label.isascii():
         label = unicodedata.normalize("NFKC", label).translate(_INVISIBLE)
     return "".join(label.casefold().split())
@@ -77,14 +79,14 @@ def _without_accents(label: str) -> str:
 
 
 def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
-    """Warn if labels differ only in case, spaces, accents or the form of characters.
+    """Warn if labels differ only in case, spaces, accents or Unicode form.
 
     Args:
-        labels: Labels.
+        labels: Labels of classes or environments.
         what: Data set and role of the labels, such as "arrays: targets".
 
     Warns:
-        EnvariantWarning: For each of the first groups of such labels.
+        EnvariantWarning: For the first groups of such labels, one warning per group.
     """
     for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
         text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
@@ -96,15 +98,23 @@ _MOST_CLASSES = 20
 
 
 def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task, tuple[str, ...]]:
-    """Convert targets `[rows]`, numbers or text, to numbers, and infer the task if it is not given.
+    """Convert targets to numbers, and infer the task if it is not given.
+
+    Args:
+        values: Numbers or text `[rows]`, or numbers `[rows, targets]`.
+        task: Task, or None to infer it.
+        label: Name of the data set, for error messages.
 
     Returns:
-        The targets `[rows]`, the task, and the class names. Class names are empty for regression, and for
-        numeric targets with a given task.
+        The targets `[rows]` or `[rows, targets]`, the task, and the class names. Class names are empty for
+        regression, and for numeric targets with a given task.
 
     Raises:
-        EnvariantError: If the values are not valid targets of the task, or fit no task.
+        EnvariantError: If the values are not valid targets of the task, or no task can be inferred from them.
     """
+    several_targets = _several_targets(values)
+    if several_targets is not None:
+        return _with_several_targets(several_targets, task, label)
     column = column_of(values, f"{label}: targets")
     different = len(np.unique(column))
     words = column.dtype.kind not in "biuf"
@@ -131,6 +141,35 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
         expected = "numbers" if isinstance(task, Regression) else f"at most {most} classes"
         raise EnvariantError(f"{label}: {task.name} targets must be {expected}; got {listed(labels)}")
     return torch.from_numpy(codes), task, labels
+
+
+def _several_targets(values: Any) -> NDArray[Any] | None:
+    """Return numbers `[rows, targets]` with at least two targets; None for other shapes and types."""
+    try:
+        values = _stacked(values)
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    is_table = array.ndim == 2 and array.shape[0] > 0 and array.shape[1] > 1
+    return array if is_table and array.dtype.kind in "biuf" else None
+
+
+def _with_several_targets(
+    values: NDArray[Any], task: Task | None, label: str
+) -> tuple[Tensor, Task, tuple[str, ...]]:
+    if len(missing := np.flatnonzero(np.isnan(values.astype(np.float64)).any(axis=1))):
+        rows = f"{len(missing)} of {len(values)} rows (first: row {missing[0]})"
+        raise EnvariantError(f"{label}: targets are missing in {rows}; fill in or remove them")
+    if task is None:
+        width = values.shape[1]
+        are_labels = bool(np.isin(values, (0, 1)).all())
+        task = MultiLabel(width) if are_labels else MultiOutputRegression(width)
+    elif not task.target_shape:
+        raise EnvariantError(
+            f"{label}: {task.name} needs one target per row; got shape {values.shape}, which fits "
+            f"MultiLabel({values.shape[1]}) or MultiOutputRegression({values.shape[1]})"
+        )
+    return torch.from_numpy(values.astype(np.float64)), task, ()
 
 
 def column_of(values: Any, what: str) -> NDArray[Any]:
@@ -170,7 +209,7 @@ def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str
     """Encode labels as integers; return the code of each row, and the labels in the order of the codes.
 
     Warns:
-        EnvariantWarning: If labels differ only in case, spaces, accents or the form of characters.
+        EnvariantWarning: If labels differ only in case, spaces, accents or Unicode form.
     """
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
@@ -198,7 +237,7 @@ def several(names: object, what: str = "names") -> tuple[Any, ...]:
 
 
 def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
-    """Convert row attributes to tensors with one value per row.
+    """Convert the attributes of rows to tensors with one value per row.
 
     Raises:
         EnvariantError: If an attribute does not have one value per row, or its values are not numbers.
@@ -226,61 +265,8 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-def _plain(target: Any) -> Any:
-    return target.item() if isinstance(target, Tensor) and target.numel() == 1 else target
-
-
-def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """Read all items of a dataset; return the inputs as one tensor, and the targets.
-
-    Raises:
-        EnvariantError: If the dataset is empty, an item is not a pair, or shapes of inputs differ.
-    """
-    # Iterating over a PyTorch dataset with a length need not terminate.
-    has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not has_length and not hasattr(dataset, "__iter__"):
-        raise EnvariantError(f"{where}: must be a dataset of (input, target) pairs; got {shown(dataset)}")
-    items = (dataset[k] for k in range(len(dataset))) if has_length else iter(dataset)
-    inputs: list[Tensor] = []
-    targets: list[Any] = []
-    for k, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) < 2:
-            raise EnvariantError(f"{where}: item {k} must be (input, target); got {type(item).__name__}")
-        if type(item[0]).__module__.startswith("PIL."):
-            remedy = "give the dataset a transform that converts images to tensors"
-            raise EnvariantError(f"{where}: item {k} is an image; {remedy}")
-        row = tensor_of(item[0], f"{where}: item {k}")
-        if inputs and row.shape != inputs[0].shape:
-            shapes = f"{tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
-            raise EnvariantError(f"{where}: item {k} has shape {shapes}")
-        if not k:
-            _require_memory(row, len(dataset) if has_length else 1, where)
-        inputs.append(row)
-        targets.append(_plain(item[1]))
-    if not inputs:
-        raise EnvariantError(f"{where}: has no rows; leave it out")
-    _require_memory(inputs[0], len(inputs), where)
-    rows = torch.stack(inputs)
-
-    def read_again(count: int) -> tuple[Tensor, list[Any]]:
-        again = [dataset[k] for k in range(count)]
-        return torch.stack([tensor_of(item[0], where) for item in again]), [_plain(item[1]) for item in again]
-
-    image_rows.check_repeatable(dataset, rows, targets, read_again if has_length else None, where)
-    return image_rows.prepared(rows, where) if rows.dim() > 1 else rows[:, None], targets
-
-
-def _require_memory(row: Tensor, count: int, where: str) -> None:
-    shape = "×".join(map(str, row.shape)) or "one number"
-    machine.require_memory(
-        row.numel() * row.element_size() * count,
-        f"{where}: {count:,} {'item' if count == 1 else 'items'} of shape {shape}",
-        "give smaller or fewer items",
-    )
-
-
 def column_of_table(table: Any, name: str, label: str) -> Any:
-    """Return the column of a table that has a given name.
+    """Return the column with a given name from a table.
 
     Raises:
         EnvariantError: If the table has no column of that name.
@@ -320,6 +306,7 @@ def tensor_of(values: Any, what: str) -> Tensor:
     Raises:
         EnvariantError: If the values are not numbers.
     """
+    several = isinstance(values, Mapping)
     try:
         values = _stacked(values)
         if not isinstance(values, Tensor):
@@ -330,7 +317,8 @@ def tensor_of(values: Any, what: str) -> Tensor:
         tensor = torch.as_tensor(values)
         return tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError):
-        remedy = "encode words as numbers first"
+        pack = "combine a dictionary of tensors by envariant.models.pack_inputs"
+        remedy = pack if several else "encode words as numbers first"
         raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None
 
 
@@ -340,15 +328,15 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -> Tensor:
-    """Concatenate columns of numbers or arrays, so that each row of inputs has the values of all.
+    """Concatenate columns of numbers or arrays into one tensor of inputs, `[rows, …]`.
 
     Args:
-        columns: Columns by name.
+        columns: Mapping from name to column.
         names: Names of the columns to concatenate, in order.
         label: Name of the data set, for error messages.
 
     Raises:
-        EnvariantError: If a column does not hold numbers, or the shapes do not fit together.
+        EnvariantError: If a column contains values other than numbers, or the numbers of rows differ.
     """
     parts = [tensor_of(columns[name], f"{label}: column '{name}'") for name in names]
     flat = [part[:, None] if part.dim() == 1 else part for part in parts]
@@ -360,11 +348,11 @@ def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -
 
 
 def check_lengths(lengths: Mapping[str, int], label: str) -> None:
-    """Check that inputs, targets and environment labels have as many rows.
+    """Check that inputs, targets and environment labels have the same number of rows.
 
     Raises:
         EnvariantError: If the numbers differ.
     """
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} {what}" for what, length in lengths.items())
-        raise EnvariantError(f"{label}: a row needs one of each; got {counts}")
+        raise EnvariantError(f"{label}: lengths must be equal; got {counts}")

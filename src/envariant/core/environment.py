@@ -29,14 +29,14 @@ class Environment(Displayed):
         targets: Numeric targets `[rows, *target_shape]`.
         attributes: Additional values of each row by name, each `[rows, …]`, such as sampling weights or a
             color. They are not model inputs; figures and diagnostics use them.
-        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
+        origin: Name of the environment from which the rows were held out; "" if they were not held out.
 
     Attributes:
         name: Name of the environment.
         input_store: Inputs in the format in which they are stored, such as bytes.
         targets: Targets `[rows, *target_shape]`.
         attributes: Additional values of each row, by name.
-        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
+        origin: Name of the environment from which the rows were held out; "" if they were not held out.
 
     Raises:
         EnvariantError: If lengths differ, there are no rows, or a value is NaN or infinite.
@@ -106,9 +106,10 @@ class Environment(Displayed):
         """Return an environment with a subset of the rows, in the same storage format.
 
         Args:
-            index: Row numbers.
-            name: Name of the new environment. Default: the same name.
-            origin: Name of the environment from which the rows are held out. Default: the same origin.
+            index: Row numbers of the subset.
+            name: Name of the new environment. Default: the name of this environment.
+            origin: Name of the environment from which the rows were held out. Default: the origin of this
+                environment.
         """
         return Environment(
             self.name if name is None else name,

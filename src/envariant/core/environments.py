@@ -17,6 +17,7 @@ from torch import Tensor
 from envariant.core import conversion, environment_display, image_rows, specs
 from envariant.core.attributes import ROW_GROUP, WEIGHT
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
+from envariant.core.dataset_rows import read_items
 from envariant.core.defaults import DefaultSettings, ReferenceScores
 from envariant.core.display import Displayed, Summary, views
 from envariant.core.environment import RESERVED, Environment
@@ -49,7 +50,7 @@ class EnvironmentSource(Displayed, ABC):
     def identity(self) -> str:
         """Return a path-independent identifier of the data: a content hash, or name and settings.
 
-        Sources that read files override this method, so that moving a file does not change the identifier.
+        Sources that read files override this method so that moving a file does not change the identifier.
         """
         return self.name
 
@@ -108,9 +109,9 @@ class EnvironmentSet(EnvironmentSource):
     Attributes:
         label: Name of the set.
         environments: The environments, in a fixed order.
-        task: Prediction task.
+        task: Prediction task of all environments.
         test: Names of the default test environments.
-        known: Theoretical scores of the data set, such as chance.
+        known: Theoretical scores of the data set, such as the score of random guessing.
         validation: Names of validation environments, whose rows are held out from training environments.
         classes: Labels of the classes, in the order of their numbers; empty if targets are numbers.
     """
@@ -170,19 +171,21 @@ class EnvironmentSet(EnvironmentSource):
     ) -> "EnvironmentSet":
         """Build a set of environments from arrays and a column of environment labels.
 
-        Environments are sorted by number if all labels are numbers, else by text.
+        Environments are sorted numerically if all labels are numbers, otherwise alphabetically.
 
         Args:
-            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Images are scaled.
-            targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with
-                at most 20 distinct values, are classes. Other targets give a regression task. Classes are
-                numbered in order; `classes` of the set holds their labels.
+            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Byte images are scaled to
+                [0, 1].
+            targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with at
+                most 20 distinct values, are classes. Other targets give a regression task, and
+                targets `[rows, outputs]` a multi-label task if all are 0 or 1, else a regression with several
+                outputs. The set's attribute `classes` contains the labels of the classes, in order.
             environments: Environment label of each row `[rows]`, of any type.
             task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
                 used unchanged.
             label: Name of the set.
             test: Labels of the default test environments.
-            names: Environment names by label. Default: the label.
+            names: Mapping from environment label to environment name. Default: the label is the name.
             sample_weight: Sampling weight of each row `[rows]`, at least 0. Default: equal weights.
 
         Raises:
@@ -222,11 +225,12 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "datasets",
         test: Sequence[str] = (),
     ) -> "EnvironmentSet":
-        """Build a set of environments from PyTorch datasets, one per environment. Each is read once.
+        """Build a set of environments from PyTorch datasets, one per environment.
 
         Args:
-            datasets: Datasets by environment name. An item is a tuple of input and target; additional
-                entries are ignored.
+            datasets: Mapping from environment name to dataset. Each dataset is read once, except
+                that rows with random transforms are read whenever they are used. An item is a tuple
+                of input and target; additional entries are ignored.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Names of the default test environments.
@@ -236,15 +240,13 @@ class EnvironmentSet(EnvironmentSource):
         """
         if not isinstance(datasets, Mapping):
             raise EnvariantError(f"{label}: datasets must be a mapping from names to datasets")
-        read = {
-            name: conversion.items_of(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()
-        }
+        read = {name: read_items(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()}
         if not read:
             raise EnvariantError(f"{label}: has no environments")
         conversion.warn_of_look_alikes(map(str, datasets), f"{label}: environments")
-        together = [target for _, targets in read.values() for target in targets]
+        together = [target for _, (targets,) in read.values() for target in targets]
         encoded, task, classes = conversion.targets_of(together, task, label)
-        sizes = [len(targets) for _, targets in read.values()]
+        sizes = [len(targets) for _, (targets,) in read.values()]
         parts = [
             Environment(name, image_store(inputs), targets)
             for (name, (inputs, _)), targets in zip(read.items(), encoded.split(sizes), strict=True)
@@ -257,7 +259,7 @@ class EnvironmentSet(EnvironmentSource):
         dataset: Any,
         *,
         inputs: str | Sequence[str],
-        target: str,
+        target: str | Sequence[str],
         environment: str,
         task: Task | None = None,
         label: str = "dataset",
@@ -268,8 +270,9 @@ class EnvironmentSet(EnvironmentSource):
 
         Args:
             dataset: Object whose columns are accessed as `dataset[name]`.
-            inputs: Name of a column of numbers, arrays or images, or of several columns to concatenate.
-            target: Name of the column to predict.
+            inputs: Name of a column of numbers, arrays or images, or names of several such columns to
+                concatenate.
+            target: Name of the column to predict, or names of several numeric columns.
             environment: Name of the column of environment labels.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
@@ -279,18 +282,16 @@ class EnvironmentSet(EnvironmentSource):
         Raises:
             EnvariantError: If a column or a value is missing, lengths differ, or inputs are not numbers.
         """
-        if not (chosen := conversion.several(inputs)):
-            raise EnvariantError(f"{label}: inputs must name a column")
-        named = (*chosen, target, environment, *(() if sample_weight is None else (sample_weight,)))
-        columns = {name: conversion.column_of_table(dataset, name, label) for name in named}
+        chosen, predicted = conversion.several(inputs), conversion.several(target)
+        if not chosen or not predicted:
+            raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name a column")
+        names = (*chosen, *predicted, environment, *(() if sample_weight is None else (sample_weight,)))
+        read = {name: conversion.column_of_table(dataset, name, label) for name in names}
+        rows = conversion.side_by_side(read, chosen, label)
+        targets = conversion.side_by_side(read, predicted, label) if predicted[1:] else read[predicted[0]]
+        weights = None if sample_weight is None else read[sample_weight]
         return cls.from_arrays(
-            conversion.side_by_side(columns, chosen, label),
-            columns[target],
-            columns[environment],
-            task=task,
-            label=label,
-            test=test,
-            sample_weight=None if sample_weight is None else columns[sample_weight],
+            rows, targets, read[environment], task=task, label=label, test=test, sample_weight=weights
         )
 
     @property
@@ -325,7 +326,7 @@ class EnvironmentSet(EnvironmentSource):
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        """Return a digest of all names, inputs, targets, sampling weights and the loss of the task."""
+        """Return a digest of names, inputs, targets, sampling weights, group numbers and task loss."""
         digest = hashlib.blake2b(self.task.identity().encode(), digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())

@@ -7,7 +7,7 @@ Training on uint8 data therefore never holds all rows as float32.
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 class InputStore(ABC):
-    """Base class of input stores, which hold the inputs of one environment."""
+    """Base class of input stores, which hold the inputs of one environment.
+
+    Attributes:
+        shares_batches: Whether replicas with equal batches get one tensor of inputs. The sums of a matrix
+            product are then rounded differently than for one replica.
+    """
+
+    shares_batches: ClassVar[bool] = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -42,7 +49,7 @@ class InputStore(ABC):
     @property
     @abstractmethod
     def encoding(self) -> Hashable:
-        """Return a key of the storage format; rows of stores with equal keys can be decoded together."""
+        """Return a hashable key of the storage format; rows of stores with equal keys share one decoding."""
 
     @abstractmethod
     def gather(self, index: Int[Tensor, " selected"] | None = None) -> Shaped[Tensor, "selected *shape"]:
@@ -62,25 +69,61 @@ class InputStore(ABC):
 
     @abstractmethod
     def with_rows(self, rows: Shaped[Tensor, "selected *shape"]) -> "InputStore":
-        """Return a store with the same encoding and other rows.
+        """Return a store with the same encoding but other rows.
 
         Args:
             rows: Rows in the format of `gather`.
         """
 
+    @property
+    def streamed(self) -> bool:
+        """Whether rows are read when they are used, because they may not fit in memory."""
+        return False
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may read rows at the same time."""
+        return True
+
+    def draw(self, index: Int[Tensor, " selected"], key: int) -> Shaped[Tensor, "selected *shape"]:
+        """Return rows of a training batch in their storage type; only random transforms use the key.
+
+        Args:
+            index: Row numbers.
+            key: Seed of random transforms; it depends on the seed of the run and on the step.
+        """
+        del key
+        return self.gather(index)
+
+    def unit(self, rows: Shaped[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:
+        """Decode stored rows, but leave out standardization: bytes become values in [0, 1].
+
+        Args:
+            rows: Rows in the format of `gather`, with any number of leading axes.
+        """
+        return self.decode(rows)
+
+    def standardize(self, inputs: Float[Tensor, "*rows_and_shape"]) -> Float[Tensor, "*rows_and_shape"]:
+        """Apply the standardization that `unit` leaves out; `standardize(unit(rows))` equals `decode(rows)`.
+
+        Args:
+            inputs: Result of `unit`, possibly augmented.
+        """
+        return inputs
+
     def select(self, index: Int[Tensor, " selected"]) -> "InputStore":
         """Return a store with a subset of the rows.
 
         Args:
-            index: Row numbers.
+            index: Row numbers of the subset.
         """
         return self.with_rows(self.gather(index))
 
     def frame(self, index: Int[Tensor, " selected"] | None = None) -> "pd.DataFrame | None":
-        """Return the raw columns of rows, or None if the inputs are not the columns of a table.
+        """Return the raw table columns of rows, or None if the inputs do not come from a table.
 
         Args:
-            index: Row numbers. None: all rows.
+            index: Row numbers. Default: all rows.
         """
         del index
         return None
@@ -179,12 +222,13 @@ class ByteStore(InputStore):
         return self.values if index is None else self.values[index]
 
     def decode(self, rows: Tensor) -> Tensor:
-        inputs = rows.float() / 255
-        if self.mean is not None:
-            inputs = inputs - self._by_channel(self.mean, inputs)
-        if self.deviation is not None:
-            inputs = inputs / self._by_channel(self.deviation, inputs)
-        return inputs
+        return self.standardize(self.unit(rows))
+
+    def unit(self, rows: Tensor) -> Tensor:
+        return rows.float() / 255
+
+    def standardize(self, inputs: Tensor) -> Tensor:
+        return standardized(inputs, self.mean, self.deviation, len(self.shape) - 1)
 
     def with_rows(self, rows: Tensor) -> "ByteStore":
         return ByteStore(rows, self.mean, self.deviation)
@@ -193,17 +237,33 @@ class ByteStore(InputStore):
         yield repr((self.mean, self.deviation)).encode()
         yield from super().chunks()
 
-    def _by_channel(self, numbers: Sequence[float], inputs: Tensor) -> Tensor:
-        values = torch.tensor(numbers, dtype=inputs.dtype, device=inputs.device)
-        return values.view(-1, *(1 for _ in self.shape[1:]))
 
-
-def image_store(rows: Tensor) -> "Tensor | ByteStore":
-    """Put byte images into a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
+def standardized(
+    inputs: Tensor, mean: Sequence[float] | None, deviation: Sequence[float] | None, axes: int = 2
+) -> Tensor:
+    """Subtract a mean and divide by a standard deviation, separately for each channel.
 
     Args:
-        rows: Inputs as returned by `image_rows.prepared`.
+        inputs: Inputs `[…, channels, height, width]`.
+        mean: Mean of each channel; None is equivalent to 0.
+        deviation: Standard deviation of each channel; None is equivalent to 1.
+        axes: Number of axes after the channels.
     """
+    for numbers, apply in ((mean, torch.sub), (deviation, torch.div)):
+        if numbers is not None:
+            values = torch.tensor(numbers, dtype=inputs.dtype, device=inputs.device)
+            inputs = apply(inputs, values.view(-1, *(1,) * axes))
+    return inputs
+
+
+def image_store(rows: Tensor | InputStore) -> Tensor | InputStore:
+    """Store byte images in a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
+
+    Args:
+        rows: Inputs as returned by `image_rows.prepared`, or a store.
+    """
+    if isinstance(rows, InputStore):
+        return rows
     return ByteStore(rows) if rows.dtype == torch.uint8 and may_be_images(rows) else rows
 
 
@@ -216,7 +276,7 @@ def input_store(inputs: Any, where: str) -> InputStore:
 
     Raises:
         EnvariantError: If inputs are not real numbers of shape `[rows, *shape]`, contain NaN or infinity, or
-            differ by less than float32 can represent.
+            differ by amounts too small for float32.
     """
     if isinstance(inputs, InputStore):
         return inputs
@@ -235,10 +295,10 @@ def input_store(inputs: Any, where: str) -> InputStore:
 
 
 def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
-    """Check that all environments store inputs of the same shape in the same way.
+    """Check that all environments have inputs of the same shape and storage format.
 
     Args:
-        stores: Stores by the name of their environment.
+        stores: Mapping from environment to its input store.
         label: Name of the data set, for error messages.
 
     Raises:

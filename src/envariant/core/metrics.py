@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.multi_target import MultiLabel, MultiOutputRegression
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 Array = NDArray[Any]
@@ -32,17 +33,18 @@ class Metric:
     Attributes:
         name: Name of the metric in tables, figures and options.
         higher_is_better: Whether higher values are better.
-        compute: Function of task, logits (`[rows]` or `[rows, classes]`), targets (`[rows]`) and, optionally,
-            case weights (`[rows]`): a row of weight 2 counts as two equal rows. The value is NaN if the
-            metric is undefined, such as AUROC with a single class.
+        compute: Function that returns the metric, given the task, logits (`[rows]` or `[rows, outputs]`),
+            targets (`[rows, …]`) and, optionally, case weights (`[rows]`). A row of weight 2 counts as two
+            equal rows. The value is NaN if the metric is undefined, such as AUROC with a single class.
         tasks: Task classes for which the metric is defined.
         bounds: Smallest and largest possible value.
         unit: Unit of the values; "" for dimensionless values.
         number_format: Python format specification for printed values.
-        notable_difference: Smallest difference worth mentioning; None if it depends on the scale of the
-            target.
-        compute_samples: Function like `compute` with a further argument, row numbers `[samples, rows]`. It
-            returns the values of all samples of rows at once. None: `compute` is called for each sample.
+        notable_difference: Smallest difference worth mentioning; None if this difference depends on the scale
+            of the target.
+        compute_samples: Function that returns the metric of many samples of rows at once. Its arguments are
+            those of `compute` without case weights, and row indices `[samples, rows]`. None: `compute` is
+            called for each sample.
     """
 
     name: str
@@ -71,7 +73,7 @@ class Metric:
         return self.bounds[1] - self.bounds[0]
 
     def of_samples(self, task: Task, logits: Array, targets: Array, samples: Array) -> Array:
-        """Return the value of each sample of rows, given as row numbers `[samples, rows]`."""
+        """Return the metric of each sample of rows; `samples` contains row indices, `[samples, rows]`."""
         if self.compute_samples is not None:
             return self.compute_samples(task, logits, targets, samples)
         return np.array([self.compute(task, logits[rows], targets[rows]) for rows in samples])
@@ -94,7 +96,7 @@ class Metric:
 
 
 def metric_named(name: str) -> Metric:
-    """Return a metric by its name in `METRICS`; case is ignored, and "r2" is accepted for R².
+    """Return a metric by its name in `METRICS`; case is ignored, and "r2" stands for R².
 
     Raises:
         EnvariantError: If the name is unknown.
@@ -106,7 +108,7 @@ def metric_named(name: str) -> Metric:
 
 
 def metric(name: str, task: Task) -> Metric:
-    """Return a metric by its name; see `metric_named`.
+    """Return a metric by its name, and check that it applies to the task; see `metric_named`.
 
     Raises:
         EnvariantError: If the name is unknown, or the metric does not apply to the task.
@@ -120,7 +122,7 @@ def metric(name: str, task: Task) -> Metric:
 
 
 def default_metric(task: Task) -> Metric:
-    """Return the metric recorded during training: accuracy, or squared error for regression."""
+    """Return the metric recorded during training: accuracy for classification, else squared error."""
     return METRICS[task.metric]
 
 
@@ -156,6 +158,7 @@ def _mean_scores(task: Task, logits: Array, targets: Array, samples: Array) -> A
 def _log_losses(task: Task, logits: Array, targets: Array) -> Tensor:
     # The task may be trained with another loss, such as label smoothing.
     likelihood = Binary() if task.outputs == 1 else Multiclass(task.outputs)
+    likelihood = MultiLabel(task.outputs) if isinstance(task, MultiLabel) else likelihood
     return likelihood.losses(torch.from_numpy(logits), torch.from_numpy(targets)).double()
 
 
@@ -182,6 +185,10 @@ def _balanced_accuracy(task: Task, logits: Array, targets: Array, weights: Array
 
 
 def _auroc(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    if targets.ndim > 1:
+        # Mean over the labels that have both values.
+        each = [_auroc(task, z, y, weights) for z, y in zip(logits.T, targets.T, strict=True)]
+        return float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
     if weights is not None:
         logits, targets, weights = logits[weights > 0], targets[weights > 0], weights[weights > 0]
     if logits.ndim == 1 and weights is None:
@@ -204,7 +211,7 @@ def _auroc(task: Task, logits: Array, targets: Array, weights: Array | None = No
 
 
 def _win_share(positive: Array, negative: Array) -> float:
-    """Return the share of pairs in which the positive row has the higher score; ties count half."""
+    """Return the share of positive–negative pairs where the positive row scores higher; ties count half."""
     if np.isnan(positive).any() or np.isnan(negative).any():
         return np.nan
     ordered = np.sort(negative)
@@ -259,12 +266,20 @@ def _rmses(task: Task, logits: Array, targets: Array, samples: Array) -> Array:
 
 
 def _r2(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    if targets.ndim > 1:
+        return float(np.mean([_r2(task, z, y, weights) for z, y in zip(logits.T, targets.T, strict=True)]))
     y = targets.astype(np.float64)
     variance = float(np.var(y)) if weights is None else _mean(np.square(y - _mean(y, weights)), weights)
     error = _mean(np.square(logits - targets, dtype=np.float64), weights)
     return 1 - error / variance if variance else np.nan
 
 
+def _exact_match(task: Task, logits: Array, targets: Array, weights: Array | None = None) -> float:
+    right = ((logits > 0) == (targets > 0.5)).reshape(len(targets), -1).all(axis=1)
+    return _mean(right.astype(np.float64), weights)
+
+
+_NUMBERS, _LABELS = (Regression, MultiOutputRegression), (Binary, Multiclass, MultiLabel)
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -272,23 +287,27 @@ METRICS: dict[str, Metric] = {
         # Mean recall over the classes that occur in the targets.
         Metric("balanced accuracy", True, _balanced_accuracy, bounds=_UNIT),
         # With more than two classes, the mean of the one-vs-rest AUROCs.
-        Metric("AUROC", True, _auroc, bounds=_UNIT, compute_samples=_aurocs),
-        Metric("log loss", False, _log_loss, unit="nats", compute_samples=_mean_log_losses),
+        Metric("AUROC", True, _auroc, _LABELS, _UNIT, compute_samples=_aurocs),
+        Metric("log loss", False, _log_loss, _LABELS, unit="nats", compute_samples=_mean_log_losses),
         # Expected calibration error over 15 equal bins of confidence. Guo et al. 2017.
         Metric("calibration error", False, _calibration_error, bounds=_UNIT),
         Metric(
             "squared error",
             False,
             _mean_score,
-            (Regression,),
+            _NUMBERS,
             _POSITIVE,
             "target unit²",
             ".4g",
             None,
             _mean_scores,
         ),
-        Metric("RMSE", False, _rmse, (Regression,), _POSITIVE, "target unit", ".4g", None, _rmses),
-        Metric("R²", True, _r2, (Regression,), (-np.inf, 1.0)),
+        # With several targets, the root of their mean squared error, and the mean of their R².
+        Metric("RMSE", False, _rmse, _NUMBERS, _POSITIVE, "target unit", ".4g", None, _rmses),
+        Metric("R²", True, _r2, _NUMBERS, (-np.inf, 1.0)),
+        # Share of right labels, and of rows whose labels are all right.
+        Metric("label accuracy", True, _mean_score, (MultiLabel,), _UNIT, compute_samples=_mean_scores),
+        Metric("exact match", True, _exact_match, (MultiLabel,), _UNIT),
     )
 }
 """All metrics by name."""

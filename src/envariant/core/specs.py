@@ -13,9 +13,10 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Annotated, Any, Literal, TypeVar, cast, final, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, final, get_type_hints
 
 from envariant.core.errors import EnvariantError, shortened, shown, unknown_name
+from envariant.core.type_hints import bare, bounds, type_in_words
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class Percent:
 @final
 @dataclass(frozen=True)
 class Spec:
-    """Name with positional and keyword arguments, written `name(1, key=value)`; arguments may be specs."""
+    """Name with positional and keyword arguments, written `name(1, key=value)`; arguments can be specs."""
 
     name: str
     positional: tuple[Any, ...] = ()
@@ -67,7 +68,7 @@ def parse(text: str) -> Spec:
     """Parse a string of the form `name` or `name(1, key=value, …)` to a `Spec`.
 
     Raises:
-        EnvariantError: If the text is not a name with optional arguments in parentheses.
+        EnvariantError: If the string is not a name with optional arguments in parentheses.
     """
     match = _CALL.fullmatch(_bounded(text))
     if match is None:
@@ -85,7 +86,7 @@ def parse(text: str) -> Spec:
 
 
 def parse_as(kind: str, text: str) -> Spec:
-    """Parse text like `parse`; error messages name the kind of the object, such as "model"."""
+    """Parse a string like `parse`; error messages name the kind of the object, such as "model"."""
     try:
         return parse(text)
     except EnvariantError as error:
@@ -93,10 +94,10 @@ def parse_as(kind: str, text: str) -> Spec:
 
 
 def parse_value(text: str) -> Any:
-    """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a word, a tuple or a spec.
+    """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a name, a tuple or a spec.
 
     Raises:
-        EnvariantError: If the text is not a valid value.
+        EnvariantError: If the string is not a valid value.
     """
     match = _CALL.fullmatch(_bounded(text))
     with suppress(SyntaxError):
@@ -108,7 +109,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Convert a number, Boolean, None, string, spec or tuple to text that `parse_value` reads back."""
+    """Convert a number, Boolean, None, string, spec or tuple to a string that `parse_value` can read back."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
@@ -137,13 +138,13 @@ def _quoted(text: str) -> str:
 
 
 def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
-    """Return a dataclass instance as text: a name, and the settings that differ from the defaults.
+    """Convert a dataclass instance to a string: its name, and the settings that differ from the defaults.
 
     Args:
         name: Name of the object.
         instance: Dataclass instance; fields with `compare=False` are not written.
         default: Instance with the default settings. Default: the defaults of the fields.
-        positional: Names of the fields whose values are always written, before the others and without a key.
+        positional: Names of the fields whose values are always written; they come first and have no key.
     """
     changed = {
         f.name: getattr(instance, f.name)
@@ -179,8 +180,8 @@ def fill(
         if not names:
             raise EnvariantError(f"{spec.name}: takes no settings")
         if not order:
-            raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}({names[0]}=…)")
-        limit = f"at most {len(order)} values without a key"
+            raise EnvariantError(f"{spec.name}: settings must be named, as in {spec.name}({names[0]}=…)")
+        limit = f"at most {len(order)} unnamed values"
         raise EnvariantError(f"{spec.name}: takes {limit}; got {len(spec.positional)}")
     arguments = dict(zip(order, spec.positional, strict=False))
     for key, value in spec.keywords.items():
@@ -210,7 +211,8 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert settings to the declared types of the fields of a dataclass; integers are valid floats.
 
-    Bounds, and settings whose type is a class of this package, are checked later, by the dataclass itself.
+    Bounds are not checked here, nor are settings whose type is a class of this package; the dataclass checks
+    both when it is constructed.
 
     Raises:
         EnvariantError: If a value has the wrong type; the message begins with `where`.
@@ -230,7 +232,7 @@ def validate(instance: object, where: str = "", only: Collection[str] | None = N
 
     Args:
         instance: Instance of a frozen dataclass.
-        where: Prefix of error messages. Default: name of the class.
+        where: Prefix of error messages. Default: the name of the class.
         only: Names of the fields to check. Default: all.
 
     Raises:
@@ -257,7 +259,7 @@ def check_value(value: object, hint: Any, what: str) -> Any:
     Raises:
         EnvariantError: If the value has the wrong type or is out of bounds.
     """
-    return _Declared(hint, _bounds(hint), None).converted(value, what, bounded=True)
+    return _Declared(hint, bounds(hint), None).converted(value, what, bounded=True)
 
 
 @final
@@ -299,13 +301,13 @@ class _Declared:
             return plain
         if is_bound or (plain != plain and self.bounds):
             raise EnvariantError(f"{what} must be {self._range_in_words(violated)}, got {_shown(plain)}")
-        expected = "a finite number" if violated == "finite_number" else _type_in_words(_bare(self.hint))
+        expected = "a finite number" if violated == "finite_number" else type_in_words(bare(self.hint))
         raise EnvariantError(f"{what} must be {expected}; got {_shown(plain)}")
 
     def _range_in_words(self, violated: str) -> str:
         """Return the allowed range as text; for whole numbers, only the violated bound."""
         low, high = self.bounds.get("ge", self.bounds.get("gt")), self.bounds.get("le", self.bounds.get("lt"))
-        whole = _bare(self.hint) is int
+        whole = bare(self.hint) is int
         if high is not None and (low is None or (whole and violated in ("less_than", "less_than_equal"))):
             return f"{'at most' if 'le' in self.bounds else 'below'} {high:,}"
         if whole and low is not None:
@@ -332,9 +334,9 @@ def _declared(cls: type[Any]) -> dict[str, _Declared]:
         return {}
     declared: dict[str, _Declared] = {}
     for each in dataclasses.fields(cls):
-        bare = _bare(hints[each.name])
-        if each.init and not (isinstance(bare, type) and bare.__module__.startswith("envariant.")):
-            declared[each.name] = _Declared(hints[each.name], _bounds(hints[each.name]), each.default)
+        kind = bare(hints[each.name])
+        if each.init and not (isinstance(kind, type) and kind.__module__.startswith("envariant.")):
+            declared[each.name] = _Declared(hints[each.name], bounds(hints[each.name]), each.default)
     return declared
 
 
@@ -343,51 +345,6 @@ def _shown(value: object) -> str:
         return shortened(format_value(value))
     except ValueError:
         return shown(value)
-
-
-def _bounds(hint: Any) -> dict[str, float]:
-    """Return the bounds in the annotations of a type: ge, gt, le and lt."""
-    extras = getattr(_optional(hint), "__metadata__", ())
-    limits = [limit for extra in extras for limit in getattr(extra, "metadata", [extra])]
-    return {
-        key: getattr(limit, key)
-        for limit in limits
-        for key in ("ge", "gt", "le", "lt")
-        if hasattr(limit, key)
-    }
-
-
-def _optional(hint: Any) -> Any:
-    """Return T for the type T | None, and other types unchanged."""
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    return kinds[0] if len(kinds) == 1 and type(None) in get_args(hint) else hint
-
-
-def _bare(hint: Any) -> Any:
-    """Return a type without its annotations and without None."""
-    kind = _optional(hint)
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
-
-
-_TYPES_IN_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a word",
-    "int | None": "a whole number",
-    "int | tuple[int, ...]": "a whole number, or several in parentheses",
-    "tuple[float, ...]": "numbers in parentheses",
-    "tuple[int, ...]": "whole numbers in parentheses",
-    f"int | {__name__}.Percent": "a step number, or a share of the run such as 40%",
-    f"tuple[int | {__name__}.Percent, ...]": "step numbers, or shares of the run such as 40%",
-}
-
-
-def _type_in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    name = getattr(hint, "__name__", "") if str(hint) not in _TYPES_IN_WORDS else str(hint)
-    return _TYPES_IN_WORDS.get(name, str(hint).replace("typing.", ""))
 
 
 def _bounded(text: str) -> str:
@@ -431,6 +388,14 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
         case ast.Name(id=name):
             # Words as typed in a shell: true, none, mean. Python's spellings are constants already.
             return {"true": True, "false": False, "none": None, "inf": float("inf")}.get(name, name)
+        case ast.BinOp(op=ast.Sub(), right=ast.Name() | ast.Call(func=ast.Name())) if prefix := _prefix(
+            node.left
+        ):
+            # A name with hyphens, such as image-folders('photos'), is parsed as a difference.
+            value = _value(node.right, text, depth)
+            if isinstance(value, Spec):
+                return Spec(f"{prefix}-{value.name}", value.positional, value.keywords)
+            return f"{prefix}-{ast.unparse(node.right)}"
         case ast.BinOp(ast.Constant(value=int() | float() as value), ast.Mod(), ast.Name(id="_")):
             return Percent(value)
         case ast.BinOp(ast.Name(id=first), ast.Sub(), ast.Call(func=ast.Name()) as call):
@@ -448,3 +413,14 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
         case _:
             pass
     raise _unreadable(text, "numbers, words, tuples or name(key=value, …)")
+
+
+def _prefix(node: ast.expr) -> str:
+    """Return the words before the last hyphen of a name, joined by hyphens; "" if there are others."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.BinOp(left=left, op=ast.Sub(), right=ast.Name(id=name)) if before := _prefix(left):
+            return f"{before}-{name}"
+        case _:
+            return ""

@@ -1,16 +1,16 @@
 """Prediction tasks: binary and multiclass classification, and regression.
 
 A task defines the loss of each row, the derivative of this loss with respect to a multiplier of the logits
-(used in IRM's penalty), the metric, and the shapes of targets and logits. All other code works with any task.
+(used in IRM's penalty), the metric, and the shapes of targets and logits. All other code is independent of
+the task.
 
-For another loss, such as label smoothing, define a subclass with a method `losses`. The derivatives are then
-computed from this loss by automatic differentiation.
+For another loss, set `loss` to a function or to one of `core.losses`, or define a subclass with a method
+`losses`. The derivatives are then computed from this loss by automatic differentiation.
 """
 
-import inspect
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, final
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.func import grad
 
 from envariant.core import specs
-from envariant.core.errors import EnvariantError, first_line, unknown_name
+from envariant.core.errors import EnvariantError, first_line
+from envariant.core.losses import Loss, LossFunction, content, mean_over_outputs
 from envariant.core.single_precision import single_precision
 
 
@@ -39,11 +40,13 @@ class Task(ABC):
         name: Name of the task.
         metric: Name of the metric that training records.
         higher_is_better: Whether higher values of the metric are better.
+        loss: Loss that replaces the default loss of the task; None for the default.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    loss: LossFunction | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -59,12 +62,12 @@ class Task(ABC):
 
     @property
     def target_shape(self) -> tuple[int, ...]:
-        """Shape of the target of one row; empty for a number or class."""
+        """Shape of the target of one row; empty if the target is a single number or class."""
         return ()
 
     @property
     def logits_shape(self) -> tuple[int, ...]:
-        """Shape of the logits of one row; empty for one output per row."""
+        """Shape of the logits of one row; empty if there is one output per row."""
         return () if self.outputs == 1 else (self.outputs,)
 
     @property
@@ -81,10 +84,14 @@ class Task(ABC):
     def residuals(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
-        """Return the derivative ∂ℓ_i/∂z_i of the loss ℓ_i of each row i with respect to its logits z_i.
+        """Return the derivative ∂ℓ_i/∂z_i of each row's loss ℓ_i with respect to the row's logits z_i.
 
-        The result is differentiable in z. Default: automatic differentiation of `losses`.
+        The result is differentiable in z. Default: the method `residuals` of an own loss, if it has one; else
+        automatic differentiation of `losses`.
         """
+        declared = getattr(self.loss, "residuals", None)
+        if declared is not None:
+            return declared(logits, targets)
 
         def total(z: Tensor) -> Tensor:
             return self.losses(z, targets).sum()
@@ -96,8 +103,8 @@ class Task(ABC):
     ) -> Float[Tensor, " rows"]:
         """Return the derivative of each row's loss with respect to a multiplier s of its logits, at s = 1.
 
-        For the loss ℓ_i and the logits z_i of row i, this is ∂ℓ_i(s·z_i)/∂s = Σ_c ∂ℓ_i/∂z_ic · z_ic, with
-        outputs c. The result is differentiable in z.
+        For the loss ℓ_i and the logits z_i of row i, the derivative is ∂ℓ_i(s·z_i)/∂s = Σ_c ∂ℓ_i/∂z_ic ·
+        z_ic, where c runs over the outputs. The result is differentiable with respect to z.
         """
         products = self.residuals(logits, targets) * logits
         return products if self.outputs == 1 else products.sum(dim=1)
@@ -116,10 +123,19 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's score: 1 or 0 for a right or wrong class, the squared error for regression."""
+        """Return each row's score: 1 or 0 for a correct or wrong class; for regression, the squared error.
+
+        Args:
+            logits: Logits; for regression, predictions as returned by `predictions`.
+            targets: Targets.
+        """
+
+    def predictions(self, logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows *c"]:
+        """Return the predicted numbers of a regression task, in the unit of the targets; else the logits."""
+        return logits
 
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
-        """Return the mean loss of the best constant prediction: entropy of the classes, or variance.
+        """Return the mean loss of the best constant prediction (class entropy, or variance of the targets).
 
         Default: numerical minimization of `losses`; NaN if the minimization fails.
         """
@@ -155,29 +171,45 @@ class Task(ABC):
         """
 
     def identity(self) -> str:
-        """Return a string for hashing that differs between tasks with different losses.
+        """Return a string for hashing; it differs between tasks with different losses.
 
-        The string is empty for `Binary` and `Multiclass`, which differ in the data type of their targets.
+        The string is empty for `Binary` and `Multiclass`: the data types of their targets differ, which
+        changes the hash of the data.
         """
-        if type(self) in (Binary, Multiclass, Regression):
+        if self.has_default_loss:
             # Targets of classes differ in type, so the data tell them apart.
             return self.name if type(self) is Regression else ""
-        values = (f"{key}={_content(value)}" for key, value in vars(self).items())
-        return " ".join((type(self).__qualname__, *values, _content(type(self))))
+        values = (f"{key}={content(value)}" for key, value in vars(self).items() if value is not None)
+        return " ".join((type(self).__qualname__, *values, content(type(self))))
+
+    @property
+    def has_default_loss(self) -> bool:
+        """Whether the task is `Binary`, `Multiclass` or `Regression` with its default loss."""
+        return type(self) in (Binary, Multiclass, Regression) and self.loss is None
+
+    def own_losses(self, loss: LossFunction, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return each row's value of an own loss; with several targets per row, the mean over them."""
+        values = loss(logits, targets)
+        return mean_over_outputs(values) if self.target_shape and isinstance(values, Tensor) else values
 
     def logits(self, raw: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows *c"]:
-        """Reshape the raw output of a model, `[rows, outputs]` or `[rows]`, to the task's logits."""
+        """Reshape the raw output of a model, `[rows, outputs]` or `[rows]`, to logits of the task."""
         return raw.flatten() if self.outputs == 1 else raw
 
 
 @final
 @dataclass(frozen=True)
 class Binary(Task):
-    """Binary classification: targets 0 and 1, one logit, logistic loss; a positive logit predicts 1."""
+    """Binary classification: targets 0 and 1, one logit, logistic loss; a positive logit predicts 1.
+
+    Attributes:
+        loss: Loss that replaces the logistic loss; None for the default.
+    """
 
     name: ClassVar[str] = "binary"
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    loss: LossFunction | None = field(default=None, kw_only=True, repr=False)
 
     @property
     def outputs(self) -> int:
@@ -188,11 +220,15 @@ class Binary(Task):
         return 0.5
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is not None:
+            return self.own_losses(self.loss, logits, targets)
         # log(1 + e^(−z)) for a 1 and log(1 + e^z) for a 0: half the operations of PyTorch's own form, and
         # nothing cancels. From 40 on, 1 + e^z equals e^z in every precision.
         return F.softplus((1 - 2 * targets) * logits, threshold=40.0)
 
     def residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is not None:
+            return super().residuals(logits, targets)
         return torch.sigmoid(logits) - targets
 
     def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,6 +239,8 @@ class Binary(Task):
         return ((logits > 0) == (targets > 0.5)).float()
 
     def constant_loss(self, targets: Tensor) -> float:
+        if self.loss is not None:
+            return super().constant_loss(targets)
         return _entropy(torch.stack([(targets == k).double().mean() for k in (0, 1)]))
 
     def cast(self, targets: Tensor, where: str) -> Tensor:
@@ -221,12 +259,14 @@ class Multiclass(Task):
 
     Attributes:
         classes: Number of classes, at least 2.
+        loss: Loss that replaces the cross-entropy; None for the default.
     """
 
     name: ClassVar[str] = "multiclass"
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
     classes: Annotated[int, Field(ge=2)]
+    loss: LossFunction | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         specs.validate(self)
@@ -240,9 +280,13 @@ class Multiclass(Task):
         return 1 / self.classes
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is not None:
+            return self.own_losses(self.loss, logits, targets)
         return F.cross_entropy(logits, targets, reduction="none")
 
     def residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is not None:
+            return super().residuals(logits, targets)
         right = targets[:, None] == torch.arange(self.classes, device=targets.device)
         return torch.softmax(logits, dim=1) - right.to(logits.dtype)
 
@@ -254,6 +298,8 @@ class Multiclass(Task):
         return (logits.argmax(dim=1) == targets).float()
 
     def constant_loss(self, targets: Tensor) -> float:
+        if self.loss is not None:
+            return super().constant_loss(targets)
         return _entropy(torch.bincount(targets, minlength=self.classes).double() / len(targets))
 
     def cast(self, targets: Tensor, where: str) -> Tensor:
@@ -268,13 +314,14 @@ class Multiclass(Task):
 @final
 @dataclass(frozen=True)
 class Regression(Task):
-    """Regression of one number. The loss is (f − y)², with prediction f and target y, without a factor 1/2.
+    """Regression of one number, with the squared error (f − y)² as loss, for prediction f and target y.
 
     Targets may be standardized; `scale` and `center` convert them back to the original unit.
 
     Attributes:
         scale: Standard deviation of the targets before standardization; 1 if they are not standardized.
         center: Mean of the targets before standardization; 0 if they are not standardized.
+        loss: Loss that replaces the squared error; None for the default.
     """
 
     name: ClassVar[str] = "regression"
@@ -282,6 +329,7 @@ class Regression(Task):
     higher_is_better: ClassVar[bool] = False
     scale: PositiveFloat = 1.0
     center: float = 0.0
+    loss: LossFunction | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         specs.validate(self)
@@ -295,34 +343,38 @@ class Regression(Task):
         return None
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is not None:
+            in_unit = isinstance(self.loss, Loss) and self.loss.in_unit
+            return self.loss(logits, targets * self.scale + self.center if in_unit else targets)
         return (logits - targets).square()
 
     def residuals(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is not None:
+            return super().residuals(logits, targets)
         return 2 * (logits - targets)
 
+    def predictions(self, logits: Tensor) -> Tensor:
+        if isinstance(self.loss, Loss) and self.loss.in_unit:
+            return (self.loss.link(logits) - self.center) / self.scale
+        return logits
+
     def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        raise EnvariantError("regression: a prediction has no confidence; use an algorithm without clove")
+        raise EnvariantError("regression: clove needs class probabilities; use an algorithm without clove")
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits - targets).square() * self.scale**2
 
     def constant_loss(self, targets: Tensor) -> float:
+        if self.loss is not None:
+            return super().constant_loss(targets)
         return float(targets.double().var(correction=0))
 
     def cast(self, targets: Tensor, where: str) -> Tensor:
         if not bool(torch.isfinite(targets).all()):
             raise EnvariantError(f"{where}: targets hold NaN or infinity; remove those rows")
+        if isinstance(self.loss, Loss):
+            self.loss.check(targets.double() * self.scale + self.center, where)
         return single_precision(targets, f"{where}: targets")
-
-
-def _content(value: Any) -> str:
-    """Return a string for hashing: the values of a tensor, the source code of a class, else the `repr`."""
-    if isinstance(value, Tensor):
-        return str(value.tolist())
-    try:
-        return inspect.getsource(value) if callable(value) else repr(value)
-    except (OSError, TypeError):
-        return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def check_losses(task: Task, targets: Tensor) -> None:
@@ -330,12 +382,12 @@ def check_losses(task: Task, targets: Tensor) -> None:
 
     Args:
         task: Prediction task.
-        targets: Some targets `[rows, *target_shape]`.
+        targets: Example targets, `[rows, *target_shape]`.
 
     Raises:
         EnvariantError: If a result has another shape, the loss is not differentiable, or a method fails.
     """
-    if type(task) in (Binary, Multiclass, Regression):
+    if task.has_default_loss:
         return
     few = targets[:2]
     for name, method in (("losses", task.losses), ("scores", task.scores)):
@@ -348,35 +400,16 @@ def check_losses(task: Task, targets: Tensor) -> None:
             raise EnvariantError(f"task {task.name}: {name} fails: {first_line(error)}") from error
         if not isinstance(values, Tensor) or tuple(values.shape) != (len(few),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            hint = '; with PyTorch\'s losses, set reduction="none"' if got == () else ""
             raise EnvariantError(
                 f"task {task.name}: {name} must return one number per row, of shape ({len(few)},) for "
-                f"{len(few)} rows; got {got}"
+                f"{len(few)} rows; got {got}{hint}"
             )
         if name == "losses" and not values.requires_grad:
             raise EnvariantError(
                 f"task {task.name}: losses must be differentiable in the logits; compute them with PyTorch, "
                 f"without detach or NumPy"
             )
-
-
-def task_named(name: str, outputs: int) -> Task:
-    """Return the task with a given name.
-
-    Args:
-        name: "binary", "multiclass" or "regression".
-        outputs: Number of classes of a multiclass task.
-
-    Raises:
-        EnvariantError: If the name is unknown.
-    """
-    known = {
-        Binary.name: Binary(),
-        Regression.name: Regression(),
-        Multiclass.name: Multiclass(max(2, outputs)),
-    }
-    if name not in known:
-        raise unknown_name("task", name, known)
-    return known[name]
 
 
 def _entropy(shares: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Data sources, which provide environments; `source` returns the data source with a given name."""
+"""Data sources, which provide environments. `source` returns the data source with a given name."""
 
 from importlib import import_module
 from pathlib import Path
@@ -12,9 +12,13 @@ from envariant.data.colored.channels import ColorChannels
 from envariant.data.colored.construction import ColoredSource, Facts
 from envariant.data.colored.digits import ColoredDigits
 from envariant.data.colored.mnist_protocols import ColoredMNIST
+from envariant.data.datasets import from_dataset
+from envariant.data.images.domainbed import DomainBed
 from envariant.data.images.folders import ImageFolders
+from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
 from envariant.data.tables.bundled import heart_disease
+from envariant.data.wilds_texts import wilds_table
 
 ENTRY_POINTS = "envariant.data"
 """Entry-point group of data sources from other packages: `name = "module:Class"`.
@@ -58,6 +62,15 @@ SOURCES: dict[str, tuple[str, str]] = {
         "Images with a CSV file that holds their class and environment.",
     ),
     "wilds": ("images.wilds:Wilds", "An image data set of WILDS in its own folder."),
+    "features": (
+        ".features:Features",
+        "Features of images, or of the text columns of a table, by a frozen backbone; extracted once.",
+    ),
+    "domainbed": (
+        "images.domainbed:DomainBed",
+        "PACS, VLCS, OfficeHome, TerraIncognita, DomainNet or SVIRO in the folder of DomainBed.",
+    ),
+    "spawrious": ("images.spawrious:Spawrious", "Spawrious: breeds of dogs on exchanged backgrounds."),
 }
 """Class (imported at first use) and description of every source, by name."""
 
@@ -69,7 +82,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     """Convert a string such as `colored-mnist:irm(label_noise=0.1)` to a data source.
 
     Args:
-        text: Name, optional protocol after a colon, and settings in parentheses.
+        text: Name of the source, optional protocol after a colon, and optional settings in parentheses.
         folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
 
     Raises:
@@ -83,7 +96,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     name = spec.name.partition(":")[0]
     if name in SOURCES:
         module, class_name = SOURCES[name][0].split(":")
-        cls: type[SpecSource] = getattr(import_module(f"{__name__}.{module}"), class_name)
+        cls: type[SpecSource] = getattr(import_module(f".{module}", __name__), class_name)
         return cls.from_spec(spec, folder)
     plugin = PLUGINS.load(name, SOURCES)
     is_spec_source = issubclass(plugin, SpecSource)
@@ -94,7 +107,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
 
 def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
-    """Return a mapping from name to data source class of each plug-in, and messages on failed plug-ins."""
+    """Return the data source classes of all plug-ins by name, and messages about plug-ins that failed."""
     return PLUGINS.load_all(SOURCES)
 
 
@@ -105,14 +118,18 @@ __all__ = [
     "ColoredDigits",
     "ColoredMNIST",
     "ColoredSource",
+    "DomainBed",
     "Facts",
     "ImageFolders",
     "MetadataImages",
+    "Spawrious",
     "SpecSource",
     "Wilds",
     "colored_digits",
     "colored_mnist",
+    "from_dataset",
     "heart_disease",
     "installed_sources",
     "source",
+    "wilds_table",
 ]

@@ -1,12 +1,14 @@
-"""Model descriptions, such as `mlp(hidden=390)`, that build a network for given shapes."""
+"""Model descriptions, such as `mlp(hidden=390)`; each builds a network for a given input shape."""
 
 from envariant.core import specs
 from envariant.core.plugins import Plugins, is_dataclass_of
 from envariant.models.base import FeaturizerAndHead, ModelConfig
+from envariant.models.efficientnet import EfficientNetLite0
 from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
 from envariant.models.mlp import MLP
 from envariant.models.mnist_cnn import MNISTCNN
+from envariant.models.packed_inputs import InputPacking, pack_inputs
 from envariant.models.timm import Timm
 
 ENTRY_POINTS = "envariant.models"
@@ -22,11 +24,13 @@ PLUGINS = Plugins[type[ModelConfig]](
     fits=lambda plugin, name: is_dataclass_of(plugin, ModelConfig) and getattr(plugin, "name", None) == name,
 )
 
-MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm)}
+MODELS: dict[str, type[ModelConfig]] = {
+    cls.name: cls for cls in (Linear, MLP, LeNet, MNISTCNN, Timm, EfficientNetLite0)
+}
 
 
 def model_config(text: str) -> ModelConfig:
-    """Return the model description specified by a string such as `mlp(hidden=390)`.
+    """Return the model described by a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
@@ -37,7 +41,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return a mapping from name to model class of each plug-in, and messages on plug-ins that failed."""
+    """Return the model classes of installed plug-ins by name, and a message for each plug-in that failed."""
     return PLUGINS.load_all(MODELS)
 
 
@@ -46,11 +50,14 @@ __all__ = [
     "MLP",
     "MNISTCNN",
     "MODELS",
+    "EfficientNetLite0",
     "FeaturizerAndHead",
+    "InputPacking",
     "LeNet",
     "Linear",
     "ModelConfig",
     "Timm",
     "installed_models",
     "model_config",
+    "pack_inputs",
 ]

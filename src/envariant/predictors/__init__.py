@@ -1,10 +1,11 @@
 """Predictors without gradient steps: linear models, boosted trees, baselines, scikit-learn estimators.
 
-Studies train, store, select and report predictors in the same way as algorithms.
+In studies, predictors are trained, stored, selected and reported in the same way as algorithms.
 """
 
 from envariant.predictors.base import FittedPredictor, Predictor, UntrustedTypes
 from envariant.predictors.boosted_trees import BoostedTrees
+from envariant.predictors.elastic_net import ElasticNet
 from envariant.predictors.linear import FittedLinear, Linear
 from envariant.predictors.majority_class import FittedConstant, MajorityClass
 from envariant.predictors.scikit_learn import FittedEstimator, ScikitLearn
@@ -13,6 +14,7 @@ from envariant.predictors.trees import FittedTrees
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "linear": Linear,
+    "elastic-net": ElasticNet,
     "boosted-trees": BoostedTrees,
     "stable-columns": StableColumns,
     "majority-class": MajorityClass,
@@ -26,10 +28,10 @@ FORMATS: dict[str, type[FittedPredictor]] = {
 
 
 def predictor(requested: object) -> Predictor | None:
-    """Return the predictor specified by a name or an object, or None if there is no such predictor.
+    """Convert a name or an estimator to a predictor; return None if this is not possible.
 
     Args:
-        requested: Name, predictor, or estimator with `fit` and `predict`. All other values give None.
+        requested: Name of a predictor, `Predictor`, or estimator with the methods `fit` and `predict`.
     """
     if isinstance(requested, str):
         cls = PREDICTORS.get(requested)
@@ -46,6 +48,7 @@ __all__ = [
     "FORMATS",
     "PREDICTORS",
     "BoostedTrees",
+    "ElasticNet",
     "FittedLinear",
     "FittedPredictor",
     "Linear",

@@ -1,4 +1,4 @@
-"""Rows of new tables: read as in training, and written as predictions of the target's type."""
+"""Input and output of saved models: read the rows of new tables, and format predictions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,10 @@ from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import ColumnEncoding
 from envariant.data.tables.kinds import Kind
 from envariant.data.tables.loading import read_columns
+from envariant.data.tables.reading import open_table
 from envariant.data.tables.target_type import TargetType
+from envariant.features.columns import is_feature
+from envariant.features.tables import expanded
 from envariant.saved_model.onnx_export import probabilities
 from envariant.saved_model.reference import recognized
 
@@ -28,22 +31,31 @@ def read_rows(
     missing_values: Sequence[str] | None,
     target: Mapping[str, tuple[Kind, Sequence[str]]],
     optional: Sequence[str] = (),
+    embedded: Sequence[tuple[str, str]] = (),
 ) -> Rows:
-    """Read the columns of a model in chunks of rows, with categories spelled as in training.
+    """Read the columns that a model needs in chunks of rows, with categories spelled as in training.
 
     Args:
-        data: Path, or data frame of pandas, polars or Arrow.
+        data: Path of a table, or data frame of pandas, polars or Arrow.
         encoding: Encoding of a text file.
         encodings: Encodings of the columns.
         reference: Distribution of each encoded column in training.
-        missing_values: Texts declared as missing values in the training table; None: decided for each column.
-        target: Kind and classes of the target column, by its name; empty if it is not needed.
-        optional: Names of columns of categories that are read if the table has them.
+        missing_values: Strings that were declared as missing values for the training table. None: missing
+            values are recognized in each column separately.
+        target: Mapping from the name of the target column to its kind and classes; empty to skip the target.
+        optional: Names of categorical columns that are read only if the table contains them.
+        embedded: Mapping from each text column that is replaced by features to the text of its encoder. A
+            table may contain the feature columns instead.
 
     Raises:
         EnvariantError: If a column is missing, or a value does not have the type of its column.
     """
+    declared = None if missing_values is None else frozenset(missing_values)
+    header = open_table(data, encoding, declared).header if embedded else ()
+    raw = [(name, encoder) for name, encoder in embedded if name in header]
+    encodings = [each for each in encodings if not is_feature(each.name, [name for name, _ in raw])]
     kinds: dict[str, Kind] = {column.name: column.kind for column in encodings}
+    kinds |= {name: "category" for name, _ in raw}
     known = {sketch.name: frozenset(sketch.categories) for sketch in reference}
     blocks = read_columns(
         data,
@@ -52,11 +64,12 @@ def read_rows(
         | {name: kind for name, (kind, _) in target.items()},
         notations={column.name: column.notation for column in encodings},
         known=known | {name: frozenset(classes) for name, (_, classes) in target.items()},
-        declared=None if missing_values is None else frozenset(missing_values),
+        declared=declared,
         encoding=encoding,
         optional=[name for name in optional if name not in kinds],
     )
-    for index, columns in blocks:
+    for index, read in blocks:
+        columns = expanded(read, raw)
         yield index, columns | {s.name: recognized(columns[s.name], s) for s in reference}
 
 
@@ -67,14 +80,17 @@ def prediction_frame(
     target_type: TargetType,
     index: "pd.Index[Any]",
 ) -> pd.DataFrame:
-    """Return a column `prediction`, and a column `P(…)` with the probability of each class.
+    """Return a data frame of predictions.
+
+    The data frame has a column `prediction` and, for classification, a column `P(…)` with the probability of
+    each class.
 
     Args:
-        logits: Logits, or standardized predictions of real targets.
+        logits: Logits, or standardized predictions for regression.
         task: Prediction task.
         classes: Class labels; empty for regression.
         target_type: Type of the target column.
-        index: Index of the rows.
+        index: Index of the data frame.
     """
     if isinstance(task, Regression):
         # Use float64, because targets such as years are large compared with their standard deviation.

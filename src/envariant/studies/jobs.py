@@ -1,11 +1,11 @@
-"""Jobs: runs of a study that are trained together, as the replicas of one training run.
+"""Jobs: groups of runs of a study that are trained together, as the replicas of one training run.
 
 A job and its results can be sent to other processes and machines.
 """
 
 import warnings
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -17,6 +17,7 @@ from envariant.core.errors import EnvariantWarning
 from envariant.core.tasks import Regression
 from envariant.studies.permutation_importance import Predict, StudyMeasurements
 from envariant.studies.study import Study
+from envariant.training.callbacks import RunLabel, run_label
 from envariant.training.engine import Evaluated, Stepped
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record
@@ -36,10 +37,10 @@ class Job:
     """Runs of a study that are trained together.
 
     Attributes:
-        study: Study of the runs.
+        study: Study to which the runs belong.
         runs: Runs of one algorithm on the same data, with the same test environments.
-        execution: Execution mode of the runs: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack, such as "8GB". Default: half of the free memory.
+        execution: Execution mode of the runs: the option `execution` of `envariant.train`, or an `Execution`.
+        memory: Memory limit of each replica stack, such as "8GB". Default: half of the free memory.
     """
 
     study: Study
@@ -48,18 +49,23 @@ class Job:
     memory: str | float | None = None
 
     def members(self) -> tuple[Member, ...]:
-        """Return the runs as replicas, each with its options and seeds."""
+        """Return the runs as replicas of one training run, each with its options and seeds."""
         shared = {"execution": self.execution, "memory": self.memory}
         specs = {
             stored.run.trial.number: self.study.spec_of(stored.run).but(**shared) for stored in self.runs
         }
+        chosen = ((stored, specs[stored.run.trial.number]) for stored in self.runs)
         return tuple(
-            Member(s.id, specs[s.run.trial.number], Seeds.of(self.study.seed, s.run.replica))
-            for s in self.runs
+            Member(s.id, spec, Seeds.of(self.study.seed, s.run.replica, shared_init=spec.shared_init))
+            for s, spec in chosen
         )
 
+    def labels(self) -> dict[int, RunLabel]:
+        """Return the name and settings of each run, for callbacks."""
+        return {stored.id: RunLabel(run_label(stored.id), _settings(stored)) for stored in self.runs}
+
     def steps(self) -> int:
-        """Return the number of updates of each run.
+        """Return the number of updates per run.
 
         Raises:
             EnvariantError: If options of the study are incompatible.
@@ -73,12 +79,12 @@ class Update:
     """Progress of a job: new metrics, finished runs or completed steps.
 
     Attributes:
-        record: Record of the job, in the first update only; None in all others.
+        record: Record of the job's training run in the first update; None in later updates.
         rows: New metrics; `HistoryRow.replica` is the ID of the run.
         outcomes: Results of the runs that have ended.
-        step: Number of completed updates of each run in `runs`.
-        runs: IDs of the runs to which this update applies.
-        event: Event of the engine, from which a `Recorder` stores the runs; None in the first update.
+        step: Number of updates that each run in `runs` has completed.
+        runs: IDs of the runs that made progress.
+        event: Training event, to be stored by a `Recorder`; None in the first update.
     """
 
     record: Record | None = None
@@ -89,12 +95,19 @@ class Update:
     event: Stepped | Evaluated | None = field(default=None, compare=False)
 
 
+def _settings(stored: StoredRun) -> dict[str, str]:
+    run, trial = stored.run, stored.run.trial
+    plain = {"data": run.data, "algorithm": run.algorithm, "trial": trial.number, "replica": run.replica}
+    plain |= {"learning_rate": trial.learning_rate, "test_environments": ", ".join(run.test_environments)}
+    return {key: str(value) for key, value in (plain | dict(trial.hyperparameters)).items()}
+
+
 def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]:
-    """Train the runs of a job, and resume from checkpoints if there are any.
+    """Train the runs of a job, or resume them from checkpoints, and yield their progress.
 
     Args:
-        job: Runs to train.
-        resumption: Stored state with checkpoints. Default: train from the start.
+        job: Job with the runs to train.
+        resumption: Stored state of the job, including checkpoints. Default: train from the start.
 
     Raises:
         EnvariantError: If the runs cannot be trained.
@@ -118,15 +131,15 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
 
 
 def unfinished(store: Store, study: Study) -> list[int]:
-    """Return the IDs of unfinished jobs whose data set and algorithm are part of the study."""
+    """Return the IDs of the unfinished jobs whose data set and algorithm are part of the study."""
     first = ((job, store.members(job)[:1]) for job in store.unfinished())
     return [job for job, runs in first if all(study.declares(r.run.data, r.run.algorithm) for r in runs)]
 
 
 def warn_of_remarks(study: Study) -> None:
-    """Issue one `EnvariantWarning` for each remark on the schedules of a study.
+    """Issue an `EnvariantWarning` for each remark on a study, such as a schedule that never takes effect.
 
-    The warning is attributed to the caller of the calling function.
+    Each warning points to the code that called the calling function.
 
     Args:
         study: Study to be trained.
@@ -149,14 +162,19 @@ def compared_in(study: Study, record: Record) -> tuple[str, bool]:
 def _measured(
     event: Evaluated, measurements: StudyMeasurements
 ) -> tuple[list[HistoryRow], tuple[RunOutcome, ...]]:
-    """Return metrics that training does not compute, and the outcomes of finished runs."""
+    """Return the additional metrics of a study, and the outcomes of finished runs."""
     states = event.checkpoint().states()
     sound = {number for number in event.replicas if states[number].failure is None}
     predict = _cached(event.answers, measurements)
-    rows = measurements.scores(predict, event.replicas, event.step)
+    scores = measurements.scores(predict, event.replicas, event.step)
+    # A run that stopped early was measured when it stopped.
+    rows = [row for row in scores if states[row.replica].trained == row.step]
     if not event.finished:
         return _of(rows, sound), ()
-    rows += measurements.importance(predict, event.replicas, event.step)
+    # The rest is measured once, with the weights of the step that the option `keep` chose.
+    predict = _cached(event.kept_answers or event.answers, measurements)
+    importance = measurements.importance(predict, event.replicas, event.step)
+    rows += [replace(row, step=states[row.replica].step) for row in importance]
     p_values = _p_values(predict, event.replicas, measurements)
     predictions = measurements.predictions(predict, event.replicas)
     outcomes = [
@@ -173,7 +191,7 @@ def _measured(
 
 
 def _cached(predict: Predict, measurements: StudyMeasurements) -> Predict:
-    """Return the same function, which remembers the answers for all rows of small environments."""
+    """Return a copy of a prediction function that caches the outputs for all rows of small environments."""
     answers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def cached(
@@ -194,10 +212,10 @@ def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
 
 
 def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurements) -> list[float | None]:
-    """Return each run's p-value of the invariance test on validation rows; None without such rows."""
+    """Return each run's p-value of the invariance test on validation rows; None if there are no such rows."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
     answers = [tuple(part.cpu().numpy() for part in predict(name)) for name in names]
-    if not names:
+    if not names or measurements.sample.task.target_shape:
         return [None] * len(runs)
     environments = np.repeat(np.arange(len(names)), [y.shape[1] for _, y in answers])
     regression = isinstance(measurements.sample.task, Regression)

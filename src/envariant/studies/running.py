@@ -1,4 +1,4 @@
-"""Train the runs of a study and show the progress; the command line, `Study.run` and `compare` share this."""
+"""Train the runs of a study and show progress, for the command line, `Study.run` and `compare`."""
 
 import tempfile
 from pathlib import Path
@@ -9,6 +9,7 @@ from envariant.core.files import as_path
 from envariant.studies.executors import local, ray
 from envariant.studies.study import Study, begin
 from envariant.studies.study_results import StudyResults
+from envariant.training.callbacks import check_callbacks
 from envariant.training.progress import show_sweep
 from envariant.training.store import Store
 
@@ -32,20 +33,21 @@ def train_runs(
     progress: bool | None = None,
     execution: object = "auto",
     memory: str | float | None = None,
+    callbacks: Any = None,
 ) -> None:
-    """Train the unfinished runs of a study in a folder, and show the progress.
+    """Train the unfinished runs of the study in a folder, and show the progress.
 
     Args:
-        study: Study whose runs are planned in the folder.
+        study: Study to train; its runs must already be planned in the folder.
         folder: Folder of the study.
         workers: Number of processes on this machine.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
-        until: Time on the clock of `time.monotonic` at which training on this machine stops. Default: no
-            limit.
+        until: Value of `time.monotonic()` at which training on this machine stops. Default: no limit.
         progress: Whether to show progress. Default: see `show_sweep`.
-        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process. Default: half of the free memory.
+        execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
+        memory: Memory limit of each replica stack, per process. Default: half of the free memory.
+        callbacks: Objects whose methods are called during training on this machine.
 
     Raises:
         EnvariantError: If an option is invalid, or the store cannot be written.
@@ -54,6 +56,10 @@ def train_runs(
         raise EnvariantError(f"executor must be 'local' or 'ray', got {executor!r}")
     if address is not None and executor != "ray":
         raise EnvariantError("address needs executor='ray'; leave it out, or set both")
+    if check_callbacks(callbacks) and executor == "ray":
+        raise EnvariantError(
+            "callbacks are called on this machine only; leave them out, or use executor='local'"
+        )
     with Store(folder) as store:
         counts = store.counts(study.declares)
     left = counts["planned"] + counts["running"]
@@ -62,4 +68,5 @@ def train_runs(
         if executor == "ray":
             ray.sweep(folder, study, address=address, on_progress=on_progress, **how)
         else:
-            local.sweep(folder, study, workers=workers, on_progress=on_progress, until=until, **how)
+            how |= {"workers": workers, "until": until, "callbacks": callbacks}
+            local.sweep(folder, study, on_progress=on_progress, **how)

@@ -31,21 +31,22 @@ RATE = "learning_rate"
 SEARCHABLE = tuple(
     name
     for name in SHARED
-    if name not in (RATE, "steps", "evaluate_every", "precision", "device", "compile", *PYTHON_ONLY)
+    if name
+    not in (RATE, "steps", "evaluate_every", "precision", "device", "compile", "shared_init", *PYTHON_ONLY)
 )
-"""Other training options that can have a search range; a trial holds them with its hyperparameters."""
+"""Training options, besides the learning rate, that can have a search range."""
 
 
 @final
 @dataclass(frozen=True)
 class SearchSpace:
-    """Search ranges of one algorithm of a study.
+    """Search ranges of one algorithm in a study.
 
     Attributes:
         label: Label of the algorithm in the study.
-        algorithm: Name or object of the algorithm.
-        declared: Mapping from hyperparameter to its search range in the study, which replaces that of the
-            algorithm.
+        algorithm: Algorithm, or its name.
+        declared: Mapping from hyperparameter to the search range that the study declares for it; this range
+            overrides the range of the algorithm.
     """
 
     label: str
@@ -53,7 +54,7 @@ class SearchSpace:
     declared: Mapping[str, Any]
 
     def ranges(self) -> dict[str, Range]:
-        """Return the search ranges declared in the study, by hyperparameter or training option.
+        """Return a mapping from hyperparameter or training option to the search range set by the study.
 
         Raises:
             EnvariantError: If a range is invalid, or its hyperparameter is unknown or fixed.
@@ -71,10 +72,15 @@ class SearchSpace:
                 raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {self.label}")
             if any((h.part, h.field) in _fixed(self.algorithm) for h in settable):
                 raise EnvariantError(
-                    f"study: ranges of {self.label}: {name} is set in its brackets; remove one of them"
+                    f"study: ranges of {self.label}: {name} already has a fixed value in the name; remove "
+                    f"the value or the range"
                 )
             with _located(True, f"{self.label}: {name}"):
                 ranges[name] = search_range(value)
+                if name in SEARCHABLE and not settable:
+                    for each in getattr(ranges[name], "values", ()):
+                        RunSpec(data="", **{name: _option(each)})
+                        check_objects({name: _option(each)})
         return ranges
 
     def trials(
@@ -86,11 +92,11 @@ class SearchSpace:
         steps: int | None = None,
         learning_rate: object = None,
     ) -> tuple[Trial, ...]:
-        """Sample the trials of the algorithm; duplicate trials are left out.
+        """Sample the trials of the algorithm, without duplicates.
 
         Args:
-            source: Data source whose default settings are used.
-            seed: Base random seed.
+            source: Data source that suggests default settings.
+            seed: Base random seed of the trials.
             n_trials: Number of trials; the first has the default settings of the data set.
             lr_range: Factor of at least 1 by which a sampled learning rate may differ from that of the first
                 trial; all values of a schedule or of parameter groups are multiplied by one factor.
@@ -137,12 +143,12 @@ class SearchSpace:
     ) -> dict[str, Any]:
         """Sample a value for every hyperparameter that has a search range.
 
-        For a schedule, the final value is sampled, unless the range lists whole schedules. Values given in
-        parentheses, as in `vrex(coefficient=10)`, are fixed. Hyperparameters of the whole loss are fixed
+        For a schedule, only the final value is sampled, unless the range lists whole schedules. Values given
+        in parentheses, as in `vrex(coefficient=10)`, are fixed. Hyperparameters of the whole loss are fixed
         unless the study declares a range for them.
         """
         sampled: dict[str, Any] = {
-            name: ranges[name].sample(_generator(seed, self.label, number, name))
+            name: _option(ranges[name].sample(_generator(seed, self.label, number, name)))
             for name in SEARCHABLE
             if name in ranges
         }
@@ -170,8 +176,13 @@ class SearchSpace:
         return sampled
 
 
+def _option(value: object) -> object:
+    """Return the value of a training option; the word none stands for None, which text cannot hold."""
+    return None if value == "none" else value
+
+
 def recipe_of(algorithm: object) -> Recipe:
-    """Return the recipe of an algorithm, with its hyperparameters.
+    """Return the recipe of an algorithm, which lists the algorithm's hyperparameters.
 
     Raises:
         EnvariantError: If the algorithm is unknown.
@@ -187,7 +198,7 @@ def recipe_of(algorithm: object) -> Recipe:
 
 @contextmanager
 def _located(own: bool, what: str) -> Generator[None]:
-    """Add the location in the study to error messages about search ranges that the study declares."""
+    """Within a `with` block, add the location in the study to errors about search ranges of the study."""
     try:
         yield
     except EnvariantError as error:
@@ -195,7 +206,7 @@ def _located(own: bool, what: str) -> Generator[None]:
 
 
 def _fixed(algorithm: object) -> set[tuple[str, str]]:
-    """Return part and field name of each hyperparameter set in parentheses in an algorithm's text."""
+    """Return part and field name of each hyperparameter that an algorithm's text sets in parentheses."""
     if not isinstance(algorithm, str):
         return set()
     return {
@@ -207,6 +218,6 @@ def _fixed(algorithm: object) -> set[tuple[str, str]]:
 
 
 def _generator(*names: object) -> np.random.Generator:
-    """Return a random number generator, seeded by a hash of the given names and numbers."""
+    """Return a random number generator whose seed is a hash of names and numbers."""
     digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

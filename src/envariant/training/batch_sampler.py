@@ -1,9 +1,11 @@
 """Minibatches for a stack of replicas.
 
 The rows of all environments are concatenated in one tensor of their storage type. Replicas with the same data
-share one copy. One gather operation per step selects the rows for all replicas and environments.
+share one copy. One gather operation per step selects the rows of all replicas and environments. Rows that may
+not fit in memory stay on disk, and are read ahead of their use (`streaming`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import final
@@ -16,7 +18,8 @@ from envariant.core import counter_rng, step_context
 from envariant.core.attributes import WEIGHT, training_weights
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
-from envariant.training.augmentation import RandomAffine
+from envariant.training.augmentation import Augmentation, check_unit_range
+from envariant.training.streaming import ReadAhead, Reader, StreamedInputs
 
 
 @final
@@ -44,7 +47,10 @@ class Rows:
         axis: Axis of the replicas in the tensors returned by `of`: 0, or None if all replicas share the rows.
         training: Names of the training environments, in order.
         sizes: Number of rows by environment.
-        decode: Function from stored rows `[…, *shape]` to float32 inputs.
+        store: Store of an environment, which decodes the rows of all.
+        shares_batches: Whether replicas with equal batches get one tensor of inputs.
+        reader: Reader of rows that stay on disk; None if all rows are in memory.
+        index_device: Device on which the rows of a batch are chosen.
         bounds: Cumulative sampling weights of the training rows, `[1, rows]` if all replicas share the rows,
             else `[replicas, rows]`. In environment k, they increase from k to k + 1. None if rows have no
             weights.
@@ -72,17 +78,36 @@ class Rows:
         store = distinct[0][names[0]].input_store
         if any(sample[names[0]].input_store.encoding != store.encoding for sample in distinct):
             raise StackingError("environments store their inputs in different ways")
-        self.decode: Callable[[Tensor], Tensor] = store.decode
-        inputs = [torch.cat([sample[name].input_store.gather() for name in names]) for sample in distinct]
+        self.store = store
+        stores = [[sample[name].input_store for name in names] for sample in distinct]
+        self.reader = Reader(device) if any(each.streamed for each in stores[0]) else None
+        self._numbers = {name: number for number, name in enumerate(names)}
+        self._inputs: Tensor | StreamedInputs
+        if self.reader is None:
+            inputs = [torch.cat([each.gather() for each in of_set]) for of_set in stores]
+            self._inputs = torch.stack(inputs).to(device)
+        else:
+            self._inputs = StreamedInputs(self.reader, stores, self.axis)
+        self.shares_batches = self.axis is None and self.reader is None and store.shares_batches
         targets = [torch.cat([sample[name].targets for name in names]) for sample in distinct]
-        self._inputs, self._targets = torch.stack(inputs).to(device), torch.stack(targets).to(device)
-        self.bounds = self._bounds(distinct, device)
+        self._targets = torch.stack(targets).to(device)
+        # Rows on disk are chosen on the CPU, without waiting for a GPU.
+        self.index_device = device if self.reader is None else torch.device("cpu")
+        self.bounds = self._bounds(distinct, self.index_device)
+
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor]:
+        """Function from stored rows `[…, *shape]` to float32 inputs."""
+        return self.store.decode
 
     def _bounds(self, sets: Sequence[EnvironmentSet], device: torch.device) -> Tensor | None:
         training = [[sample[name] for name in self.training] for sample in sets]
         weighted = {WEIGHT in e.attributes for environments in training for e in environments}
         if len(weighted) > 1:
-            raise EnvariantError("environments: rows of some have weights and rows of others have none")
+            raise EnvariantError(
+                "environments: some environments have row weights and others have none; set weights for all "
+                "environments, or for none"
+            )
         bounds: list[Tensor] = []
         for environments in training:
             weights = [training_weights(e.attributes) for e in environments]
@@ -92,7 +117,7 @@ class Rows:
             bounds.append(torch.cat([k + (total / total[-1]) for k, total in enumerate(sums)]))
         return torch.stack(bounds).to(device)
 
-    def of(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def of(self, names: Sequence[str]) -> tuple[Tensor | StreamedInputs, Tensor]:
         """Return the stored inputs and targets of adjacent environments.
 
         The first axis is the replica axis, unless all replicas share the rows.
@@ -101,22 +126,32 @@ class Rows:
             names: Names of adjacent environments, in the order of `sizes`.
         """
         place = slice(self._places[names[0]].start, self._places[names[-1]].stop)
-        inputs, targets = self._inputs[:, place], self._targets[:, place]
-        return (inputs, targets) if self.axis == 0 else (inputs[0], targets[0])
+        targets = self._targets[:, place] if self.axis == 0 else self._targets[0, place]
+        if isinstance(self._inputs, StreamedInputs):
+            some = slice(self._numbers[names[0]], self._numbers[names[-1]] + 1)
+            return self._inputs.environments(some), targets
+        return self._inputs[:, place] if self.axis == 0 else self._inputs[0, place], targets
 
-    def gather(self, index: Int[Tensor, "replicas rows"]) -> tuple[Tensor, Tensor]:
+    def gather(
+        self, index: Int[Tensor, "replicas rows"], read: Callable[[], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the stored inputs and targets of selected training rows, `[replicas, rows, …]`.
 
         Args:
             index: Row indices for each replica, `[replicas, rows]`.
+            read: Function that returns the inputs if they are on disk, `[replicas · rows, …]`.
         """
+        shape, index = index.shape, index.to(self._targets.device, non_blocking=True)
         if self.axis == 0:
-            index = index + torch.arange(len(index), device=index.device)[:, None] * self._inputs.shape[1]
+            index = index + torch.arange(len(index), device=index.device)[:, None] * self._targets.shape[1]
         flat = index.flatten()
-        return (
-            self._inputs.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape),
-            self._targets.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape),
-        )
+        targets = self._targets.flatten(0, 1).index_select(0, flat).unflatten(0, shape)
+        if isinstance(self._inputs, Tensor):
+            inputs = self._inputs.flatten(0, 1).index_select(0, flat)
+        else:
+            assert read is not None
+            inputs = read()
+        return inputs.unflatten(0, shape), targets
 
 
 @final
@@ -128,12 +163,13 @@ class BatchSampler:
         seeds: Seed of the batch order of each replica.
         batch_size: Rows of each training environment per batch, sampled with replacement; None for all rows.
         augmentation: Augmentation of the inputs, or None.
-        dtype: Data type of the inputs of a full batch; with the data type of the model, no conversion is
-            needed.
+        dtype: Data type of the inputs of a full batch. With the data type of the model, the inputs need no
+            conversion.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.
         axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
+        of_a_pass: Number of batches with as many rows as all training environments.
 
     Raises:
         EnvariantError: If rows have sampling weights and `batch_size` is None.
@@ -144,23 +180,32 @@ class BatchSampler:
         rows: Rows,
         seeds: Sequence[int],
         batch_size: int | None,
-        augmentation: RandomAffine | None,
+        augmentation: Augmentation | None,
         dtype: torch.dtype,
     ) -> None:
         self._rows, self._seeds, self._augmentation = rows, tuple(seeds), augmentation
         self._dtype, self._decode = dtype, rows.decode
+        if augmentation is not None and augmentation.unit_range:
+            self._decode = rows.store.unit
         sizes = [rows.sizes[name] for name in rows.training]
         self.sizes = tuple(size if batch_size is None else batch_size for size in sizes)
         self._inputs, self._targets = rows.of(rows.training)
-        self._device = self._targets.device
+        self._device = rows.index_device
+        self._shape = self._inputs.shape[1 if rows.axis is None else 2 :]
         if batch_size is None:
+            if isinstance(self._inputs, StreamedInputs):
+                raise EnvariantError(
+                    "batch_size: the rows are read from disk in batches; set a batch size, such as 32"
+                )
             if self._inputs.dtype == torch.float32:
                 # Decode once, which needs no more memory. Smaller types are decoded at every step.
                 self._inputs = self._decode(self._inputs).to(dtype)
                 self._decode = _unchanged
             self.axes = (rows.axis if augmentation is None else 0, rows.axis)
         else:
-            self.axes = (0, 0)
+            # Trials of a study have equal seeds, so that one matrix product serves all of them.
+            alike = rows.shares_batches and augmentation is None and len(set(seeds)) == 1
+            self.axes = (None, None) if alike else (0, 0)
         self._below: Tensor | None = None
         if batch_size is not None:
             starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
@@ -169,10 +214,16 @@ class BatchSampler:
             self._owners = torch.arange(len(sizes)).repeat_interleave(batch_size).to(self._device)
         elif rows.bounds is not None:
             raise EnvariantError(
-                "environments: rows have weights, which minibatches follow; set a batch size"
+                "environments: rows have weights, which are used to sample minibatches; set batch_size"
             )
+        self.of_a_pass = math.ceil(sum(sizes) / sum(self.sizes))
         self._first, self._keys = -1, torch.empty(0)
         self._drawn: Tensor | None = None
+        self._ahead: ReadAhead | None = None
+        self._checked = False
+        if isinstance(self._inputs, StreamedInputs):
+            count = len(seeds) * sum(self.sizes)
+            self._ahead = self._inputs.ahead(self._chosen, lambda step: self._draws(step)[0], count)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the batch of a step: inputs `[rows, *shape]` and targets `[rows, …]`.
@@ -182,13 +233,21 @@ class BatchSampler:
         Args:
             step: Number of completed updates.
         """
+        whole, targets = self._inputs, self._targets
         if self._below is None and self._augmentation is None:
-            return self._decode(self._inputs).to(self._dtype), self._targets
+            assert isinstance(whole, Tensor)
+            return self._decode(whole).to(self._dtype), targets
         keys, index = self._draws(step)
-        inputs, targets = (self._inputs, self._targets) if index is None else self._rows.gather(index)
-        inputs = self._decode(inputs)
+        if index is not None and self.axes == (None, None):
+            inputs, targets = self._rows.gather(index[:1])
+            return self._decode(inputs[0]), targets[0]
+        if index is not None:
+            ahead = self._ahead
+            whole, targets = self._rows.gather(index, None if ahead is None else lambda: ahead.get(step))
+        assert isinstance(whole, Tensor)
+        inputs = self._decode(whole)
         if self._augmentation is not None:
-            inputs = self._augmented(self._augmentation, inputs, keys)
+            inputs = self._augmented(self._augmentation, inputs, keys.to(inputs.device))
         return inputs, targets
 
     def keys(self, step: int) -> Int[Tensor, " replicas"]:
@@ -197,7 +256,12 @@ class BatchSampler:
         Args:
             step: Number of completed updates.
         """
-        return self._draws(step)[0]
+        return self._draws(step)[0].to(self._targets.device)
+
+    def _chosen(self, step: int) -> Tensor:
+        index = self._draws(step)[1]
+        assert index is not None
+        return index
 
     def _draws(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Return the random keys and row indices of a step, which are generated for many steps at once."""
@@ -226,12 +290,18 @@ class BatchSampler:
         numbers = torch.searchsorted(bounds, by_bounds, right=True)
         return numbers.view(replicas, steps, count).transpose(0, 1)
 
-    def _augmented(self, augmentation: RandomAffine, inputs: Tensor, keys: Tensor) -> Tensor:
-        replicas, rows = len(keys), sum(self.sizes)
-        shape = self._inputs.shape[1 if self._rows.axis is None else 2 :]
-        images = inputs.expand(replicas, rows, *shape).reshape(replicas * rows, *shape)
-        uniforms = counter_rng.uniforms(keys, step_context.AUGMENTATION, 3 * rows).view(replicas, 3, rows)
-        augmented = augmentation(images, uniforms.transpose(0, 1).reshape(3, replicas * rows))
+    def _augmented(self, augmentation: Augmentation, inputs: Tensor, keys: Tensor) -> Tensor:
+        replicas, rows, count = len(keys), sum(self.sizes), augmentation.numbers
+        images = inputs.expand(replicas, rows, *self._shape).reshape(replicas * rows, *self._shape)
+        if augmentation.unit_range and not self._checked:
+            # Once, because a GPU would have to wait for the comparison at every step.
+            check_unit_range(images, augmentation)
+            self._checked = True
+        uniforms = counter_rng.uniforms(keys, step_context.AUGMENTATION, count * rows)
+        uniforms = uniforms.view(replicas, count, rows).transpose(0, 1).reshape(count, replicas * rows)
+        augmented = augmentation(images, uniforms)
+        if augmentation.unit_range:
+            augmented = self._rows.store.standardize(augmented)
         return augmented.unflatten(0, (replicas, rows))
 
 

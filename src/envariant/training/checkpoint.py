@@ -6,7 +6,7 @@ copied to a JSON file for inspection.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -34,15 +34,33 @@ class Failure:
 
 @final
 @dataclass(frozen=True)
+class Stop:
+    """End of a replica's training before the last step, by a rule of the run.
+
+    Attributes:
+        step: Number of completed updates.
+        reason: Reason, such as the metric that did not improve.
+    """
+
+    step: int
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
 class ReplicaState:
     """State of one replica: weights, completed steps and training time.
 
     Attributes:
-        step: Number of completed updates.
+        step: Number of updates of the weights.
         params: Parameters used for prediction, by name.
-        buffers: Buffers by name.
+        buffers: Buffers of the model, such as running statistics, by name.
         failure: Reason for divergence; None if the replica has not diverged.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
+        trained: Number of updates that the replica completed. Default: `step`; more if the weights are those
+            of an earlier step that the option `keep` chose.
+        stopped: Reason for which training ended before the last step; None if it did not.
+        waited: Part of the training time for which rows on disk were waited for, in seconds.
     """
 
     step: int
@@ -50,6 +68,14 @@ class ReplicaState:
     buffers: Mapping[str, Tensor] = field(repr=False)
     failure: str | None
     seconds: float
+    trained: int | None = None
+    stopped: str | None = None
+    waited: float = 0.0
+
+    def completed(self, steps: int) -> bool:
+        """Return whether training ended as planned: after a number of steps, or earlier by a rule."""
+        updates = self.step if self.trained is None else self.trained
+        return self.failure is None and (self.stopped is not None or updates >= steps)
 
 
 @final
@@ -72,6 +98,11 @@ class Checkpoint:
         failures: Mapping from replica to its divergence, if reported.
         seconds: Training time of the stack, in seconds.
         eval_params: Parameters used for prediction; empty if they equal `params`.
+        eval_buffers: Buffers used for prediction; empty if they equal `buffers`.
+        averaging: State of the averaging rule (`training.averaging`).
+        selection: Best validation scores and their weights (`ValidationWatch.state`).
+        stops: Mapping from replica to the end of its training before the last step.
+        waited: Part of the training time for which rows on disk were waited for, in seconds.
     """
 
     replicas: tuple[int, ...]
@@ -86,6 +117,11 @@ class Checkpoint:
     failures: Mapping[int, Failure]
     seconds: float
     eval_params: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    eval_buffers: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    averaging: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    selection: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    stops: Mapping[int, Stop] = field(default_factory=dict[int, Stop])
+    waited: float = 0.0
 
     def clone(self) -> "Checkpoint":
         """Return a copy in main memory, which later training steps do not change."""
@@ -97,25 +133,42 @@ class Checkpoint:
         Args:
             replica: Index of the replica.
         """
-        return self.failures[replica].step if replica in self.failures else self.measured
+        ended = self.failures.get(replica) or self.stops.get(replica)
+        return self.measured if ended is None else ended.step
 
     def states(self) -> dict[int, ReplicaState]:
         """Return a mapping from replica to its state; tensors are views of the checkpoint's tensors."""
         states: dict[int, ReplicaState] = {}
+        last = (self.eval_params or self.params, self.eval_buffers or self.buffers)
+        kept = self.selection.get("kept")
         for k, index in enumerate(self.replicas):
-            failure = self.failures.get(index)
-            params, buffers = (
-                {name: value[k] for name, value in held.items()}
-                for held in (self.eval_params or self.params, self.buffers)
-            )
+            failure, stop = self.failures.get(index), self.stops.get(index)
+            ended = failure or stop
+            trained = self.step if ended is None else ended.step
+            # A replica that diverged before its first evaluation has no kept weights.
+            step = -1 if kept is None else int(kept[k, 1])
+            chosen = last if step < 0 else (self.selection["params"], self.selection.get("buffers", {}))
+            params, buffers = ({name: value[k] for name, value in held.items()} for held in chosen)
             states[index] = ReplicaState(
-                self.step if failure is None else failure.step,
+                trained if step < 0 else step,
                 params,
                 buffers,
                 None if failure is None else failure.reason,
                 self.seconds / len(self.replicas),
+                trained,
+                None if stop is None else f"stopped at step {stop.step}: {stop.reason}",
+                self.waited / len(self.replicas),
             )
         return states
+
+    def for_prediction(self) -> "Checkpoint":
+        """Return a checkpoint of the weights used for prediction only, from which training cannot resume."""
+        return replace(
+            self,
+            params=self.eval_params or self.params,
+            buffers=self.eval_buffers or self.buffers,
+            **{name: {} for name in _GROUPS if name not in ("params", "buffers")},
+        )
 
 
 @final
@@ -127,27 +180,42 @@ class _Header:
     metrics: tuple[str, ...]
     failures: dict[int, Failure]
     seconds: float
+    stops: dict[int, Stop] = field(default_factory=dict[int, Stop])
+    waited: float = 0.0
 
 
 _HEADER = TypeAdapter(_Header)
-_GROUPS = ("params", "buffers", "optimizer", "algorithm", "watch", "eval_params")
+_GROUPS = (
+    "params",
+    "buffers",
+    "optimizer",
+    "algorithm",
+    "watch",
+    "eval_params",
+    "eval_buffers",
+    "averaging",
+    "selection",
+)
+_STACKED = ("params", "buffers", "eval_params", "eval_buffers", "watch", "averaging")
 _SEPARATOR = "/"
+_KEPT = "step-"
 _REMEDY = "its replicas have to be trained again"
 
 
-def save(checkpoint: Checkpoint, folder: Path) -> None:
+def save(checkpoint: Checkpoint, folder: Path, prefix: str = "") -> None:
     """Write a checkpoint atomically: if the process is killed, the previous checkpoint stays intact.
 
     Args:
         checkpoint: Checkpoint to write.
         folder: Folder for all checkpoints of a run; it is created if necessary.
+        prefix: Beginning of the file name.
 
     Raises:
         EnvariantError: If the folder cannot be written.
     """
     tensors = {
         # Copied, because parameters used for prediction may share memory with the algorithm's state.
-        key: value.detach().clone() if group == "eval_params" else value.detach()
+        key: value.detach().clone() if group in ("eval_params", "eval_buffers") else value.detach()
         for group in _GROUPS
         for key, value in _flat(getattr(checkpoint, group), group).items()
     }
@@ -159,12 +227,46 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
             checkpoint.metrics,
             dict(checkpoint.failures),
             checkpoint.seconds,
+            dict(checkpoint.stops),
+            checkpoint.waited,
         )
     )
-    path = folder / f"{_name(checkpoint.replicas)}.safetensors"
+    path = folder / f"{prefix}{_name(checkpoint.replicas)}.safetensors"
     write_tensors(path, tensors, {"checkpoint": json.dumps(header)})
     # The JSON file repeats the header and is never read, so the two files need not be written atomically.
     write_text(json.dumps(header, indent=2) + "\n", path.with_suffix(".json"))
+
+
+def save_kept(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the weights of a step that the option `keep` chose, beside the checkpoints of the run.
+
+    Args:
+        checkpoint: Checkpoint at that step.
+        folder: Folder for all checkpoints of the run.
+
+    Raises:
+        EnvariantError: If the folder cannot be written.
+    """
+    save(checkpoint.for_prediction(), folder, f"{_KEPT}{checkpoint.step:010d}-")
+
+
+def kept_states(folder: Path, measured: Collection[tuple[int, int]]) -> dict[int, dict[int, ReplicaState]]:
+    """Return the states written by `save_kept`, by step and replica.
+
+    Args:
+        folder: Folder for all checkpoints of the run.
+        measured: Replica and step of all measurements; other states are left out.
+
+    Raises:
+        EnvariantError: If a file cannot be read.
+    """
+    kept: dict[int, dict[int, ReplicaState]] = {}
+    for path in sorted(folder.glob(f"{_KEPT}*.safetensors")):
+        saved = _read(path)
+        for number, state in saved.states().items():
+            if state.step == saved.step and (number, saved.step) in measured:
+                kept.setdefault(saved.step, {})[number] = state
+    return kept
 
 
 def load(folder: Path, on_damage: Callable[[EnvariantError], None] | None = None) -> list[Checkpoint]:
@@ -196,7 +298,7 @@ def clear(folder: Path) -> None:
         EnvariantError: If the folder cannot be written.
     """
     with writing(folder):
-        for path in folder.glob("replica*"):
+        for path in (*folder.glob("replica*"), *folder.glob(f"{_KEPT}*")):
             path.unlink(missing_ok=True)
 
 
@@ -207,7 +309,7 @@ def _read(path: Path) -> Checkpoint:
     except (ValidationError, KeyError):
         raise _no_checkpoint(path) from None
     tensors: dict[str, Any] = {group: {} for group in _GROUPS} | _nested(flat, path)
-    stacked = [tensors[group] for group in ("params", "buffers", "eval_params", "watch")]
+    stacked = [tensors[group] for group in _STACKED]
     if not header.replicas or not all(
         isinstance(value, Tensor) and value.dim() and len(value) == len(header.replicas)
         for values in stacked
@@ -221,6 +323,8 @@ def _read(path: Path) -> Checkpoint:
         metrics=header.metrics,
         failures=header.failures,
         seconds=header.seconds,
+        stops=header.stops,
+        waited=header.waited,
         **{group: tensors[group] for group in _GROUPS},
     )
 

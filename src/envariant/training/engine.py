@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -17,16 +18,17 @@ from torch import Tensor
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line
 from envariant.models import FeaturizerAndHead
-from envariant.training.allocator import keep_freed_memory
 from envariant.training.batch_sampler import StackingError
-from envariant.training.checkpoint import Checkpoint
+from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.execution import Execution, groups
 from envariant.training.history import HistoryRow
+from envariant.training.keep_rules import KeepBest
 from envariant.training.memory_budget import is_out_of_memory
 from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig
 from envariant.training.step_program import StepProgram
+from envariant.training.streaming import waiting_notes
 
 
 @final
@@ -53,13 +55,16 @@ class Evaluated:
     Attributes:
         replicas: Indices of the replicas.
         step: Number of completed updates.
-        rows: Measured values.
+        rows: Values measured in this evaluation.
         checkpoint: Function that returns the current state; its result is valid until the next event.
-        finished: Whether these replicas have completed all steps or have all diverged.
+        finished: Whether these replicas have completed all steps, have stopped early or have diverged.
         answers: Function that returns the logits of each replica and the targets in one environment,
             `[replicas, rows, …]`; see `ReplicaStack.answers`.
         notes: Deviations from the requested execution, for example that memory ran out and the stack was
             halved.
+        keep: Whether the option `keep` keeps the weights at this step.
+        kept_answers: Function like `answers`, with the weights of the step that the option `keep` chose; None
+            if these are the current weights.
     """
 
     replicas: tuple[int, ...]
@@ -69,6 +74,13 @@ class Evaluated:
     finished: bool
     answers: Callable[..., tuple[Tensor, Tensor]]
     notes: tuple[str, ...] = ()
+    keep: bool = False
+    kept_answers: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+    def kept_states(self) -> dict[int, ReplicaState]:
+        """Return copies of the current states of the replicas that have not ended before this step."""
+        states = self.checkpoint().for_prediction().clone().states()
+        return {k: state for k, state in states.items() if state.step == self.step}
 
 
 def run(
@@ -97,7 +109,6 @@ def run(
         EnvariantError: If data, model and algorithm are incompatible, or a single replica does not fit in
             memory.
     """
-    keep_freed_memory()
     programs: dict[Any, StepProgram] = {}
     for members in groups(replicas, execution.group):
         for part, checkpoint in _resumed(members, resume):
@@ -107,8 +118,9 @@ def run(
 
 
 def is_done(checkpoint: Checkpoint, steps: int) -> bool:
-    """Return whether the replicas of a checkpoint have completed all steps or have all diverged."""
-    return checkpoint.measured >= steps or len(checkpoint.failures) == len(checkpoint.replicas)
+    """Return whether the replicas of a checkpoint have completed all steps, stopped early or diverged."""
+    ended = len(checkpoint.failures) + len(checkpoint.stops)
+    return checkpoint.measured >= steps or ended == len(checkpoint.replicas)
 
 
 def _resumed(
@@ -172,7 +184,7 @@ def _built(
             ) from error
         if checkpoint is not None:
             raise EnvariantError(
-                f"memory: a stack of {count} replicas, which this run was begun with, no longer fits; free "
+                f"memory: a stack of {count} replicas, with which this run started, no longer fits; free "
                 f"memory, or choose a new folder"
             ) from error
     else:
@@ -200,9 +212,12 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
         if config.measures_at(stack.step) and stack.measured < stack.step:
             with _errors_as_envariant(stack):
                 rows = stack.measure()
-            finished = stack.failed or stack.step == config.steps
+            finished, keep = stack.ended or stack.step == config.steps, config.keep.keeps(stack.step)
+            if finished:
+                notes += waiting_notes(stack.waited, stack.checkpoint().seconds)
+            kept = partial(stack.answers, kept=True) if isinstance(config.keep, KeepBest) else None
             yield Evaluated(
-                stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes
+                stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes, keep, kept
             )
             if finished:
                 return

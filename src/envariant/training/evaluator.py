@@ -18,6 +18,7 @@ from envariant.training.module_outputs import logits_of
 from envariant.training.network import TOGETHER, Network
 from envariant.training.precision import Precision
 from envariant.training.step_program import Axis, over_replicas
+from envariant.training.streaming import StreamedInputs
 
 Weights = Mapping[str, Tensor]
 """Parameters or buffers by name."""
@@ -165,9 +166,12 @@ class Evaluator:
         )
 
     def logits(
-        self, inputs: Shaped[Tensor, "*rows_and_shape"], axis: Axis = None, decode: Decode | None = None
+        self,
+        inputs: Shaped[Tensor, "*rows_and_shape"] | StreamedInputs,
+        axis: Axis = None,
+        decode: Decode | None = None,
     ) -> Float[Tensor, "*replicas_and_rows"]:
-        """Return the logits `[replicas, rows]` or `[replicas, rows, outputs]`.
+        """Return the logits (regression: predictions), `[replicas, rows]` or `[replicas, rows, outputs]`.
 
         For a single module, there is no replica axis.
 
@@ -178,7 +182,7 @@ class Evaluator:
         """
 
         def predict(params: Weights, buffers: Weights, inputs: Tensor) -> Tensor:
-            return self._forward(params, buffers, inputs, training=False)[1]
+            return self._task.predictions(self._forward(params, buffers, inputs, training=False)[1])
 
         blocks = self._over_blocks(predict, (inputs,), axis, decode)
         shape = (self._replicas, 0, *self._task.logits_shape)
@@ -186,7 +190,11 @@ class Evaluator:
         return logits[0] if self._single else logits
 
     def measure(
-        self, inputs: Tensor, targets: Tensor, axis: Axis = None, decode: Decode | None = None
+        self,
+        inputs: Tensor | StreamedInputs,
+        targets: Tensor,
+        axis: Axis = None,
+        decode: Decode | None = None,
     ) -> Float[Tensor, "replicas 3"]:
         """Return mean loss, mean score and standard deviation of the logits over rows, in float64.
 
@@ -201,7 +209,8 @@ class Evaluator:
 
         def sums(params: Weights, buffers: Weights, inputs: Tensor, targets: Tensor) -> Tensor:
             logits = self._forward(params, buffers, inputs, training=False)[1]
-            values = (self._task.losses(logits, targets), self._task.scores(logits, targets))
+            scores = self._task.scores(self._task.predictions(logits), targets)
+            values = (self._task.losses(logits, targets), scores)
             outputs = logits.double().reshape(len(logits), -1)
             totals = torch.stack([value.double().sum() for value in values])
             return torch.cat([totals, outputs.sum(dim=0), outputs.square().sum(dim=0)])
@@ -213,7 +222,11 @@ class Evaluator:
         return torch.cat([loss_and_score, variance.sqrt()], dim=1)
 
     def _over_blocks(
-        self, function: Callable[..., Tensor], values: tuple[Tensor, ...], axis: Axis, decode: Decode | None
+        self,
+        function: Callable[..., Tensor],
+        values: tuple[Tensor | StreamedInputs, ...],
+        axis: Axis,
+        decode: Decode | None,
     ) -> list[Tensor]:
         """Split `values` into blocks of rows; return `function(params, buffers, *block)` for each block."""
         together = over_replicas(function, (0, 0, *(axis for _ in values)), self._replicas)
@@ -227,7 +240,9 @@ class Evaluator:
                     results.append(together(params, buffers, decoded, *rest))
         return results
 
-    def _adapted(self, inputs: Tensor, axis: Axis, decode: Decode | None) -> tuple[Weights, Weights]:
+    def _adapted(
+        self, inputs: Tensor | StreamedInputs, axis: Axis, decode: Decode | None
+    ) -> tuple[Weights, Weights]:
         adapt = self._adapt
         if adapt is None:
             return self._params, self._buffers
@@ -236,6 +251,7 @@ class Evaluator:
             params, buffers = adapt(self._forward, params, buffers, inputs)
             return dict(params), dict(buffers)
 
+        inputs = inputs if isinstance(inputs, Tensor) else inputs.whole()
         rows = inputs if decode is None else decode(inputs)
         # Adaptation may need gradients, which inference mode does not allow.
         with torch.no_grad():

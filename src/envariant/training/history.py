@@ -14,6 +14,9 @@ LOSS, OUTPUT_SD, GRADIENT_RMS, CLIP_SHARE = "loss", "output sd", "gradient rms",
 """Metrics of all networks: mean loss; standard deviation of the outputs over rows (root mean square over
 several outputs); root mean square of the gradient over all trained parameters."""
 
+CURRENT_LOSS = "validation loss of the current weights"
+"""Metric of runs whose averaging rule uses it: mean over training environments, without averaging."""
+
 FULL, SUBSAMPLE, SHUFFLED, REPLACED = "full", "subsample", "shuffled", "replaced"
 """Kinds of measurement: on all rows; on some rows; on the same rows with one column shuffled within the
 environment; on the same rows with one column replaced by values from training environments."""
@@ -55,11 +58,11 @@ def ordered(rows: Iterable[HistoryRow], environments: Sequence[tuple[str, str]])
     Metrics of the algorithm keep their order.
 
     Args:
-        rows: Measured values.
+        rows: Measured values to sort.
         environments: Name and role of every environment, in order.
     """
     position = {environment: number for number, environment in enumerate(environments)}
-    rank = {LOSS: 0, OUTPUT_SD: 2, GRADIENT_RMS: 3, CLIP_SHARE: 4}
+    rank = {LOSS: 0, OUTPUT_SD: 2, GRADIENT_RMS: 3, CLIP_SHARE: 4, CURRENT_LOSS: 5}
 
     def key(row: HistoryRow) -> tuple[int, int, int, int]:
         place = position.get((row.environment, row.role), len(position))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from envariant.core.errors import EnvariantError
+from envariant.core.multi_target import MultiOutputRegression
 from envariant.core.tasks import Regression, Task
 
 Precision = Literal["float32", "bfloat16", "tf32"]
@@ -38,7 +39,7 @@ def resolve(requested: str, device: torch.device, model: nn.Module, task: Task) 
     if requested != "auto":
         raise EnvariantError(f"precision must be auto, float32, bfloat16 or tf32; got '{requested}'")
     large = any(p.dim() >= 2 and p.numel() >= 128 * 128 for p in model.parameters())
-    pays = large and not isinstance(task, Regression)
+    pays = large and not isinstance(task, Regression | MultiOutputRegression)
     return "bfloat16" if pays and native_bfloat16(device) else "float32"
 
 

@@ -6,10 +6,9 @@ that imitates all these models and thus learns more features.
 """
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Protocol, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -33,69 +32,12 @@ from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression, Task
 from envariant.models.base import xavier
+from envariant.training.initializer import Fit, Fitted, Initializer
+from envariant.training.keep_rules import KeepLast
+from envariant.training.linear_probe import LinearProbe
 from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica, Start
-from envariant.training.run_config import RunConfig
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """Pretrained model, represented by its weights and a prediction function.
-
-    Attributes:
-        weights: Parameters and buffers by name.
-        logits: Function from rows, in the storage format of the environments, to logits `[rows]` or
-            `[rows, outputs]`.
-    """
-
-    weights: Mapping[str, Tensor]
-    logits: Callable[[Tensor], Tensor]
-
-
-class Fit(Protocol):
-    """Function that trains a new model of the run's architecture."""
-
-    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
-        """Train a new model on all environments.
-
-        Args:
-            environments: Training environments.
-            algorithm: Algorithm for training the model.
-            steps: Number of updates.
-        """
-        ...
-
-
-class Initializer(ABC):
-    """Base class of pretraining methods for the initial weights.
-
-    Attributes:
-        name: Name in the option `init`, such as `rfc`.
-    """
-
-    name: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        specs.validate(self, self.name)
-
-    @property
-    @abstractmethod
-    def total_steps(self) -> int:
-        """Total number of pretraining steps of one replica."""
-
-    @abstractmethod
-    def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
-        """Return pretrained parameters and buffers of the run's model, by name.
-
-        Args:
-            environments: Training environments.
-            fit: Function that trains a model of the run's architecture.
-            seed: Seed of all random numbers except those for weights and batches.
-
-        Raises:
-            EnvariantError: If the method does not support the task or the model.
-        """
+from envariant.training.run_config import RunConfig, module_of
 
 
 @final
@@ -154,9 +96,10 @@ class RFC(Initializer):
 
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         task = environments.task
-        if isinstance(task, Regression):
+        if isinstance(task, Regression) or task.target_shape:
             raise EnvariantError(
-                "rfc: needs classes, because it asks which rows are right; the task is regression"
+                "rfc: needs a classification task, because it groups rows by correct and wrong predictions; "
+                "the task is regression"
             )
         pooled = _pooled(environments)
         model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
@@ -295,7 +238,7 @@ def _head_name(k: int) -> str:
     return f"imitating-head-{k}"
 
 
-INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM, RFC)}
+INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM, RFC, LinearProbe)}
 
 
 def initializer_named(text: str | None) -> Initializer | None:
@@ -326,8 +269,8 @@ def prepared(
         source: Data source of the replica.
         config: Settings of the run.
         initializer: Pretraining method for the initial weights, or None.
-        on_progress: Called after every pretraining step with the number of the replica, the number of
-            completed steps and the total number of steps.
+        on_progress: Function called after every pretraining step with the number of the replica, the number
+            of completed steps and the total number of steps.
     """
     inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:
@@ -341,7 +284,7 @@ def prepared(
         steps = 0 if inference is None else inference.reference_steps or config.steps
         steps += 0 if initializer is None else initializer.total_steps
         done = itertools.count(1)
-        fit = fitting(replica, config, lambda: on_progress(replica.index, next(done), steps))
+        fit = Fitting(replica, config, lambda: on_progress(replica.index, next(done), steps))
         inferred = None if inference is None else _inferred(environments, inference, fit, config.steps)
         params = {} if initializer is None else initializer.weights(environments, fit, replica.seeds.order)
         return Start(params, inferred)
@@ -349,27 +292,43 @@ def prepared(
     return replace(replica, prepared=start)
 
 
-def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = lambda: None) -> Fit:
-    """Return a function that trains new models with the replica's seeds and learning rate.
+@final
+@dataclass(frozen=True, eq=False)
+class Fitting(Fit):
+    """Training of new models with a replica's seeds and learning rate.
 
     A learning-rate schedule starts at step 0 for each model.
 
-    Args:
+    Attributes:
         replica: Replica whose seeds and learning rate are used.
         config: Settings of the run.
-        on_step: Called after every step.
+        on_step: Function called after every step.
     """
 
-    def fit(environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
+    replica: Replica
+    config: RunConfig
+    on_step: Callable[[], None] = lambda: None
+
+    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
+        replica, config = self.replica, self.config
         groups = replace(replica.groups, decays=None)
         alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None, groups=groups)
         own_config = replace(
-            config, steps=steps, test=(), freeze=None, evaluate_every=steps, compiled=False, adapt=None
+            config,
+            steps=steps,
+            test=(),
+            freeze=None,
+            evaluate_every=steps,
+            compiled=False,
+            adapt=None,
+            average=None,
+            keep=KeepLast(),
+            stop_early=None,
         )
         stack = ReplicaStack(environments, (alone,), own_config)
         for _ in range(steps):
             stack.advance()
-            on_step()
+            self.on_step()
         rows = stack.measure()
         state = stack.checkpoint().states()[replica.index]
         if stack.failed or state.failure is not None or not rows:
@@ -377,7 +336,8 @@ def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = l
         weights = {**state.params, **state.buffers}
         return Fitted(weights, lambda inputs: stack.outputs(inputs)[0].to(inputs.device))
 
-    return fit
+    def initial(self, environments: EnvironmentSet) -> nn.Module:
+        return module_of(environments, self.replica, replace(self.config, test=(), freeze=None))[0]
 
 
 def _inferred(
@@ -393,8 +353,8 @@ def _inferred(
         index = (numbers == number).nonzero().flatten()
         if not len(index):
             raise EnvariantError(
-                f"{inference.name}: the reference model is right everywhere, or wrong everywhere, so no "
-                f"second environment is found; set reference_steps to fewer steps"
+                f"{inference.name}: the reference model predicts all rows correctly, or all rows wrongly, so "
+                f"no second environment is found; reduce reference_steps"
             )
         parts.append(pooled.select(index, name=name))
     return EnvironmentSet(environments.label, tuple(parts), environments.task)

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any, final
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from envariant.core.display import Displayed, Summary, counted
 from envariant.core.environments import EnvironmentSet
@@ -195,11 +197,17 @@ def environments_of(sample: EnvironmentSet, roles: Mapping[str, str]) -> tuple[E
             roles[e.name],
             len(e),
             task.constant_loss(e.targets),
-            None if task.chance is None else float(e.targets.unique(return_counts=True)[1].max()) / len(e),
+            None if task.chance is None else _majority(e.targets),
             0.0 if classes is None else float((~torch.isin(e.targets, classes)).double().mean()),
         )
         for e in sample.environments
     )
+
+
+def _majority(targets: Tensor) -> float:
+    """Return the share of the most frequent class; with several labels per row, the mean over the labels."""
+    columns = targets.reshape(len(targets), -1).unbind(1)
+    return fmean(float(each.unique(return_counts=True)[1].max()) / len(each) for each in columns)
 
 
 def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:

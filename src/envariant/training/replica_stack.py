@@ -5,9 +5,8 @@ a replica diverges, its weights are no longer changed and the step is reported; 
 unaffected.
 """
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, final
@@ -18,23 +17,31 @@ from torch import Tensor
 
 from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.core.counter_rng import private_random_numbers
-from envariant.core.environments import EnvironmentSet, EnvironmentSource
+from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.models import FeaturizerAndHead
 from envariant.training import precision
 from envariant.training.accumulation import accumulated
-from envariant.training.batch_sampler import BatchSampler, Rows, StackingError
-from envariant.training.checkpoint import Checkpoint, Failure
-from envariant.training.evaluator import Evaluator
-from envariant.training.history import BATCH, CLIP_SHARE, GRADIENT_RMS, LOSS, OUTPUT_SD, HistoryRow
+from envariant.training.allocator import keep_freed_memory
+from envariant.training.averaging.averaged_weights import AveragedWeights
+from envariant.training.batch_sampler import Rows, StackingError
+from envariant.training.checkpoint import Checkpoint, Failure, Stop
+from envariant.training.divergence import divergence
+from envariant.training.evaluator import Evaluator, Weights
+from envariant.training.history import (
+    CLIP_SHARE,
+    CURRENT_LOSS,
+    GRADIENT_RMS,
+    HistoryRow,
+)
 from envariant.training.initial_weights import initial_weights, restored, stacked
+from envariant.training.measured_rows import batch_rows, environment_rows
 from envariant.training.network import constants
-from envariant.training.optimizers import SGD, StackedOptimizer
-from envariant.training.parameter_groups import segmented
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig, network
 from envariant.training.schedule_table import ScheduleTable
+from envariant.training.stack_parts import new_optimizer, sampler, training_rows
 from envariant.training.step_program import StepInputs, StepOutputs, StepProgram
+from envariant.training.validation_watch import ValidationWatch
 
 Change = Callable[[Tensor], Tensor]
 """Function from inputs `[…, rows, *shape]` to changed inputs of the same shape."""
@@ -74,13 +81,16 @@ class ReplicaStack:
         self._algorithm = first.algorithm
         sets = [source.sample(replica.seeds.data) for replica in replicas]
         self._roles, self._names = sets[0].roles(config.test), sets[0].names
-        self._origins = {each.name: each.origin or each.name for each in sets[0].environments}
+        self._places = [(each.origin or each.name, self._roles[each.name]) for each in sets[0].environments]
         self.network, context = network(sets[0], first, config)
         if len(replicas) > 1 and self.network.stochastic:
             raise StackingError("the model draws random numbers of its own, as dropout does")
         self._rows = Rows(sets, self._roles, device)
-        trained = self._training_rows(sets)
-        self._batches = self._sampler(trained)
+        if self._rows.reader is None:
+            # Rows from disk are many blocks of several threads; the gaps between them would add up.
+            keep_freed_memory()
+        self._trained = trained = training_rows(self._rows, sets, replicas, device)
+        self._batches = sampler(trained, self.network, replicas, config)
         context = replace(
             context,
             environment_names=trained.training,
@@ -97,12 +107,16 @@ class ReplicaStack:
         )
         self._rates = ScheduleTable([[replica.learning_rate] for replica in replicas], device)
         self._hyperparameters = ScheduleTable([numbers(replica.algorithm) for replica in replicas], device)
-        self._optimizer = self._new_optimizer()
+        self._optimizer = new_optimizer(self.network, self._params, self._views, replicas, config)
         self._program = self._find_program({} if programs is None else programs)
         self._alive = torch.ones(len(replicas), dtype=torch.bool, device=device)
         self._failed_at = torch.full((len(replicas),), -1, device=device)
         self._no_keys = torch.zeros(len(replicas), dtype=torch.int64, device=device)
         self._failures: dict[int, Failure] = {}
+        self._stops: dict[int, Stop] = {}
+        average = config.average
+        self._average = None if average is None else AveragedWeights(average, self._params, self._views)
+        self._watch = ValidationWatch(config.keep, config.stop_early, self.network.task, len(replicas))
         self._metrics: Tensor | None = None
         self._gradient_rms: Tensor | None = None
         self._metric_names: tuple[str, ...] = ()
@@ -111,7 +125,7 @@ class ReplicaStack:
         self.step, self.measured = 0, -1
         # `_ended` is the time of the last step or measurement, so that two checkpoints of one state agree.
         self._started = self._ended = time.perf_counter()
-        self._spent = 0.0
+        self._spent = self._waited = 0.0
         if checkpoint is not None:
             self._load(checkpoint)
 
@@ -130,6 +144,17 @@ class ReplicaStack:
         """Whether all replicas had diverged at the last measurement."""
         return len(self._failures) == len(self._replicas)
 
+    @property
+    def ended(self) -> bool:
+        """Whether all replicas had diverged or stopped at the last measurement."""
+        return len(self._failures) + len(self._stops) == len(self._replicas)
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which training and evaluation waited for rows on disk."""
+        readers = {id(rows.reader): rows.reader for rows in (self._rows, self._trained)}
+        return self._waited + sum(reader.waited for reader in readers.values() if reader is not None)
+
     def advance(self) -> None:
         """Run one training step on every replica that has not diverged."""
         step, count = self.step, self._config.accumulate
@@ -147,6 +172,8 @@ class ReplicaStack:
             if self._config.measures_at(step + 1):
                 self._gradient_rms = outputs.gradients.square().mean(dim=1).sqrt()
             self._take(outputs)
+            if self._average is not None:
+                self._average.update(self._params, self._alive, step + 1)
         self.step, self._ended = step + 1, time.perf_counter()
 
     def rehearse(self) -> None:
@@ -167,6 +194,7 @@ class ReplicaStack:
         step that diverged.
         """
         failed_at = self._failed_at.tolist()
+        losses = self._evaluate_average()
         # By environment, then by replica.
         scores = {name: self._measured(name).tolist() for name in self._names}
         metrics = [] if self._metrics is None else self._metrics.tolist()
@@ -174,25 +202,15 @@ class ReplicaStack:
         clipped: list[int] = self._clipped.tolist()
         rows: list[HistoryRow] = []
         for k, replica in enumerate(self._replicas):
-            if replica.index in self._failures:
+            if replica.index in self._failures or replica.index in self._stops:
                 continue
             step = self.step if failed_at[k] < 0 else failed_at[k]
-            own = [
-                HistoryRow(
-                    replica=replica.index,
-                    step=step,
-                    environment=self._origins[name],
-                    role=self._roles[name],
-                    metric=metric,
-                    value=value,
-                )
-                for name in self._names
-                for metric, value in zip(
-                    (LOSS, self.network.task.metric, OUTPUT_SD), scores[name][k], strict=True
-                )
-            ]
+            measured = [scores[name][k] for name in self._names]
+            own = environment_rows(replica.index, step, self.network.task.metric, self._places, measured)
             reported = dict(zip(self._metric_names, metrics[k], strict=True)) if metrics else {}
-            self._note_failure(k, failed_at[k], own, reported)
+            if (failure := divergence(failed_at[k], own, reported)) is not None:
+                self._failures[replica.index] = failure
+                self._alive[k] = False
             if step > self.measured:
                 rows += own
                 if failed_at[k] < 0:
@@ -200,23 +218,40 @@ class ReplicaStack:
                     reported |= {GRADIENT_RMS: gradient_rms[k]} if gradient_rms else {}
                     if self._config.clip is not None and step > 0:
                         reported[CLIP_SHARE] = clipped[k] / (step - max(0, self.measured))
-                    rows += [
-                        HistoryRow(
-                            replica=replica.index,
-                            step=step,
-                            environment="*",
-                            role=BATCH,
-                            metric=name,
-                            value=value,
-                        )
-                        for name, value in reported.items()
-                    ]
+                    reported |= {CURRENT_LOSS: losses[k]} if losses else {}
+                    rows += batch_rows(replica.index, step, reported)
+            if failure is None:
+                self._note_stop(k, own)
         self.measured, self._ended = self.step, time.perf_counter()
         self._clipped = torch.zeros_like(self._clipped)
         return tuple(rows)
 
+    def _evaluate_average(self) -> list[float]:
+        """Pass the validation losses of the current weights to an averaging rule that needs them."""
+        if self._average is None or not self._average.rule.needs_validation:
+            return []
+        count, names = len(self._replicas), [n for n, role in self._roles.items() if role == "validation"]
+        current = Evaluator.of_stack(self.network, self._views, self._buffers, count, self._config.adapt)
+        parts = [
+            current.measure(*self._rows.of([name]), self._rows.axis, self._rows.decode)[:, 0]
+            for name in names
+        ]
+        losses = torch.stack(parts).mean(dim=0)
+        losses = torch.where(self._alive & (self._failed_at < 0), losses, torch.nan)
+        self._average.evaluate(self._params, losses)
+        return losses.tolist()
+
+    def _note_stop(self, k: int, rows: Sequence[HistoryRow]) -> None:
+        """Keep the weights if they are the best, and stop a replica if a rule of the run says so."""
+        reason = self._watch.observe(k, self.step, rows, self._eval_weights)
+        if self._average is not None:
+            reason = self._average.rule.ended(self._average.state, k) or reason
+        if reason is not None:
+            self._stops[self._replicas[k].index] = Stop(self.step, reason)
+            self._alive[k] = False
+
     def measured_at_once(self, replicas: int) -> float:
-        """Return the rows of all replicas in one evaluation block, as a multiple of the largest environment.
+        """Return the rows in an evaluation block of all replicas as a multiple of the largest environment.
 
         Args:
             replicas: Number of replicas.
@@ -234,7 +269,7 @@ class ReplicaStack:
         return self._evaluator().logits(inputs.to(self.device), decode=self._rows.decode)
 
     def answers(
-        self, name: str, rows: Tensor | None = None, change: Change | None = None, /
+        self, name: str, rows: Tensor | None = None, change: Change | None = None, /, *, kept: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Return the logits of each replica and the targets in one environment, `[replicas, rows, …]`.
 
@@ -242,6 +277,7 @@ class ReplicaStack:
             name: Name of the environment.
             rows: Indices of the rows to predict. Default: all rows.
             change: Function applied to the float32 inputs before prediction. Default: no change.
+            kept: Whether to predict with the weights of the step that the option `keep` chose.
         """
         inputs, targets = self._rows.of([name])
         axis = self._rows.axis
@@ -250,18 +286,16 @@ class ReplicaStack:
             inputs, targets = inputs.index_select(along, index), targets.index_select(along, index)
         decode = self._rows.decode
         if change is not None:
+            inputs = inputs if isinstance(inputs, Tensor) else inputs.whole()
             inputs, decode = change(decode(inputs)), None
         own = targets.expand(len(self._replicas), *targets.shape) if axis is None else targets
-        return self._evaluator().logits(inputs, axis, decode), own
+        return self._evaluator(kept=kept).logits(inputs, axis, decode), own
 
     def checkpoint(self) -> Checkpoint:
-        """Return the current training state of the stack.
-
-        The next step changes the tensors of this checkpoint; to keep them, use `Checkpoint.clone`.
-        """
+        """Return the current training state of the stack."""
         watch = {"metrics": self._metrics, "gradient_rms": self._gradient_rms, "failed_at": self._failed_at}
         watch |= {} if self._config.clip is None else {"clipped": self._clipped}
-        eval_params = self._eval_params()
+        eval_params, eval_buffers = self._eval_weights()
         return Checkpoint(
             replicas=self.replicas,
             step=self.step,
@@ -274,44 +308,13 @@ class ReplicaStack:
             metrics=self._metric_names,
             failures=dict(self._failures),
             seconds=self._spent + self._ended - self._started,
+            waited=self.waited,
             eval_params={} if eval_params is self._views else eval_params,
+            eval_buffers={} if eval_buffers is self._buffers else eval_buffers,
+            averaging={} if self._average is None else self._average.state,
+            selection=self._watch.state,
+            stops=dict(self._stops),
         )
-
-    def _training_rows(self, sets: Sequence[EnvironmentSet]) -> Rows:
-        """Return the training rows, divided into the inferred environments if there are any."""
-        if not any(replica.start.environments for replica in self._replicas):
-            return self._rows
-        inferred = [
-            replica.start.environments or sample for replica, sample in zip(self._replicas, sets, strict=True)
-        ]
-        return Rows(inferred, inferred[0].roles(()), self._config.device)
-
-    def _sampler(self, rows: Rows) -> BatchSampler:
-        config, replicas = self._config, self._replicas
-        full_batch = config.batch_size is None and config.augmentation is None
-        # The library's models begin with a matrix product, which rounds inputs to bfloat16 at every step.
-        rounds = self.network.precision == "bfloat16" and isinstance(self.network.module, FeaturizerAndHead)
-        return BatchSampler(
-            rows,
-            [replica.seeds.order for replica in replicas],
-            config.batch_size,
-            config.augmentation,
-            torch.bfloat16 if full_batch and rounds else torch.float32,
-        )
-
-    def _new_optimizer(self) -> StackedOptimizer:
-        ones, zeros = [1.0] * len(self._replicas), [0.0] * len(self._replicas)
-        if self._algorithm.returns_updates:
-            return StackedOptimizer(SGD(), self._params, ones, zeros)
-        net = self.network
-        rates, decays, segments = segmented(
-            [
-                r.groups.assigned(net.module, net.params, net.auxiliary, r.learning_rate, r.weight_decay)
-                for r in self._replicas
-            ]
-        )
-        shapes = [value.shape[1:] for value in self._views.values()]
-        return StackedOptimizer(self._config.optimizer, self._params, rates, decays, shapes, segments)
 
     def _find_program(self, programs: dict[Any, StepProgram]) -> StepProgram:
         sizes, axes, count = self._batches.sizes, self._batches.axes, len(self._replicas)
@@ -328,13 +331,16 @@ class ReplicaStack:
             )
         return programs[key]
 
-    def _evaluator(self) -> Evaluator:
-        params, count = self._eval_params(), len(self._replicas)
-        return Evaluator.of_stack(self.network, params, self._buffers, count, self._config.adapt)
+    def _evaluator(self, *, kept: bool = False) -> Evaluator:
+        params, buffers = self._watch.weights if kept else self._eval_weights()
+        return Evaluator.of_stack(self.network, params, buffers, len(self._replicas), self._config.adapt)
 
-    def _eval_params(self) -> Mapping[str, Tensor]:
-        """Return the parameters used for prediction; for most algorithms, the trained parameters."""
-        return self._algorithm.eval_params(self._views, self._state)
+    def _eval_weights(self) -> tuple[Weights, Weights]:
+        """Return the parameters and buffers used for prediction; mostly, those of the last step."""
+        if self._average is None:
+            return self._algorithm.eval_params(self._views, self._state), self._buffers
+        seed = self._replicas[0].seeds.at(0)
+        return self._average.weights(self.network, self._buffers, self._batches, self.step, seed)
 
     def _measured(self, name: str) -> Float[Tensor, "replicas 3"]:
         inputs, targets = self._rows.of([name])
@@ -372,38 +378,12 @@ class ReplicaStack:
         self._buffers = {**self._buffers, **outputs.buffers}
         self._state, self._alive, self._failed_at = outputs.state, outputs.alive, outputs.failed_at
 
-    def _note_failure(
-        self, k: int, failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]
-    ) -> None:
-        """Freeze a replica whose gradient, training loss or training score is infinite or NaN."""
-        index = self._replicas[k].index
-        diverged = [row for row in rows if row.role == "train" and not math.isfinite(row.value)]
-        if failed_at >= 0:
-            values = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-            where = f" ({values})" if values else ""
-            self._failures[index] = Failure(
-                failed_at,
-                f"the gradient became infinite or NaN at step {failed_at}{where}; {_causes(failed_at)}",
-            )
-        elif diverged:
-            row = diverged[0]
-            reason = f"{row.metric} of '{row.environment}' became {row.value} by step {row.step}"
-            if not row.step:
-                outputs = any(each.metric == OUTPUT_SD for each in diverged)
-                what = (
-                    "outputs of the network are infinite or NaN"
-                    if outputs
-                    else f"{row.metric} is {row.value}"
-                )
-                reason = f"{what} in '{row.environment}' before the first update"
-            self._failures[index] = Failure(row.step, f"{reason}; {_causes(row.step)}")
-            self._alive[k] = False
-
     def _load(self, saved: Checkpoint) -> None:
         shapes = {name: value.shape for name, value in self._views.items()}
         if {name: value.shape for name, value in saved.params.items()} != shapes:
             raise EnvariantError(
-                f"replica {saved.replicas[0]}: the checkpoint holds another model; choose a new folder"
+                f"replica {saved.replicas[0]}: the checkpoint belongs to a different model; choose a new "
+                f"folder"
             )
         for name, view in self._views.items():
             view.copy_(saved.params[name])
@@ -414,6 +394,10 @@ class ReplicaStack:
             self._state = restored(self._state, saved.algorithm, device)
             self._optimizer.load({name: value.to(device) for name, value in saved.optimizer.items()})
             self._failures, self._failed_at = dict(saved.failures), watch["failed_at"]
+            self._stops = dict(saved.stops)
+            if self._average is not None:
+                self._average.load(saved.averaging)
+            self._watch.load(saved.selection, device)
         except (KeyError, AttributeError) as error:
             raise EnvariantError(
                 f"replica {saved.replicas[0]}: the checkpoint lacks {error}; choose a new folder"
@@ -423,18 +407,10 @@ class ReplicaStack:
         self._metric_names = saved.metrics
         self._alive = self._failed_at < 0
         for k, index in enumerate(self.replicas):
-            if index in self._failures:
+            if index in self._failures or index in self._stops:
                 self._alive[k] = False
         self.step, self.measured = saved.step, saved.measured
         self._spent, self._started = saved.seconds, time.perf_counter()
+        # Of earlier processes: what this one has waited for is counted by its readers.
+        self._waited += saved.waited - self.waited
         self._ended = self._started
-
-
-def _causes(step: int) -> str:
-    """Return the usual causes of a divergence; before the first update, the learning rate is none."""
-    if step:
-        return "usual causes: the learning rate or a coefficient is too large"
-    return (
-        "usual causes: operations such as log, sqrt or a division in the network or loss, initial weights or "
-        "a coefficient that are too large, or inputs that are not scaled"
-    )

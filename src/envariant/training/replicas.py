@@ -35,14 +35,18 @@ class Seeds:
     order: int
 
     @classmethod
-    def of(cls, seed: int, replica: int) -> "Seeds":
+    def of(cls, seed: int, replica: int, *, shared_init: bool = False) -> "Seeds":
         """Derive the seeds of a replica from the base seed of the run.
 
         Args:
             seed: Base random seed of the run.
             replica: Index of the replica, from 0.
+            shared_init: Whether data and initial weights are those of replica 0.
         """
         data, initialization, order = np.random.SeedSequence([seed, replica]).generate_state(3)
+        if shared_init:
+            first = cls.of(seed, 0)
+            data, initialization = first.data, first.initialization
         return cls(int(data), int(initialization), int(order))
 
     def at(self, step: int) -> int:

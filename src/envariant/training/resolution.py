@@ -1,14 +1,10 @@
 """Resolve the options of a run: look up names, and fill in the default settings of the data set."""
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch
-from torch import nn
-from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
 from envariant.algorithms import (
@@ -27,14 +23,18 @@ from envariant.core.errors import EnvariantError, closest_name, unknown_name
 from envariant.core.schedules import Schedule
 from envariant.data.class_weighting import ClassWeighting
 from envariant.data.validation_split import ValidationSplit
+from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
-from envariant.training.augmentation import RandomAffine, augmentation
+from envariant.training.augmentation import Augmentation, augmentation
+from envariant.training.averaging import averaging
+from envariant.training.content_hash import content_hash
+from envariant.training.early_stopping import stop_rule
 from envariant.training.execution import Execution, execution_request
+from envariant.training.keep_rules import keep_rule
 from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
 from envariant.training.option_conflicts import check_full_batch, check_own_updates
-from envariant.training.option_text import text_of
 from envariant.training.parameter_groups import ParameterGroups, grouped
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
@@ -135,7 +135,9 @@ def resolve_algorithm(
     known = predictor(requested)
     if known is not None:
         if hyperparameters:
-            raise EnvariantError(f"{known.name}: takes no hyperparameters; set them in the object")
+            raise EnvariantError(
+                f"{known.name}: takes no hyperparameters; pass a predictor object with the settings you want"
+            )
         return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
     if isinstance(requested, Recipe):
         suggestion = source.default_settings(requested.name)
@@ -151,7 +153,8 @@ def resolve_algorithm(
             built = Recipe(built.name, "", built).build(hyperparameters)
         elif hyperparameters:
             raise EnvariantError(
-                "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
+                "hyperparameters: can be passed only with the name of an algorithm or with a composition; "
+                "for another algorithm object, set them when you construct it"
             )
         suggestion = source.default_settings(built.name)
         return ResolvedAlgorithm(
@@ -191,7 +194,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
         name = text.partition("(")[0].strip()
         if name in PREDICTORS:
             raise EnvariantError(
-                f"{name}: takes no settings as text; pass an object, as in {PREDICTORS[name].__name__}(…)"
+                f"{name}: takes no settings in a string; pass an object, as in {PREDICTORS[name].__name__}(…)"
             ) from None
         # A name that is registered is not misspelled, though its plug-in may be broken.
         known = name in RECIPES or name in composing.PLUGINS.names()
@@ -212,10 +215,14 @@ def check_objects(options: Mapping[str, Any]) -> None:
     converters: Mapping[str, Callable[[Any], object]] = {
         "model": model_builder,
         "optimizer": optimizer_config,
+        "loss": check_loss,
         "init": _initializer,
         "augmentation": _augmentation,
         "device": device_named,
         "memory": memory_in_bytes,
+        "average": averaging,
+        "keep": keep_rule,
+        "stop_early": stop_rule,
     }
     for key, convert in converters.items():
         if options.get(key) is not None:
@@ -267,6 +274,7 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     ).described()
     share, test, weights = requested.holdout_fraction, requested.test_environments, requested.class_weights
     split = ValidationSplit(source, share, test) if share else source
+    weighted = split if weights is None else ClassWeighting(split, weights, test)
     rate, groups = grouped(
         complete.learning_rate, complete.weight_decay, defaults.learning_rate, steps,
         weights_only=complete.decay_weights_only,
@@ -274,7 +282,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
-        split if weights is None else ClassWeighting(split, weights, test),
+        # In studies and comparisons, the loss applies to the networks only.
+        weighted if requested.loss is None or fitted else WithLoss(weighted, requested.loss),
         algorithm,
         _config(complete, spec),
         _initializer(requested.init),
@@ -291,10 +300,11 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         complete: Options with defaults filled in, which may be objects.
         spec: The same options with objects replaced by text.
     """
+    average, steps = averaging(complete.average), cast("int", spec.steps)
     return RunConfig(
         model=model_builder(complete.model),
         optimizer=optimizer_config(complete.optimizer),
-        steps=cast("int", spec.steps),
+        steps=steps,
         batch_size=None if complete.batch_size == "full" else complete.batch_size,
         evaluate_every=cast("int", spec.evaluate_every),
         precision=complete.precision,
@@ -306,6 +316,9 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
         adapt=complete.adapt,
         clip=complete.clip,
         accumulate=complete.accumulate,
+        average=None if average is None else average.resolve(steps),
+        keep=keep_rule(complete.keep),
+        stop_early=stop_rule(complete.stop_early),
     )
 
 
@@ -358,8 +371,8 @@ def _timed(algorithm: Algorithm, steps: int | None) -> Algorithm:
     return algorithm if steps is None else resolve_schedules(algorithm, steps)
 
 
-def _augmentation(requested: object) -> RandomAffine | None:
-    if requested is None or isinstance(requested, RandomAffine):
+def _augmentation(requested: object) -> Augmentation | None:
+    if requested is None or isinstance(requested, Augmentation):
         return requested
     if isinstance(requested, str):
         return augmentation(requested)
@@ -393,34 +406,18 @@ def _identities(
         "algorithm": algorithm_identity(algorithm.trained),
         "hyperparameters": "",
     }
-    for key in ("model", "optimizer", "init", "augmentation", "adapt"):
+    for key in (
+        "model",
+        "optimizer",
+        "loss",
+        "init",
+        "augmentation",
+        "adapt",
+        "average",
+        "keep",
+        "stop_early",
+    ):
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)
     return identities
-
-
-def content_hash(value: object) -> str:
-    """Return a hash of a user's model or optimizer: structure, weights and source code.
-
-    Args:
-        value: Module, function, class or frozen dataclass.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    if isinstance(value, nn.Module):
-        digest.update(repr(value).encode())
-        for name, tensor in value.state_dict().items():
-            # A lazy layer has no weights yet.
-            own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
-            digest.update(name.encode() + own)
-        return digest.hexdigest()
-    parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
-    if parts[0] is not None:
-        digest.update(repr((content_hash(parts[0]), parts[1], sorted(parts[2].items()))).encode())
-        return digest.hexdigest()
-    digest.update(f"{type(value).__qualname__} {text_of(value)}".encode())
-    try:
-        digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
-    except (OSError, TypeError):
-        digest.update(repr(value).encode())
-    return digest.hexdigest()

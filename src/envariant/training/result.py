@@ -1,9 +1,10 @@
 """Result of a run: its history, a summary by environment, and the trained models."""
 
+import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -13,10 +14,12 @@ from torch import nn
 from envariant.algorithms import TrainContext, composing
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.display import NONE, Displayed, Summary, named, views
-from envariant.core.errors import EnvariantError, unknown_name
+from envariant.core.environments import EnvironmentSet
+from envariant.core.errors import EnvariantError, listed, unknown_name
 from envariant.core.files import as_path
+from envariant.core.multi_target import task_named
 from envariant.core.score_table import ScoreTable
-from envariant.core.tasks import Task, task_named
+from envariant.core.tasks import Task
 from envariant.models import model_config
 from envariant.training import history
 from envariant.training.checkpoint import ReplicaState
@@ -71,15 +74,21 @@ class TrainingResult(Displayed):
     Attributes:
         record: Options, data and provenance of the run.
         rows: All measured values.
-        checkpoints: Mapping from replica to its last state.
+        checkpoints: Mapping from replica to its last state, or to that of the step chosen by `keep`.
         build_model: Function that builds the first replica's network with initial weights. Default: build the
             network from its name.
+        kept: Mapping from step to the states of the replicas at this step, kept by `keep="every(…)"`.
+        sample: Environments of the first replica; None if the run was loaded from disk.
     """
 
     record: Record
     rows: Sequence[HistoryRow] = field(repr=False)
     checkpoints: Mapping[int, ReplicaState] = field(repr=False)
     build_model: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
+    kept: Mapping[int, Mapping[int, ReplicaState]] = field(
+        default_factory=dict[int, Mapping[int, ReplicaState]], repr=False
+    )
+    sample: EnvironmentSet | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def load(cls, folder: Path | str) -> "TrainingResult":
@@ -91,7 +100,8 @@ class TrainingResult(Displayed):
         Raises:
             EnvariantError: If the folder contains no run, or its files are damaged.
         """
-        return cls(*load_run(as_path(folder, "folder")))
+        record, rows, states, kept = load_run(as_path(folder, "folder"))
+        return cls(record, rows, states, kept=kept)
 
     @property
     def history(self) -> "pd.DataFrame":
@@ -100,14 +110,25 @@ class TrainingResult(Displayed):
 
     @property
     def failures(self) -> dict[int, str]:
-        """Mapping from diverged replica to the reason for its divergence."""
+        """Reason for the divergence of each diverged replica, by number of the replica."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
+    def stopped(self) -> dict[int, str]:
+        """Mapping from replica that a rule of the run stopped early to the step and the reason."""
+        return {k: c.stopped for k, c in sorted(self.checkpoints.items()) if c.stopped is not None}
+
+    @property
+    def kept_steps(self) -> str:
+        """Steps of the weights by replica, as text; "" if all are those of the last step."""
+        chosen = {k: c.step for k, c in sorted(self.checkpoints.items()) if c.step != (c.trained or c.step)}
+        return named(f"{k}: of step {step}" for k, step in chosen.items())
+
+    @property
     def finished(self) -> tuple[int, ...]:
-        """Indices of the replicas that completed all steps; summaries use only these replicas."""
+        """Indices of the replicas that completed all steps or stopped early; summaries use only these."""
         steps = self.record.spec.steps or 1
-        return tuple(k for k, c in sorted(self.checkpoints.items()) if c.step >= steps and c.failure is None)
+        return tuple(k for k, c in sorted(self.checkpoints.items()) if c.completed(steps))
 
     @property
     def diagnoses(self) -> tuple[Diagnosis, ...]:
@@ -119,8 +140,15 @@ class TrainingResult(Displayed):
         """Training and evaluation time of all replicas together, in seconds."""
         return sum(c.seconds for c in self.checkpoints.values())
 
+    @property
+    def waited(self) -> float:
+        """Part of `seconds` for which rows on disk were waited for; 0 if the rows are in memory."""
+        return sum(c.waited for c in self.checkpoints.values())
+
     def final(self, environment: str, metric: str) -> Spread:
-        """Return the value of a metric after the last step, for each finished replica.
+        """Return the value of a metric at the step of the result's weights, for each finished replica.
+
+        This is the last step, or the step that the option `keep` chose.
 
         Args:
             environment: Label of the environment, one of the keys of `record.roles`.
@@ -156,15 +184,39 @@ class TrainingResult(Displayed):
         names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))
         return Spread(tuple(scores[name][k] for k, name in enumerate(names))), names
 
-    def model(self, replica: int = 0) -> nn.Module:
+    def at_step(self, step: int) -> "TrainingResult":
+        """Return the same result with the weights and scores of a kept step.
+
+        Args:
+            step: Number of updates of the weights, one of the kept steps.
+
+        Raises:
+            EnvariantError: If the weights of this step were not kept.
+        """
+        last = {k: state for k, state in self.checkpoints.items() if state.step == step}
+        if step not in self.kept and not last:
+            steps = sorted({*self.kept, *(state.step for state in self.checkpoints.values())})
+            raise EnvariantError(
+                f"step {step}: its weights were not kept; those of steps {listed(steps)} were (the "
+                f"option keep, for example every(100), keeps more)"
+            )
+        states = {
+            k: replace(state, trained=self.checkpoints[k].trained, stopped=self.checkpoints[k].stopped)
+            for k, state in {**last, **self.kept.get(step, {})}.items()
+        }
+        return replace(self, checkpoints=states, kept={})
+
+    def model(self, replica: int = 0, module: nn.Module | None = None) -> nn.Module:
         """Return the trained network of one replica, in evaluation mode.
 
         Args:
             replica: Index of the replica.
+            module: Module to copy and load the weights into, for runs that were loaded from disk and whose
+                model is of your own class. Default: the network is built as for the run.
 
         Raises:
             EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or
-                the run was loaded from disk and its model was passed as an object.
+                the run was loaded from disk, its model was passed as an object, and no module is given.
         """
         saved = self.checkpoints.get(replica)
         if saved is None:
@@ -172,15 +224,18 @@ class TrainingResult(Displayed):
         record, spec = self.record, self.record.spec
         if not saved.params:
             raise EnvariantError(f"{spec.algorithm}: is not a network, so it has no module to return")
-        if self.build_model is not None:
+        own = module
+        if own is not None:
+            module = copy.deepcopy(own)
+        elif self.build_model is not None:
             module = self.build_model()
         else:
             try:
                 model_config(spec.model)
             except EnvariantError:
                 raise EnvariantError(
-                    f"model '{spec.model}': is not one of the library's; load "
-                    f"result.checkpoints[{replica}].params and .buffers into your own module"
+                    f"model '{spec.model}': is not a built-in model; pass your own module, as in "
+                    f"result.model({replica}, module)"
                 ) from None
             module = rebuilt(
                 spec.model,
@@ -195,8 +250,10 @@ class TrainingResult(Displayed):
         try:
             module.load_state_dict({name: tensors[name] for name in module.state_dict()})
         except (KeyError, RuntimeError):
+            changed = f"{spec.algorithm} changed the network"
+            reason = changed if own is None else "the given module is another one"
             raise EnvariantError(
-                f"model '{spec.model}': does not fit the weights, because {spec.algorithm} changed it; "
+                f"model '{spec.model}': cannot load the trained weights, because {reason}; "
                 f"load result.checkpoints[{replica}].params and .buffers into your own module"
             ) from None
         return module.eval()
@@ -268,6 +325,8 @@ class TrainingResult(Displayed):
                 "replicas": f"{len(self.finished)} of {record.spec.replicas} finished, {record.spec.steps} "
                 f"steps, {self.seconds:.1f} s",
                 "diverged replicas": failed,
+                "stopped early": "; ".join(f"{k}: {reason}" for k, reason in self.stopped.items()),
+                "weights": self.kept_steps,
                 "diagnoses": f"{n_diagnoses}, see .diagnoses" if n_diagnoses else "",
             },
             {metric: named(scores)},
@@ -298,6 +357,8 @@ class TrainingResult(Displayed):
             },
             "worst": {metric: worst.to_dict(), "environments": list(names)},
             "failures": {str(k): reason for k, reason in self.failures.items()},
+            "stopped": {str(k): reason for k, reason in self.stopped.items()},
+            "weights_of_step": {str(k): state.step for k, state in sorted(self.checkpoints.items())},
             "diagnoses": [asdict(diagnosis) for diagnosis in self.diagnoses],
             "remarks": list(record.remarks),
             "options": record.spec.to_dict(),
@@ -309,6 +370,7 @@ class TrainingResult(Displayed):
             "hardware": dict(record.hardware),
             "command": record.command,
             "seconds": round(self.seconds, 2),
+            "waited": round(self.waited, 2),
         }
 
 

@@ -1,7 +1,7 @@
 """Settings shared by all replicas of a run, and each replica's initial network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -13,9 +13,12 @@ from envariant.core.counter_rng import mixed, private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, first_line
 from envariant.training import precision
-from envariant.training.augmentation import RandomAffine
+from envariant.training.augmentation import Augmentation
+from envariant.training.averaging.base import Averaging
 from envariant.training.clipping import Clipping
+from envariant.training.early_stopping import Patience
 from envariant.training.evaluator import Adapt
+from envariant.training.keep_rules import KeepLast, KeepRule
 from envariant.training.memory_budget import is_out_of_memory, require
 from envariant.training.network import ModelBuilder, Network
 from envariant.training.optimizers import OptimizerConfig
@@ -43,6 +46,9 @@ class RunConfig:
         adapt: Function that adapts the model to an environment before prediction, or None.
         clip: Gradient clipping, or None.
         accumulate: Number of batches whose mean gradient makes one update.
+        average: Averaging rule of the weights used for prediction, with step numbers; or None.
+        keep: Rule for the steps whose weights are kept.
+        stop_early: Rule for early stopping, or None.
     """
 
     model: ModelBuilder
@@ -51,7 +57,7 @@ class RunConfig:
     batch_size: int | None
     evaluate_every: int
     precision: str
-    augmentation: RandomAffine | None
+    augmentation: Augmentation | None
     test: tuple[str, ...] | None
     device: torch.device
     compiled: bool = False
@@ -59,6 +65,9 @@ class RunConfig:
     adapt: Adapt | None = None
     clip: Clipping | None = None
     accumulate: int = 1
+    average: Averaging | None = None
+    keep: KeepRule = field(default=KeepLast())
+    stop_early: Patience | None = None
 
     def measures_at(self, step: int) -> bool:
         """Return whether all environments are evaluated at a step.
@@ -66,7 +75,7 @@ class RunConfig:
         Args:
             step: Number of completed updates.
         """
-        return step % self.evaluate_every == 0 or step == self.steps
+        return step % self.evaluate_every == 0 or step == self.steps or self.keep.keeps(step)
 
 
 def network(
@@ -140,7 +149,7 @@ def built(model: ModelBuilder, input_shape: Sequence[int], outputs: int) -> nn.M
             f"returns a new module, or a module"
         ) from error
     if not isinstance(module, nn.Module):
-        raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
+        raise EnvariantError(f"model: must be a torch.nn.Module, or return one; got {type(module).__name__}")
     if _is_lazy(module):
         name, training, reason = type(module).__name__, module.training, "forward does not use it"
         try:

@@ -97,6 +97,12 @@ class RunSpec(BaseModel, Displayed):
         "ModelConfig, a function that returns a new module, or a module whose weights are the initial "
         "weights of every replica.",
     )
+    loss: Any = _option(
+        None,
+        "Loss of each row: cross-entropy, focal(gamma=2) or label-smoothing(0.1) for classes; mse, "
+        "huber(delta=1), quantile(0.9) or poisson for numbers; by default that of the data's task; in Python "
+        "also a function of logits and targets, or a Task.",
+    )
     steps: Whole | None = _option(
         None,
         "Optimizer updates of each replica; suggested schedules scale with their number.",
@@ -158,11 +164,28 @@ class RunSpec(BaseModel, Displayed):
         ge=0,
         lt=1,
     )
+    average: Any = _option(
+        None,
+        "Average of the weights, which is evaluated, predicted with and saved: ema(0.99), ma(start=100), "
+        '"swa(start=75%)" or swad, with any algorithm; in Python also an Averaging.',
+    )
+    keep: Any = _option(
+        "last",
+        'Steps whose weights are kept: last, "best(validation accuracy)", or every(100) for every 100th '
+        "step besides the last.",
+    )
+    stop_early: Any = _option(
+        None,
+        "Rule to stop a replica early: patience(10) stops it after 10 evaluations without a lower validation "
+        'loss, "patience(10, metric=accuracy)" without a better score.',
+    )
     evaluate_every: Whole | None = _option(
         None, "Number of steps between evaluations; by default about 25 evaluations per run.", ge=1
     )
     augmentation: Any = _option(
-        None, 'Augmentation of training images, such as "affine(rotation=15, shear=10, scale=0.2)".'
+        None,
+        "Augmentation of training images, such as domainbed, rand-augment, "
+        '"affine(rotation=15, shear=10, scale=0.2)" or "random-resized-crop + horizontal-flip".',
     )
     init: Any = _option(
         None,
@@ -196,6 +219,12 @@ class RunSpec(BaseModel, Displayed):
         "Number of replicas: independent runs, each with its own data, initialization and batch-order seeds.",
         ge=1,
         le=100_000,
+    )
+    shared_init: bool = _option(
+        False,
+        "Start all replicas from the same initial weights and data, so that they differ only by the order of "
+        "their batches, and their weights can be averaged (soup).",
+        strict=True,
     )
     seed: Whole = _option(0, "Base random seed.", ge=0, lt=2**32)
 
@@ -336,6 +365,7 @@ EXECUTION_ONLY = frozenset({"execution", "memory", "replicas"})
 _CONDITIONS = (
     "hyperparameters",
     "model",
+    "loss",
     "optimizer",
     "steps",
     "batch_size",
@@ -349,6 +379,10 @@ _CONDITIONS = (
     "init",
     "freeze",
     "adapt",
+    "average",
+    "keep",
+    "stop_early",
+    "shared_init",
     "holdout_fraction",
     "test_environments",
 )

@@ -9,6 +9,7 @@ from envariant.core import specs
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.files import as_path
 from envariant.predictors import predictor
+from envariant.training.callbacks import CallbackRunner, check_callbacks, labels_of
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.engine import Evaluated
 from envariant.training.history import HistoryRow, ordered
@@ -25,6 +26,7 @@ def train(
     *,
     out: Path | str | None = None,
     progress: bool | None = None,
+    callbacks: Any = None,
     **options: Any,
 ) -> TrainingResult:
     """Train replicas of one algorithm, and evaluate every environment at regular intervals.
@@ -37,17 +39,19 @@ def train(
         out: Folder to store the run in. Repeat the call to resume an interrupted run. Default: not stored.
         progress: Whether to show progress. Default: a bar on a terminal or in a notebook, else a line every
             30 seconds.
+        callbacks: Objects whose methods are called during training (`training.callbacks.Callback`), such as
+            trackers; one or several.
         options: Any option of `RunSpec`, such as `steps`, `model`, `learning_rate`, `replicas` or `seed`.
 
     Returns:
         Result of the run. Its `failures` contain the replicas that diverged.
 
     Raises:
-        EnvariantError: If an option is unknown, or options contradict one another.
+        EnvariantError: If an option is unknown, options contradict one another, or a callback fails.
 
     Warns:
         EnvariantWarning: If a suggested schedule is scaled to `steps`, if a schedule never takes effect
-            within the run, or if the outputs of the model look wrong.
+            within the run, or if the outputs of the model cannot be logits.
 
     Example:
         >>> import envariant
@@ -57,11 +61,14 @@ def train(
     """
     spec = RunSpec(data=data, algorithm=algorithm, **options)
     _check_used(spec)
+    check_callbacks(callbacks)
     specs.check_value(progress, bool | None, "progress")
     folder = None if out is None else SingleRun(as_path(out, "out"))
     rows: list[HistoryRow] = []
     states: dict[int, ReplicaState] = {}
+    kept: dict[int, dict[int, ReplicaState]] = {}
     started: Started | None = None
+    called: CallbackRunner | None = None
     try:
         with show_run(progress) as shown:
             for event in run(members_of(spec), folder, shown.pretraining):
@@ -72,23 +79,31 @@ def train(
                         warnings.warn(remark, EnvariantWarning, stacklevel=2)
                     if folder is not None:
                         rows += folder.rows
+                        kept |= folder.kept
                     states |= event.states
+                    called = CallbackRunner(callbacks, event.record, labels_of(event.record))
                     continue
                 if isinstance(event, Evaluated):
                     rows += event.rows
                     for note in event.notes:
                         warnings.warn(note, EnvariantWarning, stacklevel=2)
+                    if event.keep:
+                        kept.setdefault(event.step, {}).update(event.kept_states())
                     if event.finished:
                         states |= event.checkpoint().states()
                 if folder is not None:
                     folder.add(event)
+                if called is not None:
+                    called(event)
     finally:
         if folder is not None:
             folder.close()
     assert started is not None
     record = started.record if folder is None or folder.record is None else folder.record
     places = [(each.name, each.role) for each in record.environments]
-    return TrainingResult(record, ordered(rows, places), states, started.build_model)
+    return TrainingResult(
+        record, ordered(rows, places), states, started.build_model, dict(sorted(kept.items())), started.sample
+    )
 
 
 def _check_used(spec: RunSpec) -> None:
@@ -112,9 +127,14 @@ _GRADIENT_OPTIONS = (
     "optimizer",
     "clip",
     "accumulate",
+    "loss",
     "augmentation",
     "init",
     "freeze",
+    "average",
+    "keep",
+    "stop_early",
+    "shared_init",
 )
 
 
@@ -132,6 +152,7 @@ def _signature() -> Signature:
     last = [
         Parameter("out", Parameter.KEYWORD_ONLY, default=None, annotation=Path | str | None),
         Parameter("progress", Parameter.KEYWORD_ONLY, default=None, annotation=bool | None),
+        Parameter("callbacks", Parameter.KEYWORD_ONLY, default=None, annotation=Any),
     ]
     return Signature([*own, *options, *last], return_annotation=TrainingResult)
 

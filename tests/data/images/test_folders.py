@@ -16,7 +16,8 @@ from envariant.core.environments import RESERVED
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary, Multiclass
 from envariant.data import ImageFolders, source
-from envariant.data.images import reading as images
+from envariant.data.images import reading
+from envariant.data.images.decoding import Preprocessing
 from envariant.data.images.reading import DEVIATION, MEAN
 
 Image = pytest.importorskip("PIL.Image")
@@ -29,6 +30,11 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("ENVARIANT_CACHE", str(folder))
     return folder
+
+
+def read(root, files, size, **settings):
+    pixels = reading.in_memory(root, files, Preprocessing(size), **settings)
+    return pixels.read(np.arange(len(files)))
 
 
 def save(path, color=(9, 8, 7), size=(8, 8), mode="RGB", **settings):
@@ -91,7 +97,7 @@ def test_an_image_is_resized_as_pillow_does_it(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
     path = tmp_path / "noise.png"
     Image.fromarray(noise).save(path)
-    found = images.read(tmp_path, ["noise.png"], 10)
+    found = read(tmp_path, ["noise.png"], 10)
     expected = Image.fromarray(noise).resize((10, 10), Image.Resampling.BILINEAR)
     assert (np.moveaxis(found[0], 0, 2) == np.asarray(expected)).all()
 
@@ -104,7 +110,7 @@ def test_a_large_jpeg_decoded_at_a_reduced_scale_is_nearly_unchanged(tmp_path):
         )
     )
     picture.save(tmp_path / "a.jpg", quality=95)
-    found = np.moveaxis(images.read(tmp_path, ["a.jpg"], 16)[0], 0, 2).astype(int)
+    found = np.moveaxis(read(tmp_path, ["a.jpg"], 16)[0], 0, 2).astype(int)
     full = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(found - full).max() <= 3
 
@@ -122,17 +128,17 @@ def test_a_large_jpeg_decoded_at_a_reduced_scale_is_nearly_unchanged(tmp_path):
 )
 def test_every_kind_of_pixel_becomes_rgb(tmp_path, mode, color, expected):
     save(tmp_path / "a.png", color, mode=mode)
-    assert images.read(tmp_path, ["a.png"], 2)[0, :, 0, 0].tolist() == list(expected)
+    assert read(tmp_path, ["a.png"], 2)[0, :, 0, 0].tolist() == list(expected)
 
 
 def read_and_warned(tmp_path, **files):
     for name, picture in files.items():
         picture.save(tmp_path / f"{name}.png", **picture.info)
     with pytest.warns(EnvariantWarning) as caught:
-        found = images.read(tmp_path, [f"{name}.png" for name in files], 2)
+        found = read(tmp_path, [f"{name}.png" for name in files], 2)
     # The cache keeps what was said.
     with pytest.warns(EnvariantWarning) as again:
-        images.read(tmp_path, [f"{name}.png" for name in files], 2)
+        read(tmp_path, [f"{name}.png" for name in files], 2)
     said = [str(w.message).removeprefix(f"{tmp_path}: ") for w in caught]
     assert [str(w.message).removeprefix(f"{tmp_path}: ") for w in again] == said
     return found[:, :, 0, 0].tolist(), said
@@ -167,17 +173,17 @@ def test_what_a_conversion_loses_is_said(tmp_path):
     assert found == [[10, 20, 30], [0, 0, 0], [50] * 3, [40, 50, 60], [40, 50, 60]]
     assert said == [
         "3 of 5 images have transparent pixels; transparency is dropped",
-        "1 of 5 images have an EXIF orientation, which is ignored, as in DomainBed; rotate them",
+        "1 of 5 images have an EXIF orientation, which is ignored, as in DomainBed; exif=true applies it",
         "1 of 5 images have several frames or pages, of which the first is read",
     ]
     Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "f.jpg")
     with pytest.warns(EnvariantWarning, match="1 of 1 images are CMYK, converted to RGB"):
-        images.read(tmp_path, ["f.jpg"], 2)
+        read(tmp_path, ["f.jpg"], 2)
 
 
 def test_negative_pixels_are_rejected(tmp_path):
     Image.fromarray(np.full((8, 8), -5, dtype=np.int32)).save(tmp_path / "a.tif")
-    assert "its pixels are negative numbers of unknown range" in refusal(images.read, tmp_path, ["a.tif"], 2)
+    assert "its pixels are negative numbers of unknown range" in refusal(read, tmp_path, ["a.tif"], 2)
 
 
 def test_classes_in_other_capitals_are_said_before_reading(tmp_path):
@@ -285,10 +291,8 @@ def test_a_second_sample_maps_the_cache_and_decodes_no_image(root, cache, monkey
     first = drawn(root)
     (kept,) = (cache / "images").glob("*.npy")
     assert np.load(kept).shape == (15, 3, 8, 8)
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(reading, "decode", None)
     assert drawn(root).fingerprint() == first.fingerprint()
-    files = [file for group in ImageFolders(root).listing().groups for file in group.files]
-    assert isinstance(images.read(root, files, 8), np.memmap)
 
 
 def test_the_cache_survives_a_moved_folder_and_ends_with_a_change(root, cache, tmp_path):
@@ -377,15 +381,16 @@ def test_floating_point_pixels_are_rejected(root):
 
 
 def test_images_larger_than_memory_are_rejected_with_a_size_that_fits(root, monkeypatch, cache):
-    monkeypatch.setattr(images.machine, "memory", lambda: 2**20)
-    said = refusal(drawn, root, size=224)
+    monkeypatch.setattr(reading.machine, "memory", lambda: 2**20)
+    said = refusal(drawn, root, size=224, storage="memory")
     assert said == (
-        "image-folders: 15 images of 224×224 need 8.6 MiB of memory and 1.0 MiB are free; use size=40"
+        "image-folders: 15 images of 224×224 need 2.2 MiB of memory and 1.0 MiB are free; use storage=disk or "
+        "size=88"
     )
     assert not cache.exists()
     assert drawn(root, size=40).input_shape == (3, 40, 40)
-    monkeypatch.setattr(images.machine, "memory", lambda: 100)
-    assert refusal(drawn, root).endswith("; use fewer images")
+    monkeypatch.setattr(reading.machine, "memory", lambda: 100)
+    assert refusal(drawn, root, storage="memory").endswith("; use storage=disk")
 
 
 def test_a_missing_pillow_is_explained(root, monkeypatch):
@@ -402,13 +407,13 @@ def test_a_folder_with_one_domain_or_class_or_no_image_is_rejected(root, tmp_pat
         f"image-folders: {file} is a file; name the folder that holds domain/class/image"
     )
     (tmp_path / "empty").mkdir()
-    empty = f"image-folders: {tmp_path / 'empty'} holds no domain/class/image"
+    empty = f"image-folders: {tmp_path / 'empty'} holds no images of the form domain/class/image"
     assert refusal(drawn, tmp_path / "empty") == empty
     assert refusal(drawn, root / "art") == (
-        f"image-folders: {root / 'art'} holds no domain/class/image; 'cat/0.png' is not inside a class"
+        f"image-folders: {root / 'art'} holds no images of the form domain/class/image; 'cat/0.png' is not inside a class"
     )
     assert refusal(drawn, tmp_path) == (
-        f"image-folders: {tmp_path} holds no domain/class/image; 'animals/art/cat' is a folder in place of an image"
+        f"image-folders: {tmp_path} holds no images of the form domain/class/image; 'animals/art/cat' is a folder in place of an image"
     )
     save(tmp_path / "one" / "art" / "cat" / "0.png")
     assert refusal(drawn, tmp_path / "one") == (
@@ -422,7 +427,7 @@ def test_a_folder_with_one_domain_or_class_or_no_image_is_rejected(root, tmp_pat
 
 
 def test_an_image_deleted_after_listing_is_reported(tmp_path):
-    assert refusal(images.read, tmp_path, ["a/b.png", "c.png"], 8) == (
+    assert refusal(read, tmp_path, ["a/b.png", "c.png"], 8) == (
         f"{tmp_path}: 2 of 2 images are missing: a/b.png, c.png"
     )
 
@@ -434,7 +439,7 @@ def test_an_image_deleted_after_listing_is_reported(tmp_path):
         ({"size": 32, "normalize": False}, "image-folders('{root}', size=32, normalize=false)"),
         ({"test": ("art", "a b")}, "image-folders('{root}', test=(art, 'a b'))"),
         ({"test": "2019"}, "image-folders('{root}', test=('2019',))"),
-        ({"workers": 3, "cache": "elsewhere"}, "image-folders('{root}')"),
+        ({"workers": 3, "cache": "elsewhere", "storage": "disk"}, "image-folders('{root}')"),
     ],
 )
 def test_the_name_of_an_image_source_works_in_any_working_directory(root, monkeypatch, settings, name):
@@ -464,8 +469,8 @@ def test_short_forms_are_accepted(root):
         ("image-folders(x, size=big)", "image-folders: size must be a whole number; got big"),
         ("image-folders(x, workers=-1)", "image-folders: workers must be a whole number from 1; got -1"),
         ("image-folders(x, sise=8)", "image-folders: unknown setting 'sise'; did you mean 'size'? known: cache, "
-         "normalize, root, size, test, workers"),
-        ("image-folders(x, 64)", "image-folders: takes at most 1 values without a key; got 2"),
+         "exif, normalize, resize, root, size, storage, test, workers"),
+        ("image-folders(x, 64)", "image-folders: takes at most 1 unnamed values; got 2"),
         ("image-folder(x)", "unknown data set 'image-folder'; did you mean 'image-folders'? known: "),
     ],
 )  # fmt: skip

@@ -11,7 +11,12 @@ import pytest
 from PIL import Image
 
 from envariant.core.errors import EnvariantError
-from envariant.data.images.reading import SUFFIXES, read
+from envariant.data.images.decoding import Preprocessing
+from envariant.data.images.reading import SUFFIXES, in_memory
+
+
+def read(root, files, size, **settings):
+    return in_memory(root, files, Preprocessing(size), **settings).read(np.arange(len(files)))
 
 
 def png(width, height):

@@ -128,7 +128,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"steps": 6}, "steps 5, not 6"),
+        ({"steps": 4}, "steps 5, not 4"),
         ({"seed": 1}, "seed 0, not 1"),
         ({"learning_rate": 0.1}, "learning_rate"),
         ({"hyperparameters": {"l2": 0.5}}, "hyperparameters"),

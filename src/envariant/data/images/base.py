@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar, Self, final
+from typing import ClassVar, Literal, Self, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,11 +22,14 @@ from envariant.core import specs
 from envariant.core.conversion import MOST_GROUPS, look_alikes, several
 from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.input_store import InputStore
 from envariant.core.paths import check_name
 from envariant.core.tasks import Binary, Multiclass
 from envariant.data.base import SpecSource
 from envariant.data.images import reading
-from envariant.data.images.decoding import shown, some
+from envariant.data.images.decoding import Preprocessing, shown, some
+from envariant.data.images.pixels import Pixels
+from envariant.data.images.store import ImageStore
 
 HIDDEN = "skipped, hidden"
 """Beginning of the remark on hidden files, for which no warning is issued."""
@@ -96,7 +100,7 @@ class ImageSource(SpecSource):
 
     Images are converted to RGB and resized bilinearly to a square. Much larger JPEG files are first decoded
     at a reduced scale, at least twice as large as `size`. Transparency is dropped, 16-bit values are
-    converted to 8 bits, and EXIF orientation is ignored, as in DomainBed.
+    converted to 8 bits, and EXIF orientation is ignored unless `exif` is set, as in DomainBed.
 
     Attributes:
         root: Folder of the images; stored as an absolute path.
@@ -104,7 +108,13 @@ class ImageSource(SpecSource):
         test: Names of the default test environments.
         normalize: Whether to standardize pixels with ImageNet's mean and standard deviation of each channel;
             otherwise pixels lie in [0, 1].
-        workers: Number of threads for reading images. Default: one per available processor.
+        resize: "square" resizes both sides, as DomainBed does; "center-crop" resizes the shorter side to
+            size / 0.875 and cuts out the center, as is usual for ImageNet.
+        exif: Whether to apply the EXIF orientation, which cameras store with the image.
+        storage: Where the images are kept: "memory"; "disk", decoded once in the cache folder, and read in
+            batches; or "files", decoded whenever they are used. All give the same numbers. Default: memory
+            up to a quarter of the free memory, else disk, or files if the disk is too small.
+        workers: Number of threads for decoding images. Default: one per available processor.
         cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
     """
 
@@ -113,6 +123,9 @@ class ImageSource(SpecSource):
     size: int = 64
     test: tuple[str, ...] = ()
     normalize: bool = True
+    resize: Literal["square", "center-crop"] = "square"
+    exif: bool = False
+    storage: reading.Storage | None = field(default=None, compare=False)
     workers: int | None = field(default=None, compare=False)
     cache: str | Path | None = field(default=None, compare=False)
     _shared: _Shared = field(default_factory=_Shared, init=False, repr=False, compare=False)
@@ -125,7 +138,7 @@ class ImageSource(SpecSource):
         # The name must identify the same folder from any working directory.
         object.__setattr__(self, "root", os.path.abspath(os.path.expanduser(self.root)))  # noqa: PTH100, PTH111
         object.__setattr__(self, "test", several(self.test, f"{self.base}: test"))
-        specs.validate(self, self.base, only=("normalize",))
+        specs.validate(self, self.base, only=("normalize", "resize", "exif", "storage"))
         for key, value in (("size", self.size), ("workers", 1 if self.workers is None else self.workers)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise EnvariantError(f"{self.base}: {key} must be a whole number from 1; got {value!r}")
@@ -145,7 +158,8 @@ class ImageSource(SpecSource):
     def _content(self) -> str:
         # File times and the folder are ignored, so that a copied folder has the same identity.
         listing = self.listing()
-        settings = (self.size, self.normalize, self.test or listing.test, listing.validation, listing.classes)
+        pixels = (self.preprocessing, self.normalize)
+        settings = (*pixels, self.test or listing.test, listing.validation, listing.classes)
         digest = hashlib.blake2b(repr(settings).encode("utf-8", "surrogateescape"), digest_size=16)
         for group in listing.groups:
             digest.update(f"\0{group.name}\0".encode("utf-8", "surrogateescape"))
@@ -153,6 +167,11 @@ class ImageSource(SpecSource):
             for (file, state), target in zip(states, group.targets, strict=True):
                 digest.update(f"{file}\0{state.st_size} {target}\0".encode("utf-8", "surrogateescape"))
         return f"images({digest.hexdigest()})"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are converted to squares."""
+        return Preprocessing(self.size, self.resize, self.exif)
 
     @abstractmethod
     def listing(self) -> Listing:
@@ -207,7 +226,9 @@ class ImageSource(SpecSource):
         task = Binary() if len(listing.classes) == 2 else Multiclass(len(listing.classes))
         test = self.test or listing.test
 
-        def environments(rows_of: Callable[[ImageGroup], tuple[Tensor, Tensor]]) -> EnvironmentSet:
+        def environments(
+            rows_of: Callable[[ImageGroup], tuple[InputStore | Tensor, Tensor]],
+        ) -> EnvironmentSet:
             members = tuple(Environment(group.name, *rows_of(group)) for group in listing.groups)
             return EnvironmentSet(
                 self.name, members, task, test, validation=listing.validation, classes=listing.classes
@@ -217,12 +238,26 @@ class ImageSource(SpecSource):
         environments(lambda _: (torch.zeros(1, 1), torch.zeros(1)))
         for remark in listing.notable():
             warnings.warn(f"{shown(str(self.root))}: {remark}", EnvariantWarning, stacklevel=2)
-        reading.check_memory(self.base, len(files), self.size)
-        pixels = reading.read(Path(self.root), files, self.size, workers=self.workers, cache=self.cache)
+        pixels = self._pixels(files)
+        scale = (reading.MEAN, reading.DEVIATION) if self.normalize else (None, None)
         ends = dict(zip(listing.groups, accumulate(len(g.files) for g in listing.groups), strict=True))
 
-        def rows_of(group: ImageGroup) -> tuple[Tensor, Tensor]:
-            part = pixels[ends[group] - len(group.files) : ends[group]]
-            return reading.to_float(part, normalize=self.normalize), torch.tensor(group.targets)
+        def rows_of(group: ImageGroup) -> tuple[InputStore, Tensor]:
+            numbers = np.arange(ends[group] - len(group.files), ends[group])
+            return ImageStore(pixels, numbers, *scale), torch.tensor(group.targets)
 
         return environments(rows_of)
+
+    def _pixels(self, files: Sequence[str]) -> Pixels:
+        arguments, storage = (Path(self.root), files, self.preprocessing), self.storage
+        if storage is None:
+            cached = reading.cache_path(*arguments, self.cache)
+            storage, reason = reading.storage_for(len(files), self.size, cached)
+            if reason:
+                warnings.warn(f"{shown(str(self.root))}: {reason}", EnvariantWarning, stacklevel=2)
+        if storage == "files":
+            return reading.from_files(*arguments, workers=self.workers)
+        if storage == "disk":
+            return reading.open_cache(*arguments, workers=self.workers, cache=self.cache)
+        reading.check_memory(self.base, len(files), self.size)
+        return reading.in_memory(*arguments, workers=self.workers, cache=self.cache)

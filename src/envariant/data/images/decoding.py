@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, final
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,7 +13,7 @@ from envariant.core.errors import EnvariantError, first_line
 
 NOTES: Mapping[str, str] = {
     "alpha": "have transparent pixels; transparency is dropped",
-    "orientation": "have an EXIF orientation, which is ignored, as in DomainBed; rotate them",
+    "orientation": "have an EXIF orientation, which is ignored, as in DomainBed; exif=true applies it",
     "frames": "have several frames or pages, of which the first is read",
     "cmyk": "are CMYK, converted to RGB without their color profile",
     "deep": "have 16 bits per color, of which the upper 8 are read",
@@ -26,6 +27,32 @@ _DEPTHS = (8, 10, 12, 14, 16)
 _ORIENTATION = 0x0112
 # Pillow recognizes formats by content, and reads some others, such as EPS, with another program.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+# Share of the shorter side that is kept by "center-crop": 224 of 256 pixels, as usual for ImageNet.
+_KEPT = 0.875
+
+
+@final
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are converted to squares.
+
+    Attributes:
+        size: Side of the square in pixels.
+        resize: "square" resizes both sides, as DomainBed does. "center-crop" resizes the shorter side to
+            size / 0.875 and cuts out the center, as is usual for ImageNet.
+        exif: Whether to apply the orientation that cameras store with the image.
+    """
+
+    size: int
+    resize: Literal["square", "center-crop"] = "square"
+    exif: bool = False
+
+    @property
+    def shorter(self) -> int:
+        """Length of the shorter side after resizing."""
+        return self.size if self.resize == "square" else round(self.size / _KEPT)
 
 
 def pillow() -> Any:
@@ -58,12 +85,14 @@ def bits_of(largest: int) -> int:
     return next((bits for bits in _DEPTHS if largest < 2**bits), largest.bit_length())
 
 
-def decode(path: Path, size: int, bits: int = 16) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]]:
-    """Decode an image as RGB, resize it to a square, and return it with the applicable keys of `NOTES`.
+def decode(
+    path: Path, preprocessing: Preprocessing, bits: int = 16
+) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]]:
+    """Decode an image as RGB, convert it to a square, and return it with the applicable keys of `NOTES`.
 
     Args:
         path: Path of the image file.
-        size: Side of the square in pixels.
+        preprocessing: Size and shape of the result.
         bits: Number of bits per value of gray images with more than 8 bits; equal for all images of a source.
 
     Raises:
@@ -73,10 +102,13 @@ def decode(path: Path, size: int, bits: int = 16) -> tuple[UInt8[np.ndarray, "3 
     try:
         with images.open(path, formats=_FORMATS) as image:
             # JPEG can be decoded at a reduced scale, which is much faster; never below twice the size.
-            image.draft(None, (2 * size, 2 * size))
+            image.draft(None, (2 * preprocessing.shorter, 2 * preprocessing.shorter))
             notes = [*_notes(image)]
             rgb = _rgb(image, bits)
-            square = np.asarray(rgb.resize((size, size), images.Resampling.BILINEAR))
+            if preprocessing.exif and "orientation" in notes:
+                notes.remove("orientation")
+                rgb = _upright(rgb, image.getexif()[_ORIENTATION])
+            square = np.asarray(_square(rgb, preprocessing))
             if ("deep" in notes or image.mode.startswith("I")) and square.max() < 16:
                 notes.append("black")
             return np.ascontiguousarray(square.transpose(2, 0, 1)), tuple(notes)
@@ -84,6 +116,31 @@ def decode(path: Path, size: int, bits: int = 16) -> tuple[UInt8[np.ndarray, "3 
         # Pillow's decoders raise many types of error for a damaged file, and MemoryError for a huge one.
         problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
         raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
+
+
+def _square(rgb: Any, preprocessing: Preprocessing) -> Any:
+    size, bilinear = preprocessing.size, pillow().Resampling.BILINEAR
+    if preprocessing.resize == "square":
+        return rgb.resize((size, size), bilinear)
+    shorter = preprocessing.shorter
+    width, height = (int(shorter * side / min(rgb.size)) for side in rgb.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return rgb.resize((width, height), bilinear).crop((left, top, left + size, top + size))
+
+
+def _upright(rgb: Any, orientation: int) -> Any:
+    """Undo an EXIF orientation, from 2 to 8."""
+    methods = pillow().Transpose
+    undo = {
+        2: methods.FLIP_LEFT_RIGHT,
+        3: methods.ROTATE_180,
+        4: methods.FLIP_TOP_BOTTOM,
+        5: methods.TRANSPOSE,
+        6: methods.ROTATE_270,
+        7: methods.TRANSVERSE,
+        8: methods.ROTATE_90,
+    }
+    return rgb.transpose(undo[orientation]) if orientation in undo else rgb
 
 
 def _notes(image: Any) -> Iterable[str]:

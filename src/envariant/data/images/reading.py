@@ -1,32 +1,37 @@
-"""Read image files in several threads, cache the decoded bytes, and convert them to float32.
-
-Reading takes minutes, so decoded images are cached on disk and memory-mapped.
-"""
+"""Read image files in several threads, and cache the decoded bytes on disk, because reading takes minutes."""
 
 import contextlib
 import hashlib
 import math
 import os
+import shutil
 import stat
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from envariant.core import machine
 from envariant.core.errors import EnvariantError, EnvariantWarning
-from envariant.core.files import replacing, writing
+from envariant.core.files import writing
 from envariant.data.cache import CACHE_VARIABLE, cache_folder
-from envariant.data.images.decoding import NOTES, bits_of, decode, largest_gray, pillow, shown, some
+from envariant.data.images.decoding import (
+    NOTES,
+    Preprocessing,
+    bits_of,
+    decode,
+    largest_gray,
+    pillow,
+    shown,
+    some,
+)
+from envariant.data.images.pixels import ImageFiles, MemoryPixels, PixelFile
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of ImageNet pixels by channel, as for pretrained networks and in DomainBed."""
@@ -34,26 +39,29 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Suffixes of image files, the same as in torchvision's `ImageFolder`."""
 
-Pixels = UInt8[np.ndarray, "rows 3 size size"]
+Storage = Literal["memory", "disk", "files"]
+"""Where images are kept: in memory, decoded in a cache file, or as they are."""
+
+MEMORY_SHARE = 0.25
+"""Share of the free memory up to which images are kept in memory by default."""
 
 # Part of the cache key; increased when decoding changes.
-_DECODER_VERSION = "2"
+_DECODER_VERSION = "3"
 # Files submitted to the threads at a time: enough to use all threads, few enough to stop quickly.
 _FILES_PER_BATCH = 256
-# Rows converted at a time, so that a block stays in the processor cache for all three operations.
-_ROWS_PER_BLOCK = 32
-_DIGEST_SIZE = 16
+# Bytes of a cache whose size is printed before it is written.
+_LARGE_CACHE = 2**30
 
 
-def read(
+def open_cache(
     root: Path,
     files: Sequence[str],
-    size: int,
+    preprocessing: Preprocessing,
     *,
     workers: int | None = None,
     cache: str | Path | None = None,
-) -> Pixels:
-    """Return images as uint8, `[rows, 3, size, size]`, from the cache; decode and cache them if necessary.
+) -> PixelFile:
+    """Return the cache file of images; decode them and write the file if necessary.
 
     Gray images with more than 8 bits per value are scaled by a common factor: the largest value in all of
     them, rounded up to 10, 12, 14 or 16 bits.
@@ -61,7 +69,7 @@ def read(
     Args:
         root: Folder of the images.
         files: Paths relative to the folder.
-        size: Side of an image in pixels.
+        preprocessing: How images are decoded.
         workers: Number of threads. Default: one per available processor.
         cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
 
@@ -72,51 +80,122 @@ def read(
         EnvariantWarning: If images lost information when they were decoded; there is one warning per kind of
             loss in `NOTES`.
     """
-    path = cache_folder(cache) / "images" / f"{_key(root, files, size)}.npy"
-    shape = (len(files), 3, size, size)
-    if (cached := _cached(path, shape)) is not None:
-        return _warned(root, *cached)
+    return _warned(root, _opened(root, files, preprocessing, workers, cache))
+
+
+def in_memory(
+    root: Path,
+    files: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    workers: int | None = None,
+    cache: str | Path | None = None,
+) -> MemoryPixels:
+    """Return images in memory, read from the cache file, which is written again if an image is damaged.
+
+    Arguments, errors and warnings are those of `open_cache`.
+    """
+    arguments = (root, files, preprocessing, workers, cache)
+    everything, opened = np.arange(len(files)), _opened(*arguments)
+    try:
+        rows = opened.read(everything)
+    except EnvariantError:
+        opened = _opened(*arguments)
+        rows = opened.read(everything)
+    return MemoryPixels(rows, _warned(root, opened).checksums)
+
+
+def _opened(
+    root: Path,
+    files: Sequence[str],
+    preprocessing: Preprocessing,
+    workers: int | None,
+    cache: str | Path | None,
+) -> PixelFile:
+    """Open the cache file, after writing it if it is missing or damaged."""
+    path, shape = cache_path(root, files, preprocessing, cache), _shape(files, preprocessing)
+    if (cached := PixelFile.open(path, shape)) is not None:
+        return cached
     from filelock import FileLock
 
+    needed = math.prod(shape)
     remedy = (
-        f"name a folder with {_amount(math.prod(shape))} of free space as cache or in the variable "
-        f"{CACHE_VARIABLE}"
+        f"name a folder with {_amount(needed)} of free space as cache or in the variable {CACHE_VARIABLE}"
     )
     with writing(path.parent, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         # If several processes need the same images, one decodes them and the others wait.
         with FileLock(path.with_suffix(".lock")):
-            if (cached := _cached(path, shape)) is None:
+            if (cached := PixelFile.open(path, shape)) is None:
+                _check_disk(path.parent, needed, remedy)
                 notes: list[str] = []
-                with contextlib.closing(_decoded(root, files, size, workers, notes)) as images:
-                    _store(path, shape, images, notes, remedy)
-                cached = _cached(path, shape)
+                with contextlib.closing(_decoded(root, files, preprocessing, workers, notes)) as images:
+                    PixelFile.write(path, shape, images, notes, remedy)
+                cached = PixelFile.open(path, shape)
     if cached is None:
         raise EnvariantError(f"images: the cache file {path} cannot be read back; name another cache")
-    return _warned(root, *cached)
+    return cached
 
 
-def _warned(root: Path, pixels: Pixels, notes: Sequence[str]) -> Pixels:
-    for note in notes:
+def from_files(
+    root: Path, files: Sequence[str], preprocessing: Preprocessing, *, workers: int | None = None
+) -> ImageFiles:
+    """Return images that are decoded whenever they are used; nothing is written to disk.
+
+    Args:
+        root: Folder of the images.
+        files: Paths relative to the folder.
+        preprocessing: How images are decoded.
+        workers: Number of threads. Default: one per available processor.
+
+    Raises:
+        EnvariantError: If a file is missing.
+    """
+    pillow()
+    states = file_states(root, files)
+    with ThreadPoolExecutor(workers or machine.cores()) as pool, _no_size_warnings():
+        largest = largest_gray(root, files, pool)
+    return ImageFiles(root, states, preprocessing, bits_of(largest) if largest else 16)
+
+
+def cache_path(
+    root: Path, files: Sequence[str], preprocessing: Preprocessing, cache: str | Path | None = None
+) -> Path:
+    """Return the path of the cache file of images; it depends on the files, their times and preprocessing."""
+    digest = hashlib.blake2b(f"{_DECODER_VERSION} {preprocessing}".encode(), digest_size=16)
+    for file, state in file_states(root, files):
+        digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    return cache_folder(cache) / "images" / f"{digest.hexdigest()}.npy"
+
+
+def _warned(root: Path, cached: PixelFile) -> PixelFile:
+    for note in cached.notes:
         warnings.warn(f"{shown(str(root))}: {note}", EnvariantWarning, stacklevel=3)
-    return pixels
+    return cached
 
 
-def to_float(pixels: Pixels, *, normalize: bool) -> Float[Tensor, "rows 3 size size"]:
-    """Convert uint8 pixels to float32 in [0, 1], or to standardized values if `normalize` is set."""
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
-    out = torch.empty(pixels.shape)
-    for start in range(0, len(pixels), _ROWS_PER_BLOCK):
-        block = out[start : start + _ROWS_PER_BLOCK]
-        # Copied, because PyTorch warns about read-only arrays.
-        block.copy_(torch.from_numpy(np.array(pixels[start : start + _ROWS_PER_BLOCK]))).div_(255)
-        if normalize:
-            block.sub_(mean).div_(deviation)
-    return out
+def _shape(files: Sequence[str], preprocessing: Preprocessing) -> tuple[int, ...]:
+    return len(files), 3, preprocessing.size, preprocessing.size
+
+
+def _check_disk(folder: Path, needed: int, remedy: str) -> None:
+    """Print how much space a large cache needs, and check that there is enough."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise EnvariantError(
+            f"{folder}: the decoded images need {_amount(needed)} and {_amount(free)} are free; {remedy}, or "
+            f"use storage=files, which decodes images whenever they are used",
+            retryable=True,
+        )
+    if needed >= _LARGE_CACHE:
+        from envariant.core.console import SafeConsole
+
+        line = f"decoding images once: {_amount(needed)} are written to {folder}, {_amount(free)} are free"
+        SafeConsole(stderr=True, soft_wrap=True).print(line, style="dim", markup=False)
 
 
 def check_memory(where: str, rows: int, size: int) -> None:
-    """Check that images of a given size fit in memory as float32.
+    """Check that images of a given size fit in memory as bytes.
 
     Args:
         where: Name of the data source, for the error message.
@@ -126,25 +205,38 @@ def check_memory(where: str, rows: int, size: int) -> None:
     Raises:
         EnvariantError: If memory is insufficient; the message suggests a smaller size.
     """
-    needed, free = rows * 3 * size**2 * 4, machine.memory()
+    needed, free = rows * 3 * size**2, machine.memory()
     if free is None or needed <= free:
         return
     # Training concatenates the rows, which takes up to three copies.
-    largest = math.isqrt(free // (3 * 12 * rows))
+    largest = math.isqrt(free // (3 * 3 * rows))
     largest -= largest % 8 if largest >= 16 else 0
-    hint = f"use size={largest}" if largest >= 8 else "use fewer images"
+    hint = f"use storage=disk or size={largest}" if largest >= 8 else "use storage=disk"
     raise EnvariantError(
         f"{where}: {rows:,} images of {size}×{size} need {_amount(needed)} of memory and {_amount(free)} are "
         f"free; {hint}"
     )
 
 
-def _key(root: Path, files: Sequence[str], size: int) -> str:
-    """Return a digest that changes if any file changes, but not if the folder is moved."""
-    digest = hashlib.blake2b(f"{_DECODER_VERSION} {size}".encode(), digest_size=16)
-    for file, state in file_states(root, files):
-        digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+def storage_for(rows: int, size: int, cache: Path) -> tuple[Storage, str]:
+    """Return the storage that fits the machine, and the reason if it is not memory.
+
+    Args:
+        rows: Number of images.
+        size: Side of an image in pixels.
+        cache: Cache file of the images, which may exist.
+    """
+    needed, free = rows * 3 * size**2, machine.memory()
+    if free is None or needed <= MEMORY_SHARE * free:
+        return "memory", ""
+    amount = f"{rows:,} images of {size}×{size} are {_amount(needed)}, more than a quarter of the free memory"
+    space = shutil.disk_usage(next(each for each in cache.parents if each.is_dir())).free
+    if cache.is_file() or needed <= space:
+        return "disk", f"{amount}; they are decoded once, and read from disk in batches (storage=disk)"
+    return "files", (
+        f"{amount}, and {_amount(space)} are free for the cache; images are decoded whenever they are used "
+        f"(storage=files)"
+    )
 
 
 def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_result]]:
@@ -170,54 +262,8 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
     return states
 
 
-def _cached(path: Path, shape: tuple[int, ...]) -> tuple[Pixels, list[str]] | None:
-    """Return the memory-mapped images and notes of a cache file; None if the file is missing or damaged."""
-    if not path.is_file():
-        # Opening a pipe could wait forever.
-        return None
-    try:
-        pixels: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(pixels, np.memmap) or pixels.shape != shape or pixels.dtype != np.uint8:
-            return None
-        with path.open("rb") as file:
-            file.seek(pixels.offset + pixels.nbytes)
-            end = file.read()
-    # NumPy raises many types of error for a damaged header, such as that of its tokenizer.
-    except Exception:
-        return None
-    notes, seal = end[:-_DIGEST_SIZE], end[-_DIGEST_SIZE:]
-    return (pixels, notes.decode().splitlines()) if seal == _seal(pixels, notes) else None
-
-
-def _seal(rows: Iterable[np.ndarray], notes: bytes) -> bytes:
-    """Return the checksum of images and notes, which is stored at the end of a cache file."""
-    digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
-    for row in rows:
-        digest.update(row.tobytes())
-    digest.update(notes)
-    return digest.digest()
-
-
-def _store(
-    path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray], notes: Sequence[str], remedy: str
-) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
-    with replacing(path, remedy) as part, part.open("wb") as file:
-        # Not memory-mapped, so that a full disk is an error instead of a crash.
-        np.lib.format.write_array_header_1_0(cast("BinaryIO", file), header)
-        for image in images:
-            data = image.tobytes()
-            file.write(data)
-            digest.update(data)
-        # NumPy ignores what follows the array. Notes are complete when all images are read.
-        end = "\n".join(notes).encode()
-        digest.update(end)
-        file.write(end + digest.digest())
-
-
 def _decoded(
-    root: Path, files: Sequence[str], size: int, workers: int | None, notes: list[str]
+    root: Path, files: Sequence[str], preprocessing: Preprocessing, workers: int | None, notes: list[str]
 ) -> Generator[np.ndarray]:
     """Decode images in several threads; yield each in order, `[3, size, size]`; finally extend `notes`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -236,7 +282,7 @@ def _decoded(
         for start in range(0, len(files), _FILES_PER_BATCH):
             paths = [root / file for file in files[start : start + _FILES_PER_BATCH]]
             with _no_size_warnings():
-                images = list(pool.map(partial(decode, size=size, bits=bits), paths))
+                images = list(pool.map(partial(decode, preprocessing=preprocessing, bits=bits), paths))
             for image, keys in images:
                 counts.update(keys)
                 yield image

@@ -1,4 +1,4 @@
-"""Train the runs of a study on this machine, in one or several processes that share a store."""
+"""Train the runs of a study on this machine, in one or several processes that share the study's store."""
 
 import multiprocessing
 import os
@@ -18,6 +18,8 @@ from envariant.core import machine
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.studies.jobs import Job, Update, compared_in, perform, unfinished, warn_of_remarks
 from envariant.studies.study import Study, stored_study
+from envariant.training.callbacks import CallbackRunner, check_callbacks
+from envariant.training.engine import Evaluated
 from envariant.training.execution import Execution, execution_request
 from envariant.training.progress import ProgressCallback, ignore
 from envariant.training.store import Store
@@ -32,14 +34,14 @@ _WAIT_S = 0.5
 @final
 @dataclass(frozen=True)
 class _Plan:
-    """Settings of a sweep, shared by all processes.
+    """Settings of a call of `sweep`, shared by all of its processes.
 
     Attributes:
         study: Study to train.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process; None for half of the free memory.
+        memory: Memory limit of a replica stack per process. None: half of the free memory.
         workers: Number of processes.
-        until: Time on the clock of `time.monotonic` at which training stops; None for no time limit.
+        until: Value of `time.monotonic()` at which training stops; None for no time limit.
     """
 
     study: Study
@@ -47,6 +49,7 @@ class _Plan:
     memory: str | float | None
     workers: int
     until: float | None
+    callbacks: Any = None
 
     @property
     def is_over(self) -> bool:
@@ -65,26 +68,30 @@ def sweep(
     workers: int = 1,
     on_progress: ProgressCallback = ignore,
     until: float | None = None,
+    callbacks: Any = None,
 ) -> None:
     """Train all planned runs of the study in a folder, and resume unfinished runs.
 
-    Several processes may train one study: each trains jobs that no other process is training. The call
-    returns when all runs of the study have ended, including those of other processes.
+    Several processes may train the same study; no two processes train the same job at the same time. The call
+    returns when all runs of the study have ended, including runs that other processes train.
 
     Args:
         folder: Folder of the study.
-        study: Study to train; required if the study was declared with Python objects. Default: the study in
-            the folder.
-        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
+        study: Study to train. Required if the study was declared with Python objects. Default: the study
+            stored in the folder.
+        execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
+        memory: Memory limit of each replica stack, per process, such as "8GB". Default: half of the free
+            memory.
         workers: Number of processes; the CPU threads are divided among them.
         on_progress: Function called after every step of a run in this process.
-        until: Time on the clock of `time.monotonic` at which training stops; the next call resumes. Default:
-            no limit.
+        until: Value of `time.monotonic()` at which training stops; a later call resumes it. Default: no
+            limit.
+        callbacks: Objects whose methods are called during training (`training.callbacks.Callback`); every
+            process has its own copies.
 
     Raises:
-        EnvariantError: If the store cannot be written, an option is invalid, or `study` is required but
-            missing.
+        EnvariantError: If the store cannot be written, a callback fails, an option is invalid, or `study` is
+            required but missing.
 
     Warns:
         EnvariantWarning: If a schedule never takes effect within a run.
@@ -97,7 +104,7 @@ def sweep(
         with Store(folder) as store:
             study = stored_study(store)
     warn_of_remarks(study)
-    plan = _Plan(study, execution, memory, workers, until)
+    plan = _Plan(study, execution, memory, workers, until, check_callbacks(callbacks))
     before = torch.get_num_threads()
     threads = max(1, before // workers)
     context = multiprocessing.get_context("spawn")
@@ -122,7 +129,10 @@ def sweep(
 
 
 def _start(process: SpawnProcess) -> None:
-    """Start a worker process that ignores Ctrl-C; the parent process ends the worker instead."""
+    """Start a worker process that ignores Ctrl-C.
+
+    After Ctrl-C, the parent process stops the worker.
+    """
     masks = hasattr(signal, "pthread_sigmask")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     try:
@@ -172,7 +182,7 @@ def _apart(folder: Path, plan: _Plan, threads: int) -> None:
 
 
 def _train_if_free(store: Store, job: int, plan: _Plan, on_progress: ProgressCallback) -> bool:
-    """Train a job and return True; return False if another process trains the job or time is over."""
+    """Train a job; return False if another process is training it, or if the time limit has passed."""
     recorder = None if plan.is_over else Recorder.open(store, job, lambda r: compared_in(plan.study, r))
     if recorder is None:
         return False
@@ -194,10 +204,13 @@ def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progre
     if recorder.record is not None and recorder.record.threads <= machine.cores():
         # Another number of threads gives other rounding.
         torch.set_num_threads(recorder.record.threads)
+    called: CallbackRunner | None = None
     try:
         steps = job.steps()
         for update in perform(job, recorder):
-            _store(recorder, update)
+            if update.record is not None:
+                called = CallbackRunner(plan.callbacks, update.record, job.labels())
+            _store(recorder, update, called)
             for run in update.runs:
                 on_progress(run, steps if update.outcomes else update.step, steps)
             if plan.is_over:
@@ -216,6 +229,10 @@ def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progre
         torch.set_num_threads(threads)
 
 
-def _store(recorder: Recorder, update: Update) -> None:
+def _store(recorder: Recorder, update: Update, called: CallbackRunner | None) -> None:
     if update.event is not None:
+        # Update.rows include the rows of the event.
+        own = len(update.event.rows) if isinstance(update.event, Evaluated) else 0
         recorder.add(update.event, update.rows, update.outcomes)
+        if called is not None:
+            called(update.event, update.rows[own:])

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import final
 
 from filelock import FileLock, Timeout
@@ -10,9 +11,8 @@ from filelock import FileLock, Timeout
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.files import remove_partial, writing
 from envariant.training import checkpoint as checkpoints
-from envariant.training.checkpoint import Checkpoint
+from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped, is_done
-from envariant.training.execution import Execution
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record, conflict
 from envariant.training.store.rows import RunOutcome
@@ -79,11 +79,6 @@ class Recorder:
             remove_partial(folder)
         return cls(store, job, lock, compared_in)
 
-    @property
-    def execution(self) -> Execution | None:
-        """How the job is executed; None if the job has not begun."""
-        return None if self.record is None else self.record.execution
-
     def begin(self, record: Record) -> Sequence[Checkpoint]:
         """Store the record, or compare it with the stored record; return the checkpoints to resume from.
 
@@ -115,15 +110,36 @@ class Recorder:
         )
         if differing := conflict(self.record, record, unfinished=unfinished):
             self.other_machine = not conflict(self.record, record, unfinished=False)
-            raise EnvariantError(
-                f"{self._store.folder}: holds a run with other settings ({differing}); choose another folder"
-            )
+            raise self._other_settings(differing)
         reached = {number: each.reached(number) for each in saved for number in each.replicas}
         self._store.discard_after(self._job, reached)
         self.rows = [
             row for row in self._store.history_rows(members) if row.step <= reached.get(row.replica, -1)
         ]
         return saved
+
+    def raise_steps(self, record: Record) -> None:
+        """Plan further steps of a stored run if the record has more; its evaluations continue.
+
+        Args:
+            record: Record of the requested run, whose first steps equal those of the stored run.
+
+        Raises:
+            EnvariantError: If the job was begun with other options, data or versions.
+        """
+        before, now = (0 if each is None else each.spec.steps or 0 for each in (self.record, record))
+        if self.record is None or before >= now:
+            return
+        raised = replace(self.record, spec=self.record.spec.but(steps=now))
+        if differing := conflict(raised, record, unfinished=True):
+            raise self._other_settings(differing)
+        self._store.continue_job(self._job, record)
+        self.record = record
+
+    def _other_settings(self, differing: str) -> EnvariantError:
+        return EnvariantError(
+            f"{self._store.folder}: holds a run with other settings ({differing}); choose another folder"
+        )
 
     def add(
         self, event: Stepped | Evaluated, rows: Iterable[HistoryRow] = (), outcomes: Sequence[RunOutcome] = ()
@@ -134,7 +150,7 @@ class Recorder:
 
         Args:
             event: Event of the engine.
-            rows: Additional measurements.
+            rows: Additional measurements to store.
             outcomes: Outcomes of finished runs. Default: outcomes without predictions.
         """
         if isinstance(event, Evaluated):
@@ -144,11 +160,17 @@ class Recorder:
                     for number, state in event.checkpoint().states().items()
                 ]
             self._store.add((*event.rows, *rows), outcomes)
+            if event.keep:
+                checkpoints.save_kept(event.checkpoint(), self._folder)
         # Measurements first, so that those up to a checkpoint are always stored.
         done = isinstance(event, Evaluated) and event.finished
         if done or time.monotonic() - self._saved > CHECKPOINT_INTERVAL_S:
             checkpoints.save(event.checkpoint(), self._folder)
             self._saved = time.monotonic()
+
+    def kept(self) -> dict[int, dict[int, ReplicaState]]:
+        """Return the kept states by step and replica, up to the last measurement of each replica."""
+        return checkpoints.kept_states(self._folder, {(row.replica, row.step) for row in self.rows})
 
     def finish(self, error: str | None = None) -> None:
         """Mark the job as finished, and its unfinished runs as failed for the given reason."""

@@ -9,7 +9,6 @@ from envariant.core.files import writing
 from envariant.training import checkpoint as checkpoints
 from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped
-from envariant.training.execution import Execution
 from envariant.training.history import HistoryRow, ordered
 from envariant.training.record import Record
 from envariant.training.store.reader import FILE
@@ -34,27 +33,28 @@ class SingleRun:
         self._recorder: Recorder | None = None
 
     @property
-    def execution(self) -> Execution | None:
-        """How the stored run is executed; None if nothing is stored yet.
+    def record(self) -> Record | None:
+        """Record of the stored run; None if training has not begun.
 
         Raises:
             EnvariantError: If the folder contains files other than a stored run.
         """
+        if self._recorder is not None:
+            return self._recorder.record
         if not self._is_stored():
             return None
         with Store(self._folder) as store:
-            record = store.record(_JOB)
-        return None if record is None else record.execution
-
-    @property
-    def record(self) -> Record | None:
-        """Record of the run, as first stored; None if training has not begun."""
-        return None if self._recorder is None else self._recorder.record
+            return store.record(_JOB)
 
     @property
     def rows(self) -> list[HistoryRow]:
         """Values stored before the run was resumed, up to the last checkpoint."""
         return [] if self._recorder is None else self._recorder.rows
+
+    @property
+    def kept(self) -> dict[int, dict[int, ReplicaState]]:
+        """States that the option `keep` kept before the run was resumed, by step and replica."""
+        return {} if self._recorder is None else self._recorder.kept()
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
         """Open the folder, and return the checkpoints to resume from.
@@ -88,6 +88,7 @@ class SingleRun:
                 f"{self._folder}: holds a run with other settings (replicas {len(stored)}, not "
                 f"{record.spec.replicas}); choose another folder"
             )
+        self._recorder.raise_steps(record)
         return self._recorder.begin(record)
 
     def add(self, event: Stepped | Evaluated) -> None:
@@ -116,8 +117,10 @@ class SingleRun:
         return False
 
 
-def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaState]]:
-    """Read a stored run: record, measured values and the last stored state of each replica.
+def load_run(
+    folder: Path,
+) -> tuple[Record, list[HistoryRow], dict[int, ReplicaState], dict[int, dict[int, ReplicaState]]]:
+    """Read a stored run: record, measured values, last state of each replica, and kept states by step.
 
     Args:
         folder: Folder of the run.
@@ -129,19 +132,21 @@ def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaS
         record = store.record(_JOB)
         if store.fact("study") is not None:
             raise EnvariantError(
-                f"{folder}: holds a study of many runs, whose page is its report.html; give the folder of a "
-                "run"
+                f"{folder} is a study of many runs, and its page is {folder}/report.html; "
+                "give the folder of a single run"
             )
         if record is None:
             raise EnvariantError(f"{folder}: holds no run that has begun; give the folder of a run")
         members = [stored.id for stored in store.members(_JOB)]
         rows = store.history_rows(members)
+        measured = {(row.replica, row.step) for row in rows}
         saved = checkpoints.load(store.checkpoints(_JOB))
-    measured = {(row.replica, row.step) for row in rows}
+        kept = checkpoints.kept_states(store.checkpoints(_JOB), measured)
     states = {
         number: state
         for each in saved
         if all((number, each.reached(number)) in measured for number in each.replicas)
         for number, state in each.states().items()
     }
-    return record, ordered(rows, [(each.name, each.role) for each in record.environments]), states
+    places = [(each.name, each.role) for each in record.environments]
+    return record, ordered(rows, places), states, kept

@@ -149,6 +149,23 @@ class Store(StoreReader):
             )
             self._name(execute, metric)
 
+    def continue_job(self, job: int, record: Record) -> None:
+        """Replace the record of a job by one with more steps, and mark the runs of the job as running.
+
+        Args:
+            job: ID of the job.
+            record: Record of the run with more steps.
+        """
+        with self._transaction() as execute:
+            execute(
+                "UPDATE jobs SET record = ?, done = 0, checksum = NULL WHERE id = ?", (record.to_json(), job)
+            )
+            execute(
+                "UPDATE runs SET state = 'running', error = NULL, seconds = NULL, p_value = NULL, "
+                "identity = ?, checksum = NULL WHERE job = ?",
+                (record.identity, job),
+            )
+
     def add(self, rows: Iterable[HistoryRow], outcomes: Iterable[RunOutcome] = ()) -> None:
         """Store measured values and outcomes; in `rows`, `HistoryRow.replica` is the ID of the run."""
         with self._transaction() as execute:

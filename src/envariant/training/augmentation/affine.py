@@ -1,8 +1,8 @@
-"""Data augmentation of batches of images: random rotation, shear and scaling of each image."""
+"""Random rotation, shear and scaling of each image."""
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, ClassVar, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.errors import EnvariantError
+from envariant.training.augmentation.base import Augmentation, check_images
 
 
 @final
 @dataclass(frozen=True)
-class RandomAffine:
+class RandomAffine(Augmentation):
     """Random rotation, shear and scaling of each image about its center.
 
     Interpolation is bilinear. Pixels from outside the image take the value of the image's top left pixel.
@@ -27,29 +27,23 @@ class RandomAffine:
         scale: Maximum relative change of size, in [0, 1). For example, 0.2 gives factors from 0.8 to 1.2.
     """
 
+    base: ClassVar[str] = "affine"
     rotation: Annotated[float, Field(ge=0, le=180)] = 15.0
     shear: Annotated[float, Field(ge=0, lt=90)] = 10.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
     def __post_init__(self) -> None:
-        specs.validate(self, "affine")
+        specs.validate(self, self.base)
+
+    @property
+    def numbers(self) -> int:
+        return 3
 
     def __call__(
         self, images: Float[Tensor, "rows channels height width"], uniforms: Float[Tensor, "3 rows"]
     ) -> Float[Tensor, "rows channels height width"]:
-        """Return augmented copies of images.
-
-        Args:
-            images: Images to augment.
-            uniforms: Random numbers in [0, 1) for the angle, the shear and the size of each image.
-
-        Raises:
-            EnvariantError: If the inputs are not images.
-        """
-        if images.dim() != 4:
-            raise EnvariantError(
-                f"affine: needs images, channels first; got inputs of shape {tuple(images.shape[1:])}"
-            )
+        # In this order: for the angle, the shear and the size of each image.
+        check_images(images, self.base)
         uniforms = 2 * uniforms - 1
         return warp(
             images,
@@ -88,15 +82,3 @@ def warp(
     # Standardized images have a background other than 0: shift it to 0, sample, shift it back.
     corner = images[:, :, :1, :1].float()
     return F.grid_sample(images.float() - corner, grid, align_corners=False) + corner
-
-
-def augmentation(text: str | None) -> RandomAffine | None:
-    """Convert a string such as `affine(rotation=15)` to an augmentation.
-
-    Args:
-        text: Name with optional settings in parentheses; None is returned unchanged.
-
-    Raises:
-        EnvariantError: If the name or a setting is unknown.
-    """
-    return None if text is None else specs.build("augmentation", text, {"affine": RandomAffine})

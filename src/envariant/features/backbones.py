@@ -1,0 +1,116 @@
+"""Frozen backbones: networks for images and other arrays, and text encoders, as functions to features."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from envariant.core import specs
+from envariant.core.counter_rng import private_random_numbers
+from envariant.core.errors import EnvariantError, first_line
+from envariant.models import ModelConfig
+
+
+class TextEncoder(ABC):
+    """Base class of frozen text encoders, which map texts to features.
+
+    A subclass is a frozen dataclass; its fields, all with defaults, are the settings.
+    """
+
+    name: ClassVar[str]
+    """Registered name of the encoder."""
+
+    def __post_init__(self) -> None:
+        specs.validate(self, self.name)
+
+    def __str__(self) -> str:
+        return specs.describe(self.name, self)
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Number of features."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Return a text that differs for encoders with other weights or preprocessing."""
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Return the features of texts, float32 `[texts, width]`.
+
+        Args:
+            texts: Texts; empty for missing values.
+        """
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """Network in evaluation mode that maps inputs to features.
+
+    Attributes:
+        module: Network from inputs `[rows, *shape]` to features `[rows, width]`.
+        width: Number of features.
+        mean: Mean of each channel that the network expects of pixels in [0, 1]; None if unknown.
+        deviation: Standard deviation of each channel; None if unknown.
+    """
+
+    module: nn.Module
+    width: int
+    mean: tuple[float, ...] | None
+    deviation: tuple[float, ...] | None
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of architecture, weights and expected pixels."""
+        digest = hashlib.blake2b(repr((self.module, self.mean, self.deviation)).encode(), digest_size=16)
+        for name, value in self.module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def extractor(backbone: ModelConfig | nn.Module, shape: Sequence[int]) -> Extractor:
+    """Return the featurizer of a network, or the whole network if it has none, without gradients.
+
+    Weights that are random are the same in every process.
+
+    Args:
+        backbone: Model description, or a network, which is used as it is.
+        shape: Shape of one row of inputs.
+
+    Raises:
+        EnvariantError: If the network does not accept the inputs, or does not return numbers for each row.
+    """
+    if isinstance(backbone, nn.Module):
+        module = backbone
+    else:
+        with private_random_numbers(0, torch.device("cpu")):
+            module = backbone.build(shape, 1)
+    part: Any = getattr(module, "featurizer", module)
+    network = part.eval().requires_grad_(False)
+    try:
+        with torch.inference_mode():
+            features = network(torch.zeros(2, *shape)).flatten(1)
+    except Exception as error:
+        raise EnvariantError(
+            f"features: {name_of(backbone)} cannot take inputs of shape {tuple(shape)} ({first_line(error)})"
+        ) from None
+    # Networks of timm have the pixels of their training in `pretrained_cfg`.
+    known: Any = getattr(part, "pretrained_cfg", {})
+    mean, deviation = (
+        getattr(part, own, known.get(key))
+        for own, key in (("pixel_mean", "mean"), ("pixel_deviation", "std"))
+    )
+    return Extractor(network, features.shape[1], mean, deviation)
+
+
+def name_of(backbone: object) -> str:
+    """Return the text of a backbone; for a network of the user, the name of its class."""
+    return type(backbone).__name__ if isinstance(backbone, nn.Module) else str(backbone)

@@ -1,0 +1,113 @@
+"""Text columns of a table, replaced by the features of a text encoder."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envariant.core.errors import EnvariantError, EnvariantWarning, unknown_name
+from envariant.data.cache import CACHE_VARIABLE, cache_folder
+from envariant.data.tables.columns import Column
+from envariant.data.tables.table import LogEntry, Table
+from envariant.features.backbones import TextEncoder
+from envariant.features.feature_file import features_in
+from envariant.features.images import content_key
+
+# Texts encoded and stored together.
+_BATCH = 256
+
+
+def embedded(
+    table: Table, names: Sequence[str], encoder: TextEncoder, cache: str | Path | None = None
+) -> Table:
+    """Return a table whose text columns are replaced by one column of numbers per feature.
+
+    Args:
+        table: Table with columns of text.
+        names: Names of the columns to embed; empty: all columns of free text.
+        encoder: Text encoder.
+        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+
+    Raises:
+        EnvariantError: If a column is unknown or not text, or there is no column of free text.
+
+    Warns:
+        EnvariantWarning: If columns of free text are not embedded.
+    """
+    available = {column.name: column for column in (*table.columns, *table.texts) if column.type.categorical}
+    selected = tuple(names) or tuple(column.name for column in table.texts)
+    if not selected:
+        raise EnvariantError("features: the table has no column of free text; name the columns as text")
+    if unknown := [name for name in selected if name not in available]:
+        raise unknown_name("text column", unknown[0], available, where="features")
+    if left := [column.name for column in table.texts if column.name not in selected]:
+        warnings.warn(
+            f"features: free text that is not used: {', '.join(left)}", EnvariantWarning, stacklevel=3
+        )
+    columns = tuple(column for column in table.columns if column.name not in selected)
+    log: list[LogEntry] = []
+    for name in selected:
+        values = encoded(available[name], encoder, cache)
+        columns += text_columns(name, values)
+        log.append(LogEntry(name, f"replaced by {values.shape[1]} features of {encoder}"))
+    return replace(
+        table,
+        columns=columns,
+        texts=tuple(column for column in table.texts if column.name not in selected),
+        preprocessing_log=(*(e for e in table.preprocessing_log if e.column not in selected), *log),
+        embedded=(*table.embedded, *((name, str(encoder)) for name in selected)),
+    )
+
+
+def text_columns(name: str, values: NDArray[np.float32]) -> tuple[Column, ...]:
+    """Return one column of numbers per feature of a text column.
+
+    Args:
+        name: Name of the text column.
+        values: Features, `[rows, width]`.
+    """
+    matrix = np.asarray(values, dtype=np.float64)
+    return tuple(Column(feature_name(name, k), "number", matrix[:, k]) for k in range(matrix.shape[1]))
+
+
+def feature_name(name: str, k: int) -> str:
+    """Return the name of a feature of a column, numbered from 1."""
+    return f"{name} {k + 1}"
+
+
+def own_columns(table: Table) -> tuple[Column, ...]:
+    """Return the input columns of a table that are not features of a text or image."""
+    names = [name for name, _ in table.embedded]
+    return tuple(column for column in table.columns if not is_feature(column.name, names))
+
+
+def is_feature(name: str, columns: Sequence[str]) -> bool:
+    """Return whether a name is that of a feature of one of some columns."""
+    column, _, number = name.rpartition(" ")
+    return column in columns and number.isdecimal()
+
+
+def encoded(column: Column, encoder: TextEncoder, cache: str | Path | None = None) -> NDArray[np.float32]:
+    """Return the features of a text column, `[rows, width]`, from the cache if they are stored.
+
+    Every distinct text is encoded once. A missing value is an empty text.
+
+    Args:
+        column: Column of text.
+        encoder: Text encoder.
+        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+    """
+    texts = [text or "" for text in column.texts()]
+    distinct, rows = np.unique(np.array(texts, dtype=object), return_inverse=True)
+    key = content_key(encoder, encoder.identity(), *distinct)
+    path = cache_folder(cache) / "features" / f"{key}.npy"
+    remedy = f"name a folder with free space in the variable {CACHE_VARIABLE}"
+
+    def blocks(first: int):
+        for start in range(first, len(distinct), _BATCH):
+            yield encoder.embed(distinct[start : start + _BATCH].tolist())
+
+    return features_in(path, (len(distinct), encoder.width), "float32", blocks, remedy).numpy()[rows]

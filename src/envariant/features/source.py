@@ -1,0 +1,341 @@
+"""`Features`: data source of the features of a frozen backbone, extracted once and cached."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from envariant.core import specs
+from envariant.core.conversion import several
+from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet, EnvironmentSource
+from envariant.core.errors import EnvariantError, shown
+from envariant.data import source as source_named
+from envariant.data.base import SpecSource
+from envariant.data.cache import cache_folder
+from envariant.data.tables.source import TableSource
+from envariant.data.tables.source import source as table_named
+from envariant.features.backbones import Extractor, TextEncoder, extractor, name_of
+from envariant.features.columns import embedded
+from envariant.features.feature_file import DType
+from envariant.features.images import Extraction, Preprocessing, content_key, features_of, preprocessing
+from envariant.features.lookup import backbone_of
+from envariant.features.store import FeatureStore, Standardization
+
+# Fields that are not settings.
+_HIDDEN = ("_samples",)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Extracted:
+    """Raw features of one sample of a source, as environments, and how they were computed."""
+
+    environments: EnvironmentSet
+    extraction: Extraction
+    preprocessing: Preprocessing
+    backbone: Extractor
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Features(SpecSource):
+    """Features of a frozen backbone, written as `features(image-folders('photos'), 'timm(resnet18)')`.
+
+    Each row is passed once through the backbone, in evaluation mode and without gradients. The features are
+    stored in the cache under a digest of rows, backbone, weights and preprocessing. A stopped extraction
+    resumes. The result is an ordinary source, on which every algorithm trains a head.
+
+    A table becomes a table whose text columns are replaced by the features of a text encoder; its other
+    columns stay.
+
+    Attributes:
+        source: Data source of images, other arrays or a table; in text, its name with settings.
+        backbone: Name of a model or text encoder, such as `timm(resnet18, pretrained=true)`,
+            `efficientnet-lite0`, `minilm` or `hashed-words`; or a model, module or text encoder. A network
+            with the parts featurizer and head is used without its head.
+        size: Side in pixels to which images are resized before the backbone. Default: unchanged.
+        text: Columns of a table to embed. Default: all columns of free text.
+        dtype: Type in which features are stored: "float32", or "bfloat16", which takes half the space.
+        standardize: Whether features are standardized by mean and standard deviation of the training
+            environments.
+        components: Number of principal components to keep of the standardized features, each with standard
+            deviation 1; fitted on the training environments. Default: all features are kept.
+        test: Names of the test environments, whose rows are not used to standardize. Default: those of the
+            source.
+        batch_size: Rows per forward pass.
+        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+    """
+
+    base: ClassVar[str] = "features"
+    positional: ClassVar[tuple[str, ...]] = ("source", "backbone")
+    source: Any
+    backbone: Any
+    size: int | None = None
+    text: tuple[str, ...] = ()
+    dtype: DType = "float32"
+    standardize: bool = True
+    components: int | None = None
+    test: tuple[str, ...] | None = field(default=None, compare=False)
+    batch_size: int = field(default=64, compare=False)
+    cache: str | Path | None = field(default=None, compare=False)
+    _samples: dict[Any, Any] = field(default_factory=dict[Any, Any], repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        source = source_named(self.source) if isinstance(self.source, str) else self.source
+        if not isinstance(source, EnvironmentSource) or isinstance(source, Features):
+            raise EnvariantError(
+                f"features: source must be the name of a source, or one; got {shown(source)}"
+            )
+        object.__setattr__(self, "source", source)
+        object.__setattr__(self, "backbone", backbone_of(self.backbone))
+        object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))
+        specs.validate(self, self.base, only=("dtype", "standardize"))
+        if self.components is not None and not self.standardize:
+            raise EnvariantError("features: components are those of standardized features; set standardize")
+        for key in ("size", "components", "batch_size"):
+            value = 1 if getattr(self, key) is None else getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise EnvariantError(f"features: {key} must be a whole number from 1; got {value!r}")
+        reads_text, is_table = isinstance(self.backbone, TextEncoder), isinstance(source, TableSource)
+        if reads_text != is_table:
+            what = "a table, for a text encoder" if reads_text else "images or other arrays, not a table"
+            raise EnvariantError(
+                f"features: {name_of(self.backbone)} needs {what}; the text encoders are "
+                f"sentence-transformers, minilm and hashed-words"
+            )
+        if self.text and not is_table:
+            raise EnvariantError("features: text names columns of a table; leave it out for images")
+
+    @classmethod
+    def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> "Features":
+        if len(spec.positional) != 2:
+            example = "features(image-folders('photos'), 'timm(resnet18, pretrained=true)')"
+            raise EnvariantError(f"features: needs a source and a backbone first, as in {example}")
+        given = dict(spec.keywords)
+        if "text" in given:
+            given["text"] = tuple(map(str, several(given["text"], "features: text")))
+        first, backbone = spec.positional[0], str(spec.positional[1])
+        nested = specs.parse_as("data", str(first))
+        if nested.name == TableSource.base and len(nested.positional) == 1:
+            # Free text may be the only input.
+            source: Any = table_named(*nested.positional, only_texts=True, **nested.keywords)
+        else:
+            source = source_named(str(first), folder=folder)
+        keywords = {"source": source, "backbone": backbone, **given}
+        return cls(**specs.fill(cls, specs.Spec(spec.name, (), keywords), (), _HIDDEN))
+
+    @property
+    def name(self) -> str:
+        changed = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.compare and f.name not in self.positional and getattr(self, f.name) != f.default
+        }
+        parts = _nested(self.source.name), _nested(name_of(self.backbone))
+        return str(specs.Spec(self.base, parts, changed))
+
+    def identity(self) -> str:
+        if self._table is not None:
+            return self._table.identity()
+        settings = {key: getattr(self, key) for key in ("size", "dtype", "standardize", "components")}
+        backbone = self._extracted(0).backbone.identity
+        settings |= {"test": self.test} if self.standardize and self.test is not None else {}
+        return str(specs.Spec(self.base, (self._source_identity, backbone), settings))
+
+    def with_test_environments(self, test: Sequence[str] | None) -> "EnvironmentSource":
+        if self._table is not None:
+            return self._table.with_test_environments(test)
+        names = None if test is None else tuple(test)
+        return self if names == self.test else dataclasses.replace(self, test=names)
+
+    @property
+    def columns(self) -> Mapping[str, slice]:
+        return {} if self._table is None else self._table.columns
+
+    def default_settings(self, algorithm: str) -> DefaultSettings:
+        if self._table is not None:
+            return self._table.default_settings(algorithm)
+        return DefaultSettings(
+            model="linear",
+            steps=300,
+            learning_rate=1e-3,
+            batch_size=32,
+            source="a linear head on frozen features and DomainBed's batch size; not tuned",
+        )
+
+    def preprocessing_log(self) -> list[str]:
+        """Return the preprocessing log of the source and one line on the features."""
+        if self._table is not None:
+            return list(map(str, self._table.table.preprocessing_log))
+        lines: Any = getattr(self.source, "preprocessing_log", list)
+        own = self._extracted(0)
+        line = f"{own.backbone.width:,} features by {name_of(self.backbone)}; {own.extraction}"
+        return [*lines(), line]
+
+    @property
+    def extraction(self) -> Extraction:
+        """Number of rows extracted by this process, those from the cache, and the time it took."""
+        return self._extracted(0).extraction
+
+    @property
+    def table_source(self) -> TableSource:
+        """Table with embedded columns, for `compare` and saved models.
+
+        Raises:
+            EnvariantError: If the source is not a table.
+        """
+        if self._table is None:
+            raise EnvariantError(f"features: {self.source.name} is not a table; table_source needs one")
+        return self._table
+
+    def plot(self, seed: int = 0, most: int = 12) -> Any:
+        # Images say more than their features.
+        return self.source.plot(seed, most)
+
+    def sample(self, seed: int) -> EnvironmentSet:
+        """Return the environments with features as inputs.
+
+        Raises:
+            EnvariantError: If the source cannot be read, or the features cannot be computed or stored.
+        """
+        return self._table.sample(seed) if self._table is not None else self._standardized(seed)[0]
+
+    def _standardized(self, seed: int) -> tuple[EnvironmentSet, Standardization | None]:
+        raw = self._extracted(seed).environments
+        if not self.standardize:
+            return raw, None
+        # Replicas with the same rows share one object, so that they are stored once.
+        key = ("standardized", id(raw), self.test, self.components)
+        if key not in self._samples:
+            roles = raw.roles(self.test)
+            stores = [cast("FeatureStore", e.input_store) for e in raw.environments]
+            chosen = [s for s, e in zip(stores, raw.environments, strict=True) if roles[e.name] == "train"]
+            fitted = Standardization.of(chosen, self.components)
+            self._samples[key] = _with_inputs(raw, [fitted.applied(store) for store in stores]), fitted
+        return self._samples[key]
+
+    def image_model(self, head: nn.Module, test_environments: Sequence[str] | None = None) -> nn.Module:
+        """Return a network from the inputs of the source, such as images, to the outputs of a trained head.
+
+        Args:
+            head: Network trained on these features, as in `result.model(0)`.
+            test_environments: Test environments of the run. Default: those of the data.
+
+        Raises:
+            EnvariantError: If the source is a table.
+        """
+        if self._table is not None:
+            raise EnvariantError("features: a table has no image model; use SavedModel.of with table_source")
+        own, source = self._extracted(0), cast("Features", self.with_test_environments(test_environments))
+        standardization = Standardized(source._standardized(0)[1])
+        return nn.Sequential(
+            own.preprocessing, own.backbone.module, nn.Flatten(), standardization, head
+        ).eval()
+
+    @cached_property
+    def _table(self) -> TableSource | None:
+        if not isinstance(self.source, TableSource):
+            return None
+        table = embedded(self.source.table, self.text, cast("TextEncoder", self.backbone), self.cache)
+        return TableSource(table, self.name, self.source.test)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        # Copies with other test environments share what is in memory; those with other settings do not.
+        return id(self.source), id(self.backbone), self.size, self.dtype
+
+    @property
+    def _source_identity(self) -> str:
+        # A fingerprint of all rows takes a moment.
+        if (key := ("identity", *self._key)) not in self._samples:
+            self._samples[key] = self.source.identity()
+        return self._samples[key]
+
+    def _extracted(self, seed: int) -> _Extracted:
+        key = ("raw", *self._key, self._source_identity, seed)
+        if key not in self._samples:
+            self._samples[key] = self._extract(self.source.sample(seed))
+        return self._samples[key]
+
+    def _extract(self, sample: EnvironmentSet) -> _Extracted:
+        rgb = getattr(self.backbone, "rgb", False)
+        shape = list(sample.input_shape)
+        if self.size is not None and len(shape) != 3:
+            raise EnvariantError(f"features: size needs images, channels first; got inputs of shape {shape}")
+        shape = [3 if rgb and shape[0] == 1 else shape[0], *([self.size] * 2 if self.size else shape[1:])]
+        if (known := ("backbone", *self._key, *shape)) not in self._samples:
+            self._samples[known] = extractor(self.backbone, shape)
+        backbone: Extractor = self._samples[known]
+        before = preprocessing(self.source, sample, backbone, self.size, rgb=rgb)
+        key = content_key(repr(before), backbone.identity)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        features, extraction = features_of(
+            sample,
+            nn.Sequential(before, backbone.module),
+            key,
+            backbone.width,
+            self.dtype,
+            cache_folder(self.cache) / "features",
+            self.batch_size,
+            device,
+        )
+        # Draws with the same rows are one object, so that replicas share them.
+        content = content_key(key, *(name for e in sample.environments for name in _row_values(e)))
+        if content not in self._samples:
+            self._samples[content] = _with_inputs(sample, list(map(FeatureStore, features)))
+        return _Extracted(self._samples[content], extraction, before, backbone)
+
+    def __reduce__(self) -> Any:
+        # Features in memory are not sent to other processes, which read them from the cache.
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        return _rebuilt, ({**fields, "_samples": {}},)
+
+
+@final
+class Standardized(nn.Module):
+    """Standardization of raw features as a layer.
+
+    Args:
+        standardization: Center, scale and principal components; None for raw features.
+    """
+
+    def __init__(self, standardization: Standardization | None) -> None:
+        super().__init__()
+        self.standardization = standardization
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return standardized features, `[rows, width]`."""
+        return features if self.standardization is None else self.standardization(features)
+
+
+def _rebuilt(fields: Mapping[str, Any]) -> Features:
+    return Features(**fields)
+
+
+def _nested(text: str) -> Any:
+    """Return a spec that can be written inside of another one; other text is returned unchanged."""
+    try:
+        spec = specs.parse(text)
+        return spec if specs.parse(f"x({spec})") == specs.Spec("x", (spec,)) else text
+    except EnvariantError:
+        return text
+
+
+def _with_inputs(sample: EnvironmentSet, stores: Sequence[FeatureStore]) -> EnvironmentSet:
+    """Return a copy of a set of environments with other inputs."""
+    environments = tuple(
+        Environment(e.name, store, e.targets, e.attributes, e.origin)
+        for e, store in zip(sample.environments, stores, strict=True)
+    )
+    return dataclasses.replace(sample, environments=environments)
+
+
+def _row_values(environment: Environment) -> list[object]:
+    """Return name, inputs, targets and attributes of an environment, for a digest."""
+    values = {"targets": environment.targets, **environment.attributes}
+    return [environment.name, environment.input_store, *(v.cpu().numpy().tobytes() for v in values.values())]

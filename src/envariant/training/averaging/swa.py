@@ -1,0 +1,35 @@
+"""Stochastic weight averaging."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+from jaxtyping import Float
+from pydantic import NonNegativeInt
+from torch import Tensor
+
+from envariant.core.specs import Percent
+from envariant.training.averaging.base import Averaging, State, running_mean
+
+
+@final
+@dataclass(frozen=True)
+class SWA(Averaging):
+    """Mean of the weights at the end of each cycle: θ̃ ← θ̃ + (θ − θ̃) / (n + 1), from update `start` on.
+
+    Izmailov et al. 2018, arXiv 1803.05407, where a cycle is an epoch. Before update `start`, the average is
+    the current weights. The paper's learning rate of this phase is an option of the run: `learning_rate`.
+
+    Attributes:
+        start: Update, counted from 1, or share of the run at which averaging begins.
+        every: Length of a cycle in updates, or as a share of the run; at least one update.
+    """
+
+    name: ClassVar[str] = "swa"
+    start: NonNegativeInt | Percent = field(default=Percent(75))
+    every: NonNegativeInt | Percent = field(default=Percent(1))
+
+    def update(self, state: State, params: Float[Tensor, "replicas numbers"], step: int) -> State:
+        assert isinstance(self.start, int)
+        assert isinstance(self.every, int)
+        earlier, rest = divmod(max(0, step - max(1, self.start)), max(1, self.every))
+        return state if rest else {"average": running_mean(state["average"], params, earlier)}

@@ -1,0 +1,176 @@
+"""Callbacks: functions of the user that are called during training, with the state of the replicas."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, final
+
+from envariant.core.errors import EnvariantError, first_line, shown
+from envariant.training.checkpoint import Checkpoint, ReplicaState
+from envariant.training.engine import Evaluated, Stepped
+from envariant.training.history import HistoryRow
+from envariant.training.record import Record
+
+
+@final
+@dataclass(frozen=True)
+class RunLabel:
+    """Name and settings of one replica, for logs.
+
+    Attributes:
+        label: Name that is unique among the runs of a folder, and the same after a resume.
+        settings: Settings as text by name: data set, algorithm, hyperparameters and others.
+    """
+
+    label: str
+    settings: Mapping[str, str]
+
+
+@final
+@dataclass(frozen=True)
+class TrainingState:
+    """State of the replicas that train together, as passed to callbacks. It is valid during the call only.
+
+    Attributes:
+        record: Record of the run: options, data and provenance.
+        labels: Mapping from replica to its name and settings.
+        replicas: Indices of the replicas; in a study, IDs of the runs.
+        step: Number of completed updates.
+        rows: Values measured at this evaluation, including the metrics of the algorithm (role "batch"); empty
+            in `on_step`.
+    """
+
+    record: Record
+    labels: Mapping[int, RunLabel] = field(repr=False)
+    replicas: tuple[int, ...]
+    step: int
+    rows: tuple[HistoryRow, ...] = field(repr=False)
+    _checkpoint: Any = field(repr=False)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Parameters, buffers and state of the optimizer and the algorithm, with a leading replica axis."""
+        return self._checkpoint()
+
+    @property
+    def states(self) -> Mapping[int, ReplicaState]:
+        """Mapping from replica to its parameters, buffers and reason for divergence."""
+        return self.checkpoint.states()
+
+    @property
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """Mapping from replica to the metrics of the last training batch by name: risk, penalty and others.
+
+        The values are copied from the device, which takes time on a GPU.
+        """
+        checkpoint = self.checkpoint
+        values = checkpoint.watch.get("metrics")
+        each = [] if values is None else values.tolist()
+        return {
+            replica: dict(zip(checkpoint.metrics, own, strict=True))
+            for replica, own in zip(checkpoint.replicas, each, strict=False)
+        }
+
+
+class Callback(Protocol):
+    """Base class of callbacks. Override the methods that are needed; other classes may have only those."""
+
+    def on_step(self, state: TrainingState) -> None:
+        """Do something after each training step. Without this method, steps have no overhead."""
+        del state
+
+    def on_evaluation(self, state: TrainingState) -> None:
+        """Do something after each evaluation of all environments, also before the first step."""
+        del state
+
+    def on_end(self, state: TrainingState) -> None:
+        """Do something after the last evaluation of the replicas that train together."""
+        del state
+
+
+_METHODS = ("on_step", "on_evaluation", "on_end")
+
+
+def check_callbacks(callbacks: object) -> tuple[Any, ...]:
+    """Return one callback or several as a tuple.
+
+    Raises:
+        EnvariantError: If an object has none of the methods of a callback, or is a class.
+    """
+    several = callbacks if isinstance(callbacks, Sequence) else [] if callbacks is None else [callbacks]
+    for each in (checked := tuple(cast("Iterable[Any]", several))):
+        if isinstance(each, type) or not any(hasattr(each, name) for name in _METHODS):
+            raise EnvariantError(
+                f"callbacks must be objects with a method {', '.join(_METHODS[:2])} or {_METHODS[2]}; "
+                f"got {shown(each)}"
+            )
+    return checked
+
+
+@final
+class CallbackRunner:
+    """Caller of the callbacks of a run.
+
+    Args:
+        callbacks: One callback or several; None for none.
+        record: Record of the run.
+        labels: Mapping from replica to its name and settings.
+
+    Raises:
+        EnvariantError: If an object is not a callback.
+    """
+
+    def __init__(self, callbacks: object, record: Record, labels: Mapping[int, RunLabel]) -> None:
+        checked = check_callbacks(callbacks)
+        self._by_method = {name: [c for c in checked if _overrides(c, name)] for name in _METHODS}
+        self._record, self._labels = record, labels
+
+    def __call__(self, event: Stepped | Evaluated, rows: Iterable[HistoryRow] = ()) -> None:
+        """Call the methods for an event of the engine.
+
+        Args:
+            event: Event of the engine.
+            rows: Values measured in addition to those of the event.
+
+        Raises:
+            EnvariantError: If a callback fails.
+        """
+        if isinstance(event, Stepped):
+            if self._by_method["on_step"]:
+                self._call("on_step", event, ())
+            return
+        self._call("on_evaluation", event, (*event.rows, *rows))
+        if event.finished:
+            self._call("on_end", event, (*event.rows, *rows))
+
+    def _call(self, method: str, event: Stepped | Evaluated, rows: tuple[HistoryRow, ...]) -> None:
+        labels, checkpoint = self._labels, event.checkpoint
+        state = TrainingState(self._record, labels, event.replicas, event.step, rows, checkpoint)
+        for callback in self._by_method[method]:
+            try:
+                getattr(callback, method)(state)
+            # A user's callback can raise anything.
+            except Exception as error:
+                where = f"callback {type(callback).__name__}: {method} fails at step {event.step}"
+                remedy = "correct it; a run with a folder resumes when the call is repeated"
+                raise EnvariantError(f"{where} ({first_line(error)}); {remedy}", retryable=True) from error
+
+
+def _overrides(callback: object, method: str) -> bool:
+    own = getattr(type(callback), method, None)
+    return hasattr(callback, method) and own is not getattr(Callback, method)
+
+
+def run_label(run: int) -> str:
+    """Return the label of a run of a study in trackers."""
+    return f"run-{run:06d}"
+
+
+def labels_of(record: Record) -> dict[int, RunLabel]:
+    """Return the name and settings of each replica of a single run."""
+    spec = record.spec.to_dict()
+    options = spec.pop("hyperparameters") | {key: value for key, value in spec.items() if value is not None}
+    settings = {key: str(value) for key, value in options.items()}
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in record.spec.algorithm)
+    name = f"{name}-{record.identity[:8]}-replica"
+    replicas = range(record.spec.replicas)
+    return {k: RunLabel(f"{name}-{k}", {**settings, "replica": str(k)}) for k in replicas}

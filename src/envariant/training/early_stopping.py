@@ -1,0 +1,45 @@
+"""Early stopping: end training when a validation metric no longer improves."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from pydantic import PositiveInt
+
+from envariant.core import specs
+from envariant.core.errors import EnvariantError, shown
+
+
+@final
+@dataclass(frozen=True)
+class Patience:
+    """Stop a replica after a number of evaluations without a new best validation metric.
+
+    The metric is a mean over training environments, on the rows that `holdout_fraction` keeps for validation.
+
+    Attributes:
+        evaluations: Number of evaluations without a new best value.
+        metric: Metric of the task, or "loss".
+    """
+
+    name: ClassVar[str] = "patience"
+    evaluations: PositiveInt
+    metric: str = "loss"
+
+    def __post_init__(self) -> None:
+        specs.validate(self, self.name)
+
+    def __str__(self) -> str:
+        return specs.describe(self.name, self, positional=("evaluations",))
+
+
+def stop_rule(requested: object) -> Patience | None:
+    """Convert a text such as `patience(10)` to a rule; return rules and None unchanged.
+
+    Raises:
+        EnvariantError: If the rule or one of its settings is unknown or not allowed.
+    """
+    if requested is None or isinstance(requested, Patience):
+        return requested
+    if isinstance(requested, str):
+        return specs.build("stop_early", requested, {Patience.name: Patience})
+    raise EnvariantError(f"stop_early must be a text such as patience(10); got {shown(requested)}")

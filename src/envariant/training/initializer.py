@@ -1,0 +1,80 @@
+"""Base classes of pretraining methods for the initial weights."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, final
+
+from torch import Tensor, nn
+
+from envariant.algorithms import Composition
+from envariant.core import specs
+from envariant.core.environments import EnvironmentSet
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Pretrained model, represented by its weights and a prediction function.
+
+    Attributes:
+        weights: Parameters and buffers by name.
+        logits: Function from rows, in the storage format of the environments, to logits `[rows]` or
+            `[rows, outputs]`.
+    """
+
+    weights: Mapping[str, Tensor]
+    logits: Callable[[Tensor], Tensor]
+
+
+class Fit(Protocol):
+    """Function that trains a new model of the run's architecture."""
+
+    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
+        """Train a new model on all environments.
+
+        Args:
+            environments: Training environments.
+            algorithm: Algorithm for training the model.
+            steps: Number of updates.
+        """
+        ...
+
+    def initial(self, environments: EnvironmentSet) -> nn.Module:
+        """Return the network of the run with its initial weights.
+
+        Args:
+            environments: Training environments.
+        """
+        ...
+
+
+class Initializer(ABC):
+    """Base class of pretraining methods for the initial weights.
+
+    Attributes:
+        name: Name in the option `init`, such as `rfc`.
+    """
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        specs.validate(self, self.name)
+
+    @property
+    @abstractmethod
+    def total_steps(self) -> int:
+        """Total number of pretraining steps of one replica."""
+
+    @abstractmethod
+    def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
+        """Return pretrained parameters and buffers of the run's model, by name.
+
+        Args:
+            environments: Training environments.
+            fit: Function that trains a model of the run's architecture.
+            seed: Seed of all random numbers except those for weights and batches.
+
+        Raises:
+            EnvariantError: If the method does not support the task or the model.
+        """

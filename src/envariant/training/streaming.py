@@ -1,0 +1,227 @@
+"""Rows that are read when they are used: batches and blocks are read ahead by threads.
+
+The rows of a batch depend only on seeds and the step, so a resumed run reads the same batches.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, pairwise
+from typing import final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from envariant.core import machine
+from envariant.core.input_store import InputStore
+
+# Rows that one thread reads at a time: enough to hide the overhead, few enough to use all threads.
+_ROWS_PER_TASK = 8
+# Batches that are read ahead: at most `_MOST_AHEAD`, and at most about this many bytes.
+_MOST_AHEAD, _BYTES_AHEAD = 4, 256 * 2**20
+
+# Seconds of waiting that a user would not notice.
+_WORTH_SAYING = 1.0
+
+Request = tuple[InputStore, Tensor, int | None]
+"""Store, row numbers, and the key of random transforms; no key for evaluation."""
+
+
+def waiting_notes(waited: float, seconds: float) -> tuple[str, ...]:
+    """Return a note if more than a tenth of the time was spent waiting for rows.
+
+    Args:
+        waited: Seconds of waiting.
+        seconds: Seconds of training and evaluation, including waiting.
+    """
+    if waited <= max(0.1 * seconds, _WORTH_SAYING):
+        return ()
+    return (
+        f"data: {waited / seconds:.0%} of the time was spent waiting for rows from disk; storage=disk reads "
+        f"faster than storage=files, and a faster disk or more cores help",
+    )
+
+
+@final
+class Reader:
+    """Reader of rows in several threads, with a measurement of the time spent waiting for them.
+
+    Args:
+        device: Device to which rows are copied.
+
+    Attributes:
+        waited: Seconds for which the caller waited for rows.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = ThreadPoolExecutor(machine.cores(), thread_name_prefix="rows")
+        self._device, self.waited = device, 0.0
+
+    def ahead(self, requests: Callable[[int], Sequence[Request]], number_bytes: int) -> "ReadAhead":
+        """Return an object that reads numbered batches ahead of their use.
+
+        Args:
+            requests: Function from the number of a batch to its rows, in order.
+            number_bytes: Bytes of one batch, which limit how many are read ahead.
+        """
+        return ReadAhead(self, requests, max(1, min(_MOST_AHEAD, _BYTES_AHEAD // max(1, number_bytes))))
+
+    def submit(self, requests: Sequence[Request]) -> "list[Future[Tensor] | Request]":
+        """Start reading rows; stores that cannot be read by several threads are left for `collect`."""
+        return [
+            self._pool.submit(_read, (store, part, key)) if store.concurrent else (store, part, key)
+            for store, index, key in requests
+            for part in (index.split(_ROWS_PER_TASK) if store.concurrent else (index,))
+        ]
+
+    def collect(self, parts: "Sequence[Future[Tensor] | Request]") -> Tensor:
+        """Wait for rows, and return them in one tensor on the device."""
+        start = time.perf_counter()
+        read = [part.result() if isinstance(part, Future) else _read(part) for part in parts]
+        self.waited += time.perf_counter() - start
+        if self._device.type != "cuda":
+            return torch.cat(read)
+        # Copies from pinned memory run at the same time as the computation.
+        rows = torch.empty((sum(map(len, read)), *read[0].shape[1:]), dtype=read[0].dtype, pin_memory=True)
+        return torch.cat(read, out=rows).to(self._device, non_blocking=True)
+
+
+def _read(request: Request) -> Tensor:
+    store, index, key = request
+    return store.gather(index) if key is None else store.draw(index, key)
+
+
+@final
+class ReadAhead:
+    """Numbered batches that are read ahead of their use, in ascending order; see `Reader.ahead`."""
+
+    def __init__(self, reader: Reader, requests: Callable[[int], Sequence[Request]], depth: int) -> None:
+        self._reader, self._requests, self._depth = reader, requests, depth
+        self._pending: dict[int, list[Future[Tensor] | Request]] = {}
+
+    def get(self, number: int, last: int | None = None) -> Tensor:
+        """Return the rows of a batch, and start reading the next batches.
+
+        Args:
+            number: Number of the batch.
+            last: Number of the last batch. Default: there is no last batch.
+        """
+        wanted = range(
+            number, number + self._depth + 1 if last is None else min(last, number + self._depth) + 1
+        )
+        # A run that steps back, as in a rehearsal, reads its batches again.
+        for other in self._pending.keys() - set(wanted):
+            for part in self._pending.pop(other):
+                if isinstance(part, Future):
+                    part.cancel()
+        for each in wanted:
+            if each not in self._pending:
+                self._pending[each] = self._reader.submit(self._requests(each))
+        return self._reader.collect(self._pending.pop(number))
+
+
+@final
+class StreamedInputs:
+    """Inputs of adjacent environments that are read when they are used.
+
+    Args:
+        reader: Reader of the rows.
+        stores: Stores of the environments of each set; several sets belong to one replica each.
+        axis: Axis of the replicas: 0, or None if all replicas share the rows.
+    """
+
+    def __init__(self, reader: Reader, stores: Sequence[Sequence[InputStore]], axis: int | None) -> None:
+        self._reader, self._stores, self._axis = reader, stores, axis
+        self._starts = (0, *accumulate(map(len, stores[0])))
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the inputs: `[rows, *shape]`, or `[replicas, rows, *shape]`."""
+        replicas = () if self._axis is None else (len(self._stores),)
+        return torch.Size((*replicas, self._starts[-1], *self._stores[0][0].shape))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one stored row."""
+        return self._stores[0][0].shape.numel() * self._stores[0][0].dtype.itemsize
+
+    def environments(self, names: slice) -> "StreamedInputs":
+        """Return the inputs of some of the environments.
+
+        Args:
+            names: Positions of the environments.
+        """
+        return StreamedInputs(self._reader, [stores[names] for stores in self._stores], self._axis)
+
+    def ahead(
+        self, index: Callable[[int], Int[Tensor, "replicas rows"]], keys: Callable[[int], Tensor], rows: int
+    ) -> ReadAhead:
+        """Return an object that reads the batches of training steps ahead.
+
+        Args:
+            index: Function from a step to the row numbers of each replica, on the CPU.
+            keys: Function from a step to the random key of each replica, on the CPU.
+            rows: Number of rows of all replicas in a batch.
+        """
+
+        def requests(step: int) -> list[Request]:
+            # Without their own sets, all replicas read from the first.
+            own = zip(index(step), keys(step).tolist(), strict=True)
+            return [
+                request
+                for k, (numbers, key) in enumerate(own)
+                for request in self._requests(0 if self._axis is None else k, numbers, key)
+            ]
+
+        return self._reader.ahead(requests, rows * self.row_bytes)
+
+    def split(self, sizes: Sequence[int], dim: int = 0) -> Iterator[Tensor]:
+        """Yield blocks of rows like `Tensor.split`; the next blocks are read while one is used.
+
+        Args:
+            sizes: Number of rows of each block.
+            dim: Axis of the rows.
+        """
+        edges = list(pairwise((0, *accumulate(sizes))))
+        ahead = self._reader.ahead(
+            lambda k: self._of_all(torch.arange(*edges[k])), max(sizes) * self.row_bytes * len(self._stores)
+        )
+        for k in range(len(edges)):
+            yield self._shaped(ahead.get(k, len(edges) - 1), dim)
+
+    def index_select(self, dim: int, index: Int[Tensor, " selected"]) -> Tensor:
+        """Return selected rows like `Tensor.index_select`.
+
+        Args:
+            dim: Axis of the rows.
+            index: Row numbers.
+        """
+        return self._shaped(self._reader.collect(self._reader.submit(self._of_all(index.cpu()))), dim)
+
+    def whole(self) -> Tensor:
+        """Return all rows.
+
+        Raises:
+            EnvariantError: If they do not fit in memory.
+        """
+        machine.require_memory(
+            self.shape.numel() * self._stores[0][0].dtype.itemsize,
+            f"reading {self._starts[-1]:,} rows at once",
+            "use smaller images or fewer rows",
+        )
+        return self.index_select(0 if self._axis is None else 1, torch.arange(self._starts[-1]))
+
+    def _of_all(self, index: Tensor) -> list[Request]:
+        return [each for k in range(len(self._stores)) for each in self._requests(k, index, None)]
+
+    def _requests(self, number: int, index: Tensor, key: int | None) -> Iterator[Request]:
+        """Yield a request for every run of rows of the same environment."""
+        owner = torch.searchsorted(torch.tensor(self._starts[1:]), index, right=True)
+        owners, lengths = owner.unique_consecutive(return_counts=True)
+        for environment, rows in zip(owners.tolist(), index.split(lengths.tolist()), strict=True):
+            yield self._stores[number][environment], rows - self._starts[environment], key
+
+    def _shaped(self, rows: Tensor, dim: int) -> Tensor:
+        del dim
+        return rows if self._axis is None else rows.unflatten(0, (len(self._stores), -1))

@@ -1,0 +1,99 @@
+"""Validation metrics of a replica stack during training: the best weights, and early stopping."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import torch
+
+from envariant.core.tasks import Task
+from envariant.training.early_stopping import Patience
+from envariant.training.evaluator import Weights
+from envariant.training.history import LOSS, HistoryRow
+from envariant.training.keep_rules import KeepBest, KeepRule
+
+
+@final
+class ValidationWatch:
+    """Best validation scores of all replicas, with the weights of the best evaluation.
+
+    Args:
+        keep: Rule for the kept weights.
+        patience: Rule for early stopping, or None.
+        task: Task of the run.
+        replicas: Number of replicas.
+
+    Attributes:
+        state: Tensors by name, for checkpoints. "kept" holds the best score and its step by replica,
+            "patience" the best value, its step and the number of evaluations since. "params" and "buffers"
+            hold the kept weights.
+    """
+
+    def __init__(self, keep: KeepRule, patience: Patience | None, task: Task, replicas: int) -> None:
+        self._keeps_best, self._patience, self._task = isinstance(keep, KeepBest), patience, task
+        self._metric = keep.metric if isinstance(keep, KeepBest) else ""
+        never = torch.tensor([-torch.inf, -1.0, 0.0], dtype=torch.float64).expand(replicas, 3)
+        self.state: dict[str, Any] = {"params": {}, "buffers": {}}
+        self.state |= {"kept": never[:, :2].clone()} if self._keeps_best else {}
+        self.state |= {"patience": never.clone()} if patience is not None else {}
+
+    @property
+    def weights(self) -> tuple[Weights, Weights]:
+        """Parameters and buffers of the best evaluation of each replica."""
+        return self.state["params"], self.state["buffers"]
+
+    def observe(
+        self, k: int, step: int, rows: Iterable[HistoryRow], weights: Callable[[], tuple[Weights, Weights]]
+    ) -> str | None:
+        """Take note of an evaluation of a replica; return why the replica stops, or None.
+
+        Args:
+            k: Row of the replica in the stack.
+            step: Number of completed updates.
+            rows: Measured values of the replica.
+            weights: Function that returns the parameters and buffers used for prediction, of all replicas.
+        """
+        rows = list(rows)
+        if self._keeps_best:
+            score = self._score(rows, self._metric or self._task.metric)
+            if score > self.state["kept"][k, 0]:
+                self.state["kept"][k] = torch.tensor([score, step], dtype=torch.float64)
+                for group, values in zip(("params", "buffers"), weights(), strict=True):
+                    held = self.state[group]
+                    for name, value in values.items():
+                        if name not in held:
+                            held[name] = value.detach().clone()
+                        held[name][k] = value[k]
+        if self._patience is None:
+            return None
+        best, at, since = self.state["patience"][k].tolist()
+        score = self._score(rows, self._patience.metric)
+        best, at, since = (score, step, 0) if score > best else (best, at, since + 1)
+        self.state["patience"][k] = torch.tensor([best, at, since], dtype=torch.float64)
+        if since < self._patience.evaluations:
+            return None
+        return (
+            f"no better validation {self._patience.metric} in {int(since)} evaluations since step {int(at)}"
+        )
+
+    def load(self, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Continue from the state in a checkpoint.
+
+        Args:
+            saved: State, without its empty groups.
+            device: Device of the weights.
+
+        Raises:
+            KeyError: If the checkpoint was written with other rules.
+        """
+        for name, value in self.state.items():
+            if isinstance(value, dict):
+                self.state[name] = {key: each.to(device) for key, each in saved.get(name, {}).items()}
+            else:
+                self.state[name] = saved[name].clone()
+
+    def _score(self, rows: Iterable[HistoryRow], metric: str) -> float:
+        """Return the mean of a validation metric over environments; for a loss, its negative."""
+        values = [row.value for row in rows if row.role == "validation" and row.metric == metric]
+        better = metric != LOSS and self._task.higher_is_better
+        return statistics.fmean(values) * (1 if better else -1)

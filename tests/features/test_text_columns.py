@@ -1,0 +1,132 @@
+"""Text columns of tables, replaced by the features of a text encoder."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from envariant import data
+from envariant.comparison import inputs
+from envariant.comparison.data_check import check_data
+from envariant.core.errors import EnvariantError
+from envariant.data.tables.source import TableSource
+from envariant.data.tables.table import load, read, read_with_texts
+from envariant.features import Features, HashedWords
+from envariant.features.columns import embedded
+from envariant.predictors import Linear
+from envariant.saved_model import SavedModel
+
+WORDS = {False: ("poor", "slow", "broken", "late"), True: ("great", "fast", "solid", "kind")}
+
+
+def reviews(rows=240):
+    rng = np.random.default_rng(0)
+    good = rng.random(rows) < 0.5
+    text = [
+        f"{rng.choice(WORDS[bool(g)])} and {rng.choice(WORDS[bool(g)])} service, order {k}"
+        for k, g in enumerate(good)
+    ]
+    shop = np.array(["north", "south", "west"])[np.arange(rows) % 3]
+    return pd.DataFrame({"review": text, "price": rng.normal(size=rows), "shop": shop, "stars": good})
+
+
+def test_text_columns_join_the_numeric_columns(tmp_path):
+    frame = reviews()
+    table = embedded(read_with_texts(frame, "stars", "shop"), (), HashedWords(features=32), tmp_path)
+    assert [column.name for column in table.columns[:3]] == ["price", "review 1", "review 2"]
+    assert len(table.columns) == 33
+    assert table.texts == ()
+    matrix = np.stack([column.values for column in table.columns[1:]], axis=1)
+    expected = HashedWords(features=32).embed(frame["review"].tolist()).numpy()
+    np.testing.assert_allclose(matrix, expected, atol=1e-7)
+    assert "replaced by 32 features of hashed-words(features=32)" in str(table.preprocessing_log[-1])
+    table.write(tmp_path)
+    assert load(tmp_path).embedded == (("review", "hashed-words(features=32)"),)
+
+
+def test_text_may_be_the_only_input(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
+    frame = reviews().drop(columns="price")
+    frame.to_csv(tmp_path / "reviews.csv", index=False)
+    with pytest.raises(EnvariantError, match="no column is left"):
+        read(frame, "stars", "shop")
+    assert read_with_texts(frame, "stars", "shop").columns == ()
+    path = str(tmp_path / "reviews.csv")
+    source = data.source(
+        f"features(table({path!r}, target=stars, environment=shop), hashed-words(features=16), text=review)"
+    )
+    assert isinstance(source, Features)
+    assert isinstance(source.table_source, TableSource)
+    assert source.sample(0).input_shape[0] == 16
+    assert data.source(source.name).identity() == source.identity()
+
+
+def test_an_unknown_column_is_named(tmp_path):
+    table = read_with_texts(reviews(), "stars", "shop")
+    with pytest.raises(EnvariantError, match="unknown text column 'reviwe'.*review"):
+        embedded(table, ("reviwe",), HashedWords(), tmp_path)
+    with pytest.raises(EnvariantError, match="unknown text column 'price'"):
+        embedded(table, ("price",), HashedWords(), tmp_path)
+
+
+def test_features_are_not_reported_as_leaks_but_other_columns_are(tmp_path):
+    frame = reviews().assign(copied=lambda f: f["stars"].astype(float) + 1)
+    table = embedded(read_with_texts(frame, "stars", "shop"), (), HashedWords(features=64), tmp_path)
+    findings = [finding for finding in check_data(table) if "leak" in finding.kind]
+    assert [finding.columns for finding in findings] == [("copied",)]
+    assert not [f for f in check_data(table.rows(np.arange(240))) if f.kind == "joint target leak"]
+
+
+def test_a_saved_model_reads_texts_or_their_features(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
+    frame = reviews()
+    source = Features(
+        TableSource(read_with_texts(frame, "stars", "shop"), "reviews"), HashedWords(features=32)
+    ).table_source
+    SavedModel.of_predictor(source, Linear()).save(tmp_path / "model")
+    model = SavedModel.load(tmp_path / "model")
+    predicted = model.predict(frame[["price", "review"]])
+    assert (predicted["prediction"] == frame["stars"]).mean() > 0.9
+    values = HashedWords(features=32).embed(frame["review"].tolist()).numpy()
+    columns = {f"review {k + 1}": values[:, k] for k in range(32)} | {"price": frame["price"]}
+    pd.testing.assert_frame_equal(model.predict(pd.DataFrame(columns)), predicted)
+    with pytest.raises(EnvariantError, match="price"):
+        model.predict(frame[["review"]])
+
+
+def test_images_become_a_table_and_the_model_reads_files(tmp_path, monkeypatch):
+    pytest.importorskip("PIL")
+    from PIL import Image
+
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for place in ("north", "south"):
+        for name, low in (("dark", 0), ("light", 128)):
+            folder = tmp_path / "photos" / place / name
+            folder.mkdir(parents=True)
+            for k in range(12):
+                pixels = rng.integers(low, low + 128, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+    table = inputs.read(tmp_path / "photos", None, None, "lenet", (), min_rows=5)
+    assert table.task == "binary"
+    assert table.classes == ("dark", "light")
+    assert table.environments == ("north", "south")
+    source = TableSource(table, "photos")
+    model = SavedModel.of_predictor(source, Linear())
+    paths = sorted(map(str, (tmp_path / "photos").rglob("*.png")))
+    predicted = model.predict(pd.DataFrame({"image": paths}))["prediction"]
+    assert (predicted == [path.split("/")[-2] for path in paths]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": "lenet", "target": "stars"}, "target names a column of a table"),
+        ({"features": "lenet", "text": ("review",), "target": "a", "environment": "b"}, "not a text encoder"),
+        ({}, "a table needs target and environment"),
+    ],
+)
+def test_arguments_of_a_comparison_that_do_not_fit(arguments, message, tmp_path):
+    known = {"target": None, "environment": None, "features": None, "text": ()} | arguments
+    frame = reviews().rename(columns={"stars": "a", "shop": "b"})
+    with pytest.raises(EnvariantError, match=message):
+        inputs.read(frame, **known)

@@ -216,3 +216,15 @@ def test_a_negative_l2_is_rejected(l2, shown):
 def test_an_unknown_schedule_is_rejected_with_the_nearest_name():
     with pytest.raises(EnvariantError, match="unknown schedule 'stpe'; did you mean 'step'"):
         IRM("stpe(1, 10, at=5)")
+
+
+def test_a_penalty_without_coefficient_is_one_error():
+    @dataclass(frozen=True)
+    class Bare(Penalty):
+        name = "bare"
+
+        def penalty(self, predicted, state):
+            return predicted.logits.mean(), state
+
+    with pytest.raises(EnvariantError, match="Bare: a penalty needs the field coefficient"):
+        Bare()

@@ -313,6 +313,11 @@ class _WithCoefficient(Part, ABC):
     coefficient: Schedule
 
     def __post_init__(self) -> None:
+        if not hasattr(self, "coefficient"):
+            raise EnvariantError(
+                f"{type(self).__name__}: a penalty needs the field coefficient, such as "
+                f"`coefficient: Schedule = Constant(1.0)`"
+            )
         object.__setattr__(self, "coefficient", as_coefficient(self.coefficient, type(self).__name__))
         # Parts of other packages may declare their coefficient as a number.
         specs.validate(self, only={f.name for f in fields(cast("Any", self))} - {"coefficient"})

@@ -64,7 +64,7 @@ def _describe(value: Any) -> str:
             return _class(cast("type[Any]", value))
         case FunctionType():
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            return f"{value.__module__}.{value.__qualname__}#{_source(value)}{_describe(cells)}"
+            return f"{value.__module__}.{value.__qualname__}#{source_digest(value)}{_describe(cells)}"
         case CodeType():
             return f"code({value.co_code.hex()}, {value.co_names}, {_describe(value.co_consts)})"
         case BuiltinFunctionType():
@@ -85,7 +85,7 @@ def _class(cls: type[Any]) -> str:
         return cls.__qualname__
     # Include inherited code, except code of the library, PyTorch and Python.
     known = {"envariant", "torch", *sys.stdlib_module_names}
-    sources = [_source(base) for base in cls.__mro__ if _origin(base) not in known]
+    sources = [source_digest(base) for base in cls.__mro__ if _origin(base) not in known]
     return f"{cls.__module__}.{cls.__qualname__}" + (f"#{_digest(sources)}" if sources else "")
 
 
@@ -94,8 +94,12 @@ def _origin(cls: type[Any]) -> str:
     return cls.__module__.split(".")[0]
 
 
-def _source(code: Any) -> str:
-    """Return a hash of the source code; for lambdas, or without source, a hash of the compiled code."""
+def source_digest(code: Any) -> str:
+    """Return a hash of the source code; for lambdas, or without source, a hash of the compiled code.
+
+    Args:
+        code: Function or class.
+    """
     try:
         if code.__name__ != "<lambda>":
             return _digest(inspect.getsource(code))

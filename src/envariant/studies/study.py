@@ -141,9 +141,8 @@ class Study(Displayed):
     ) -> StudyResults:
         """Train all runs of the study and return the results; call again with the same folder to resume.
 
-        With several processes, a script must call this method below `if __name__ == "__main__":`, and classes
-        and functions that the study uses must be defined in an importable module, not in the script or
-        notebook.
+        With several processes, a script must call this method below `if __name__ == "__main__":`. Classes and
+        functions of a script or notebook are sent to the other processes.
 
         Args:
             out: Folder for the runs. Default: a temporary folder.

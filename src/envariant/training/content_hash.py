@@ -2,11 +2,13 @@
 
 import hashlib
 import inspect
+from types import FunctionType
 from typing import Any, cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from envariant.algorithms.identity import source_digest
 from envariant.core.losses import closure_content, content
 from envariant.training.option_text import text_of
 
@@ -37,5 +39,7 @@ def content_hash(value: object) -> str:
     try:
         digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
     except (OSError, TypeError):
-        digest.update(repr(value).encode())
+        # Classes of a notebook have no source, and the text of an object may contain its address.
+        code = value if isinstance(value, type | FunctionType) else type(value)
+        digest.update(source_digest(code).encode())
     return digest.hexdigest()

@@ -1,7 +1,9 @@
 """Train the runs of a study on this machine, in one or several processes that share the study's store."""
 
+import linecache
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
@@ -9,13 +11,13 @@ import warnings
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from pickle import PicklingError
 from typing import Any, cast, final
 
+import cloudpickle
 import torch
 
 from envariant.core import machine
-from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.core.errors import EnvariantError, EnvariantWarning, first_line
 from envariant.studies.jobs import Job, Update, compared_in, perform, unfinished, warn_of_remarks
 from envariant.studies.study import Study, stored_study
 from envariant.training.callbacks import CallbackRunner, check_callbacks
@@ -108,7 +110,8 @@ def sweep(
     before = torch.get_num_threads()
     threads = max(1, before // workers)
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_apart, args=(folder, plan, threads)) for _ in range(workers - 1)]
+    sent = _sent(folder, plan, threads) if workers > 1 else b""
+    others = [context.Process(target=_apart, args=(sent,)) for _ in range(workers - 1)]
     torch.set_num_threads(threads)
     try:
         for other in others:
@@ -128,6 +131,19 @@ def sweep(
                 other.join()
 
 
+def _sent(folder: Path, plan: _Plan, threads: int) -> bytes:
+    """Return what a worker process needs; classes and functions of a notebook or script are sent by value."""
+    # The cells of a notebook, from which workers read the source code of its functions.
+    cells = {name: entry for name, entry in linecache.cache.items() if len(entry) == 4 and entry[1] is None}
+    try:
+        return cloudpickle.dumps((folder, plan, threads, cells))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise EnvariantError(
+            f"workers: this study's objects cannot be sent to other processes ({first_line(error)}); use one "
+            f"worker"
+        ) from None
+
+
 def _start(process: SpawnProcess) -> None:
     """Start a worker process that ignores Ctrl-C.
 
@@ -137,11 +153,6 @@ def _start(process: SpawnProcess) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     try:
         process.start()
-    except (PicklingError, AttributeError, TypeError) as error:
-        raise EnvariantError(
-            f"workers: this study's objects cannot be sent to other processes ({error}); use one worker, or "
-            f"define them at the top level of a module"
-        ) from None
     finally:
         if before is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -169,7 +180,10 @@ def _work(folder: Path, plan: _Plan, on_progress: ProgressCallback = ignore) -> 
                 time.sleep(_WAIT_S)
 
 
-def _apart(folder: Path, plan: _Plan, threads: int) -> None:
+def _apart(sent: bytes) -> None:
+    # Only ever the bytes that the parent process made a moment ago.
+    folder, plan, threads, cells = pickle.loads(sent)
+    linecache.cache |= cells
     if not hasattr(signal, "pthread_sigmask"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = str(threads)

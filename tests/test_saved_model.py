@@ -370,7 +370,7 @@ def test_damaged_and_foreign_folders_give_one_line_errors(models, tmp_path):
         with pytest.raises(EnvariantError, match="is damaged"):
             load_model(tmp_path)
     write_tensors(tmp_path / TENSORS, {"weight": torch.zeros(2)}, {})
-    with pytest.raises(EnvariantError, match="no model saved by envariant"):
+    with pytest.raises(EnvariantError, match="not a model saved by envariant"):
         load_model(tmp_path)
     text = json.loads((tmp_path / TEXT).read_text())
     for change, message in (

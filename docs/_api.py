@@ -8,13 +8,23 @@ from pathlib import Path
 # Title and modules of each part of the reference, in the order in which readers meet them.
 MODULES: dict[str, tuple[str, ...]] = {
     "Start here": ("envariant", "envariant.estimators"),
-    "Data": ("envariant.data", "envariant.core.environments", "envariant.core.tasks"),
+    "Data": (
+        "envariant.data",
+        "envariant.features",
+        "envariant.core.environments",
+        "envariant.core.tasks",
+        "envariant.core.multi_target",
+        "envariant.core.losses",
+    ),
     "Training": (
         "envariant.training.run_spec",
         "envariant.training.result",
         "envariant.core.schedules",
         "envariant.core.metrics",
         "envariant.training.optimizers",
+        "envariant.training.callbacks",
+        "envariant.training.trackers",
+        "envariant.training.interpolation",
     ),
     "Algorithms and models": (
         "envariant.algorithms",

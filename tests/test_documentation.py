@@ -26,6 +26,9 @@ PAGES = [
     "docs/comparisons.md",
     "docs/serving.md",
     pytest.param("docs/guide/averaging.md", marks=pytest.mark.verify),
+    "docs/guide/losses_and_models.md",
+    "docs/guide/training.md",
+    "docs/guide/images.md",
 ]
 # Packages whose `__all__` is the public interface; the other packages are reached through them.
 PUBLIC_PACKAGES = [

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from envariant.saved_model import load_model
     from envariant.studies import Study
     from envariant.studies.soups import soup
+    from envariant.training import callbacks, trackers
     from envariant.training.result import TrainingResult
     from envariant.training.train import train
 
 _MODULES = {
     "algorithms": "algorithms",
     "analysis": "analysis",
+    "callbacks": "training.callbacks",
     "data": "data",
     "models": "models",
     "published": "published",
@@ -33,6 +35,7 @@ _MODULES = {
     "schedules": "core.schedules",
     "studies": "studies",
     "tasks": "core.tasks",
+    "trackers": "training.trackers",
 }
 _NAMES = {
     "Binary": "core.tasks",
@@ -71,6 +74,7 @@ __all__ = [
     "TrainingResult",
     "algorithms",
     "analysis",
+    "callbacks",
     "compare",
     "data",
     "load_model",
@@ -82,6 +86,7 @@ __all__ = [
     "soup",
     "studies",
     "tasks",
+    "trackers",
     "train",
 ]
 

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -29,9 +28,12 @@ from envariant.algorithms import EIIL, Algorithm, Composition, Part, Recipe, Tra
 from envariant.core.conversion import warn_of_look_alikes
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
-from envariant.core.errors import EnvariantError, EnvariantWarning, shown, unknown_name
+from envariant.core.errors import EnvariantError, EnvariantWarning, shown
+from envariant.core.estimator_inputs import mean_and_scale, plain_targets, split_environments
+from envariant.core.losses import Loss
 from envariant.core.multi_target import task_named
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
+from envariant.data.with_loss import with_loss
 from envariant.models import ModelConfig
 from envariant.training.evaluator import Evaluator
 from envariant.training.model_builder import model_builder
@@ -77,10 +79,11 @@ class InvariantEstimator(BaseEstimator, ABC):
         *,
         hyperparameters: Mapping[str, Any] | None = None,
         model: ModelConfig | nn.Module | Callable[[], nn.Module] | str = "mlp(hidden=(64, 64))",
+        loss: Callable[..., torch.Tensor] | Task | str | None = None,
         steps: int = 500,
         batch_size: int | Literal["auto", "full"] = "auto",
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
+        learning_rate: float | str | Mapping[str, Any] = 1e-3,
+        weight_decay: float | str | Mapping[str, Any] = 0.0,
         optimizer: OptimizerConfig | type[torch.optim.Optimizer] | str | None = None,
         precision: str = "float32",
         device: str = "cpu",
@@ -91,6 +94,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         self.algorithm = algorithm
         self.hyperparameters = hyperparameters
         self.model = model
+        self.loss = loss
         self.steps = steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -118,12 +122,12 @@ class InvariantEstimator(BaseEstimator, ABC):
         Raises:
             EnvariantError: If an argument of `fit` or a parameter of the estimator is invalid.
         """
-        rows, labels = _split_environments(X, environments)
+        rows, labels = split_environments(X, environments)
         numeric = isinstance(self, RegressorMixin)
-        inputs, y = _validate(self, rows, _plain(y), dtype=np.float64, y_numeric=numeric)
+        inputs, y = _validate(self, rows, plain_targets(y), dtype=np.float64, y_numeric=numeric)
         with _errors_in_one_line():
             task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
-        mean, scale = _mean_and_scale(inputs)
+        mean, scale = mean_and_scale(inputs)
         table = EnvironmentSet.from_arrays(
             (inputs - mean) / scale,
             targets,
@@ -144,6 +148,7 @@ class InvariantEstimator(BaseEstimator, ABC):
                 requested if named else _algorithm(settings),
                 hyperparameters=settings["hyperparameters"] if named else {},
                 model=settings["model"],
+                loss=self.loss,
                 steps=self.steps,
                 seed=self._seed(),
                 batch_size=_batch_size(self.batch_size, len(inputs)),
@@ -176,6 +181,10 @@ class InvariantEstimator(BaseEstimator, ABC):
         state = cast("dict[str, Any]", super().__getstate__())
         return {**state, "result_": None} if "result_" in state else state
 
+    def _scaled(self, task: Task) -> Task:
+        """Return the task with the unit of the targets."""
+        return task
+
     @abstractmethod
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
         """Return the task, the encoded targets `[rows]`, and fitted attributes needed for prediction."""
@@ -187,6 +196,8 @@ class InvariantEstimator(BaseEstimator, ABC):
             "hyperparameters": _mapping(self.hyperparameters or {}),
             # Copy, so that later changes of the user's module do not affect the fitted estimator.
             "model": copy.deepcopy(self.model),
+            # Other losses do not determine how outputs become predictions.
+            "loss": self.loss if isinstance(self.loss, str | Loss) else None,
             "inferred": False,
         }
         # Omit hyperparameters, which may include those of environment inference.
@@ -224,7 +235,8 @@ class InvariantEstimator(BaseEstimator, ABC):
 
     def _network(self) -> tuple[nn.Module, Task]:
         """Return the network with its trained weights, and the task."""
-        task = task_named(self.settings_["task"], self.settings_["outputs"])
+        task, loss = task_named(self.settings_["task"], self.settings_["outputs"]), self.settings_["loss"]
+        task = task if loss is None else with_loss(self._scaled(task), loss)
         shape, builder = self.mean_.shape, model_builder(self.settings_["model"])
 
         def build(shape: Sequence[int]) -> nn.Module:
@@ -251,7 +263,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """Return the network's outputs: `[rows]`, or `[rows, classes]` for more than two classes."""
         check_is_fitted(self)
         column = self.environment_column_
-        rows = _split_environments(X, column)[0] if column in getattr(X, "columns", ()) else X
+        rows = split_environments(X, column)[0] if column in getattr(X, "columns", ()) else X
         inputs = (_validate(self, rows, dtype=np.float64, reset=False) - self.mean_) / self.scale_
         network, task = self._network()
         return Evaluator.of_module(network, task).logits(torch.from_numpy(inputs)).numpy()
@@ -265,26 +277,29 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
     `random_state`, rows and parameters give bit-identical predictions.
 
     Args:
-        algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (listed by `envariant
-            algorithms`), recipe, part such as `VREx()`, or `Algorithm`.
-        hyperparameters: Mapping from hyperparameter of a named algorithm to its value; overrides values in
-            `algorithm`.
+        algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (`envariant algorithms`
+            lists all names), recipe, part such as `VREx()`, or `Algorithm`.
+        hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name; these values
+            override values in `algorithm`.
         model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
             module, or module with initial weights.
+        loss: Name such as `focal(gamma=2)`, function of logits and targets, or `Task`. Default: the
+            cross-entropy.
         steps: Number of optimizer updates. By default, the coefficients of irm and vrex increase after a
             fifth of the steps.
         batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
             "auto": all rows of tables with at most 5,000 rows, otherwise 256 per environment.
-        learning_rate: Learning rate of the optimizer.
-        weight_decay: L2 coefficient applied by the optimizer.
+        learning_rate: Number, schedule such as "cosine(1e-3)", or mapping from parameter group to these.
+        weight_decay: L2 coefficient applied by the optimizer, or mapping from parameter group to these.
         optimizer: `adam`, `adamw`, `sgd(momentum=0.9)`, `OptimizerConfig` or `torch.optim` class. Default:
             adam, unless the algorithm computes parameter updates itself.
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
             computed in float64 on the CPU.
         device: Device to train on: "cpu", "cuda" or "auto".
-        infer_environments: Whether to infer two environments by EIIL if `fit` receives none: rows that a
-            reference model predicts well, and rows that it predicts poorly. `hyperparameters` may include
-            those of EIIL, such as `reference_steps`. Ignored if the algorithm does not need environments.
+        infer_environments: Whether to infer two environments by EIIL if `fit` receives none: one with the
+            rows that a reference model predicts well, and one with the rows that it predicts poorly.
+            `hyperparameters` may include those of EIIL, such as `reference_steps`. Ignored if the algorithm
+            does not need environments.
         random_state: Seed of initial weights and batch order. Default: a new seed for each fit.
         verbose: Whether to show progress.
 
@@ -324,7 +339,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         return np.column_stack([expit(-outputs), expit(outputs)])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Return logits: `[rows]` for two classes, positive for the second; otherwise `[rows, classes]`."""
+        """Return logits: `[rows]` for two classes (positive for the second), else `[rows, classes]`."""
         return self._outputs(X)
 
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
@@ -345,14 +360,15 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     target. Predictions are in the original unit.
 
     Args:
-        algorithm: Name, recipe, part or `Algorithm`. `InvariantClassifier` describes all parameters in
-            detail.
-        hyperparameters: Mapping from hyperparameter of a named algorithm to its value.
+        algorithm: Name, recipe, part or `Algorithm`. The parameters are described in detail in
+            `InvariantClassifier`.
+        hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name.
         model: Name, `ModelConfig`, function that returns a new module, or module.
+        loss: Name such as `huber` or `poisson`, function, or `Task`. Default: the squared error.
         steps: Number of optimizer updates.
         batch_size: Number of rows per environment and step, "full" or "auto".
-        learning_rate: Learning rate of the optimizer.
-        weight_decay: L2 coefficient applied by the optimizer.
+        learning_rate: Number, schedule such as "cosine(1e-3)", or mapping from parameter group to these.
+        weight_decay: L2 coefficient applied by the optimizer, or mapping from parameter group to these.
         optimizer: Name, `OptimizerConfig` or `torch.optim` class.
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto".
         device: Device to train on: "cpu", "cuda" or "auto".
@@ -379,12 +395,17 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     target_scale_: float
 
     def predict(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Return the predicted target of each row, `[rows]`, in its original unit."""
+        """Return the predicted target of each row, `[rows]`, in the original unit of the target."""
         return self._outputs(X) * self.target_scale_ + self.target_mean_
 
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
-        (mean,), (scale,) = _mean_and_scale(y[:, None])
-        return Regression(), (y - mean) / scale, {"target_mean_": mean, "target_scale_": scale}
+        (mean,), (scale,) = mean_and_scale(y[:, None])
+        # Some losses need the unit of the targets, but without one, recorded scores have no unit.
+        task = Regression() if self.loss is None else Regression(scale=scale, center=mean)
+        return task, (y - mean) / scale, {"target_mean_": mean, "target_scale_": scale}
+
+    def _scaled(self, task: Task) -> Task:
+        return Regression(scale=self.target_scale_, center=self.target_mean_)
 
 
 def _requested(settings: Mapping[str, Any]) -> Any:
@@ -414,20 +435,6 @@ def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
     return replace(algorithm, environment_inference=EIIL())
 
 
-def _split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[Any, Any]:  # noqa: N803
-    """Separate the environment labels from the table, and return both."""
-    if not isinstance(environments, str):
-        return X, environments
-    if not hasattr(X, "columns"):
-        raise EnvariantError(
-            f"environments='{environments}' is a column name, but X is of type {type(X).__name__} without "
-            f"column names; pass a DataFrame, or one label per row"
-        )
-    if environments not in X.columns:
-        raise unknown_name("column", environments, map(str, X.columns), where="environments")
-    return X[[name for name in X.columns if name != environments]], X[environments]
-
-
 def _batch_size(requested: Any, rows: int) -> int | Literal["full"]:
     if requested != "auto":
         return requested
@@ -438,15 +445,3 @@ def _mapping(hyperparameters: object) -> dict[str, Any]:
     if not isinstance(hyperparameters, Mapping):
         raise EnvariantError(f"hyperparameters must be a mapping; got {shown(hyperparameters)}")
     return dict(cast("Mapping[str, Any]", hyperparameters))
-
-
-def _plain(y: Any) -> Any:
-    """Convert nullable pandas Booleans and integers to NumPy types; scikit-learn would use floats."""
-    dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", np.dtype(object))
-    return y.to_numpy(dtype=dtype) if dtype.kind in "biu" and not y.isna().any() else y
-
-
-def _mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of each column; for constant columns, 1 instead of the latter."""
-    scaler: Any = StandardScaler().fit(columns)
-    return scaler.mean_, scaler.scale_

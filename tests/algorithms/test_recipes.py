@@ -49,7 +49,8 @@ def test_a_recipe_is_its_parts(name, expected):
 def test_recipes_that_accept_one_environment():
     alone = {name for name, r in RECIPES.items() if r.default.minimum_environments == 1}
     assert alone == {
-        "erm", "sd", "ib-erm", "clove", "selfreg", "mixup", "rsc", "sagnet", "mtl", "arm", "erm++", "urm", "eiil",
+        "erm", "sd", "ib-erm", "clove", "selfreg", "mixup", "rsc", "sagnet", "mtl", "arm", "erm++", "urm", "miro",
+        "eiil",
     }  # fmt: skip
 
 
@@ -215,9 +216,9 @@ def test_algorithms_compose_in_python():
         ),
         ("irm + ib-irm", "irm + irm + ib: the penalty irm occurs twice"),
         ("vrex + corla", "unknown algorithm 'corla'; did you mean 'coral'?"),
-        ("vrex + coral(1, 2)", "coral: settings need a key, as in coral(l2=0.001)"),
+        ("vrex + coral(1, 2)", "coral: settings must be named, as in coral(l2=0.001)"),
         ("coral(1, coefficient=2)", "coral: 'coefficient' occurs twice"),
-        ("pcgrad(1)", "pcgrad: settings need a key"),
+        ("pcgrad(1)", "pcgrad: settings must be named"),
         ("vrex + ", "cannot read"),
     ],
 )

@@ -114,16 +114,22 @@ class Pairs:
 
 
 @pytest.mark.parametrize("draw", [lambda: float(torch.rand(())), random.random, lambda: np.random.rand()])
-def test_random_transforms_are_said_and_leave_the_global_generators(draw):
+def test_random_transforms_stay_random_and_leave_the_global_generators(draw):
     torch.manual_seed(0), random.seed(0), np.random.seed(0)
     flip = RandomFlip(draw)
     once = [flip(Pairs().rows[k]) for k in range(10)] and draw()
     torch.manual_seed(0), random.seed(0), np.random.seed(0)
-    with pytest.warns(
-        EnvariantWarning, match=r"'a': its transforms are random \(RandomFlip\), but .* option augmentation"
-    ):
-        EnvironmentSet.from_datasets({"a": Pairs(flip), "b": Pairs()})
+    found = EnvironmentSet.from_datasets({"a": Pairs(flip), "b": Pairs()})
     assert draw() == once
+    store, index = found["a"].input_store, torch.arange(10)
+    drawn = [store.draw(index, key) for key in range(20)]
+    assert torch.equal(store.draw(index, 3), drawn[3])
+    # Every row is flipped at some steps only, and not together with the others.
+    flipped = torch.stack([(rows != Pairs().rows).any(dim=1) for rows in drawn])
+    assert bool((flipped.any(0) & ~flipped.all(0)).all())
+    assert bool((flipped.any(1) & ~flipped.all(1)).any())
+    assert torch.equal(store.gather(index[3:5]), found["a"].inputs[3:5])
+    assert draw() != once
 
 
 def test_random_targets_are_said_and_repeated_nan_is_not():
@@ -131,7 +137,7 @@ def test_random_targets_are_said_and_repeated_nan_is_not():
         def __getitem__(self, k):
             return self.rows[k], random.randint(0, 10**9)
 
-    with pytest.warns(EnvariantWarning, match="'a': its transforms are random"):
+    with pytest.warns(EnvariantWarning, match=r"'a': its transforms are random, but .* option augmentation"):
         EnvironmentSet.from_datasets({"a": Labels(), "b": Pairs()})
     with warnings.catch_warnings(record=True) as found, pytest.raises(EnvariantError, match="hold NaN"):
         EnvironmentSet.from_datasets({"a": Pairs(lambda row: row * float("nan")), "b": Pairs()})

@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,11 @@ from sklearn import metrics as sk
 
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
-from envariant.core.losses import LOSSES, content, loss_named
+from envariant.core.losses import LOSSES, Huber, content, loss_named
 from envariant.core.metrics import METRICS, default_metric
 from envariant.core.multi_target import MultiLabel, MultiOutputRegression, task_named
 from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.data.tables import table as tables
 from envariant.data.with_loss import with_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -139,7 +141,9 @@ def test_constant_loss_is_the_smallest_one():
             "mse",
             "^loss mse: is for numbers, and the data are binary; use one of cross-entropy, focal, label-sm",
         ),
-        ("quantile", "^loss quantile: is for numbers"),
+        ("quantile(0.9)", "^loss quantile: is for numbers"),
+        (Huber(), "^loss huber: is for numbers"),
+        ("mse(2)", "^mse: takes no settings$"),
         ("focl", "^unknown loss 'focl'; did you mean 'focal'"),
         ("focal(gamma=-1)", "^focal: gamma must be at least 0, got -1$"),
         ("label-smoothing(1)", r"^label-smoothing: amount must be in \[0, 1\), got 1$"),
@@ -214,6 +218,10 @@ def test_several_targets_are_read_from_arrays_and_frames():
     names = {"inputs": "a", "environment": "where"}
     both = EnvironmentSet.from_huggingface(frame, target=["y", "z"], **names)
     assert both["0"].targets.tolist() == inputs[:3].tolist()
+    with pytest.raises(
+        EnvariantError, match="a table has one target column; EnvironmentSet.from_huggingface"
+    ):
+        tables.read(pd.DataFrame(frame), ["y", "z"], "where")
     items = [(torch.zeros(2), torch.tensor([0.5, 1.0])), (torch.ones(2), torch.tensor([2.0, 3.0]))]
     assert EnvironmentSet.from_datasets({"a": items}).task == MultiOutputRegression(2)
     with pytest.raises(

@@ -93,7 +93,8 @@ def test_default_settings_are_valid(protocol, algorithm, gray):
 
 KNOWN = (
     "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
-    "colored-mnist-grayscale, image-folders, metadata-images, table, wilds"
+    "colored-mnist-grayscale, domainbed, features, image-folders, metadata-images, spawrious, table, "
+    "wilds"
 )
 SETTINGS = "known: label_noise, size, test_flips, train_flips"
 
@@ -109,7 +110,7 @@ SETTINGS = "known: label_noise, size, test_flips, train_flips"
         ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; {SETTINGS}"),
         ("colored-mnist(folder=here)", f"colored-mnist: unknown setting 'folder'; {SETTINGS}"),
         ("colored-mnist(protocol=irm)", f"colored-mnist: unknown setting 'protocol'; {SETTINGS}"),
-        ("colored-mnist(0.1)", "colored-mnist: settings need a key, as in colored-mnist(label_noise=…)"),
+        ("colored-mnist(0.1)", "colored-mnist: settings must be named, as in colored-mnist(label_noise=…)"),
         ("colored-mnist-channels:irm", "colored-mnist-channels: has no protocols; got ':irm'"),
         ("colored-mnist-channels(size=9)", "colored-mnist-channels: size must be 28, 14 or 7; got 9"),
         ("colored-digits:irm", "colored-digits: has no protocols; got ':irm'"),

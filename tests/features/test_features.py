@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from envariant import data
@@ -13,6 +16,9 @@ from envariant.core.tasks import Binary
 from envariant.features import Features, feature_file
 from envariant.features.feature_file import features_in
 from envariant.models.base import FeaturizerAndHead
+from envariant.studies.study import Study
+from envariant.training.batch_sampler import BatchSampler, Rows
+from envariant.training.store import Store
 from envariant.training.train import train
 
 
@@ -77,6 +83,19 @@ def test_standardization_is_fitted_on_training_environments_only(tmp_path):
     assert (
         features.with_test_environments(("c",)).identity() != features.with_test_environments(()).identity()
     )
+
+
+def test_components_are_those_of_the_training_environments(tmp_path):
+    features = Features(images(), Backbone(), cache=tmp_path, components=4)
+    sample = features.with_test_environments(("c",)).sample(0)
+    raw = Features(images(), Backbone(), cache=tmp_path, standardize=False).sample(0)
+    training = StandardScaler().fit(np.concatenate([raw["a"].inputs, raw["b"].inputs]))
+    rows = [training.transform(raw[name].inputs.numpy()) for name in ("a", "b", "c")]
+    model = PCA(4, whiten=True, svd_solver="full").fit(np.concatenate(rows[:2]))
+    expected, found = model.transform(rows[2]), sample["c"].inputs.numpy()
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=2e-2, atol=2e-3)
+    module = features.image_model(nn.Identity(), ("c",))
+    torch.testing.assert_close(module(images()["c"].inputs), sample["c"].inputs, atol=1e-4, rtol=1e-3)
 
 
 def test_bfloat16_takes_half_the_space_and_rounds(tmp_path):
@@ -200,3 +219,30 @@ def test_pixels_are_normalized_as_the_backbone_expects(tmp_path):
     shifted = [Environment(e.name, e.inputs * 255, e.targets) for e in far.environments]
     with pytest.warns(EnvariantWarning, match="outside"):
         Features(dataclasses.replace(far, environments=tuple(shifted)), backbone, cache=tmp_path).sample(0)
+
+
+def test_trials_with_equal_batches_share_them_and_learn_the_same(tmp_path):
+    features = Features(images(), Backbone(), cache=tmp_path)
+    study = Study(
+        (features,), ("erm",), n_trials=3, replicas=1, test_environments=(("c",),),
+        settings={"steps": 5, "batch_size": 8}, holdout_fraction=0.2,
+    )  # fmt: skip
+    tables = []
+    for how in ("stacked", "sequential"):
+        study.run(tmp_path / how, execution=how, progress=False)
+        with Store(tmp_path / how) as store:
+            rows = store.history()
+        tables.append(rows.sort_values([c for c in rows.columns if c != "value"])["value"].to_numpy())
+    np.testing.assert_allclose(*tables, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_are_shared_only_by_replicas_with_equal_seeds(tmp_path):
+    sample = Features(images(), Backbone(), cache=tmp_path).sample(0)
+    rows = Rows([sample, sample], sample.roles(("c",)), torch.device("cpu"))
+    for seeds, axes in (((5, 5), (None, None)), ((5, 6), (0, 0))):
+        sampler = BatchSampler(rows, seeds, 4, None, torch.float32)
+        assert sampler.axes == axes
+        alone = BatchSampler(rows, seeds[:1], 4, None, torch.float32).at(3)
+        shared = sampler.at(3)
+        for one, own in zip(shared, alone, strict=True):
+            torch.testing.assert_close(one if axes == (None, None) else one[0], own)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from envariant.core.errors import EnvariantError
-from envariant.models import MLP, MNISTCNN, MODELS, LeNet, Linear, Timm, model_config
+from envariant.models import MLP, MNISTCNN, MODELS, EfficientNetLite0, LeNet, Linear, Timm, model_config
 from envariant.training.model_builder import model_builder
 from envariant.training.run_config import built
 
@@ -134,7 +134,7 @@ ALL = ["linear", "mlp(hidden=12)", "lenet", "mnist-cnn"]
 
 def test_every_model_is_tested():
     # Networks of timm have a file of their own.
-    assert {*(type(model_config(text)) for text in ALL), Timm} == set(MODELS.values())
+    assert {*(type(model_config(text)) for text in ALL), Timm, EfficientNetLite0} == set(MODELS.values())
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -189,7 +189,7 @@ def test_settings_may_go_without_a_key():
     [
         (
             "lenett",
-            "unknown model 'lenett'; did you mean 'lenet'? known: lenet, linear, mlp, mnist-cnn, timm",
+            "unknown model 'lenett'; did you mean 'lenet'? known: efficientnet-lite0, lenet, linear, mlp, mnist-cnn, timm",
         ),
         ("mlp(hiden=3)", "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: depth, hidden"),
         ("mlp(hidden=0)", "mlp: hidden widths must be whole numbers from 1; got 0"),
@@ -199,7 +199,7 @@ def test_settings_may_go_without_a_key():
             "mlp: hidden must be a whole number, or several in parentheses; got (3, wide)",
         ),
         ("mlp(hidden=2.5)", "mlp: hidden must be a whole number, or several in parentheses; got 2.5"),
-        ("mlp(1, 2, 3)", "mlp: takes at most 2 values without a key; got 3"),
+        ("mlp(1, 2, 3)", "mlp: takes at most 2 unnamed values; got 3"),
     ],
 )
 def test_an_invalid_model_is_rejected(text, message):

@@ -132,7 +132,7 @@ def test_training_options_are_searched_and_train_apart(tmp_path):
     with Store(tmp_path) as store:
         trials = {run: store.members(job)[0].run.trial for run, job in store.jobs_of(range(9)).items()}
         used = {run: store.record_of(run).spec.average for run in trials}
-        assert used == {run: trial.options.get("average") for run, trial in trials.items()}
+        assert used == {run: trial.hyperparameters.get("average") for run, trial in trials.items()}
         assert len(set(used.values())) > 1
         assert store.counts()["done"] == 4
     with pytest.raises(EnvariantError, match=r"study: ranges of erm: average: unknown average 'emma'"):

@@ -1,5 +1,6 @@
 """Callbacks: they see every step and evaluation, change no bits, and an error in one leaves the run resumable."""
 
+import pickle
 import sys
 import types
 
@@ -213,7 +214,7 @@ def test_mlflow_continues_the_log_of_an_interrupted_run_and_replaces_that_of_a_n
     left = types.SimpleNamespace(info=info, data=types.SimpleNamespace(tags={"envariant.run": "irm-1"}))
     for step, created, deleted in ((2, [], []), (0, ["irm-1"], ["left"])):
         client = fake_mlflow(monkeypatch, [left])
-        tracker = MLflow()
+        tracker = pickle.loads(pickle.dumps(MLflow()))
         tracker.begin("irm-1", {"algorithm": "irm"}, step)
         tracker.log("irm-1", [(step, "risk", 0.5)])
         tracker.end("irm-1")
@@ -237,7 +238,7 @@ def test_weights_and_biases_gets_the_values_of_every_replica(monkeypatch):
             self.is_over = True
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Run))
-    tracker = WeightsAndBiases("mine", mode="offline")
+    tracker = pickle.loads(pickle.dumps(WeightsAndBiases("mine", mode="offline")))
     result = envariant.train("colored-digits", "irm", callbacks=tracker, replicas=2, **QUICK)
     assert len({run.options["id"] for run in runs}) == 2
     for k, run in enumerate(runs):

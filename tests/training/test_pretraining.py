@@ -14,7 +14,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.data import colored_digits
 from envariant.models import model_config
 from envariant.training.optimizers import optimizer_config
-from envariant.training.pretraining import RFC, balanced_rows, fitting, predictions
+from envariant.training.pretraining import RFC, Fitting, balanced_rows, predictions
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig, network
 from envariant.training.store import recorder
@@ -77,7 +77,7 @@ def training_rows():
 
 def test_rich_features_equal_those_of_a_plain_loop_like_the_release():
     member = Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0)
-    fit, own = Noted(fitting(member, PLAN)), training_rows()
+    fit, own = Noted(Fitting(member, PLAN)), training_rows()
     found = RFC(first_steps=20, steps=11, synthesis_steps=12, l2=0.002).weights(own, fit, 5)
     (first, erm, n), (groups, worst, also), (answers, _, last) = fit.calls
     assert (n, also, last) == (20, 11, 12)
@@ -117,7 +117,7 @@ def test_second_round_finds_features_that_the_first_misses():
     inputs = torch.stack([columns[0] * 3, columns[1]], dim=1)
     own = EnvironmentSet("two", (Environment("all", inputs, targets),), Binary())
     member = Replica(0, Seeds.of(1, 0), Composition(), 0.03, 0.0)
-    fit = Noted(fitting(member, PLAN))
+    fit = Noted(Fitting(member, PLAN))
     RFC(first_steps=40, steps=150, synthesis_steps=5).weights(own, fit, 5)
     easy, other = (predictions(f.logits(inputs), Binary()) for f in fit.fitted[:2])
     follows = [[float((said == (c > 0)).double().mean()) for c in columns] for said in (easy, other)]
@@ -254,7 +254,7 @@ class Bent(nn.Module):
         ({"init": "erm(step=3)"}, "did you mean 'steps'?"),
         ({"freeze": "features"}, "needs pretrained features: set init as well"),
         ({"init": "rfc", "freeze": "feature"}, "freeze must be features; got 'feature'"),
-        ({"init": QUICK_RFC, "data": Real(), "model": "linear"}, "rfc: needs classes"),
+        ({"init": QUICK_RFC, "data": Real(), "model": "linear"}, "rfc: needs a classification task"),
         ({"init": QUICK_RFC, "model": Bent}, "the model's head must be one linear layer"),
     ],
 )
@@ -269,6 +269,6 @@ def test_rich_features_of_multiclass_data():
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(60, 6, generator=generator)
     own = EnvironmentSet("m", (Environment("a", inputs, inputs[:, :3].argmax(dim=1)),), Multiclass(3))
-    fit = fitting(Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0), PLAN)
+    fit = Fitting(Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0), PLAN)
     found = RFC(rounds=3, first_steps=3, steps=3, synthesis_steps=3).weights(own, fit, 5)
     assert found["head.weight"].shape == (3, 16)

@@ -227,9 +227,17 @@ def test_own_module_comes_back_in_process_and_not_from_disk(tmp_path, model):
     with torch.no_grad():
         loss = nn.functional.binary_cross_entropy_with_logits(module(x)[:, 0], y).item()
     assert loss == pytest.approx(result.final("c", "loss").mean, rel=1e-5)
-    with pytest.raises(EnvariantError, match="is not one of the library's; load") as error:
-        TrainingResult.load(tmp_path).model()
-    assert "result.checkpoints[0].params" in str(error.value)
+    stored = TrainingResult.load(tmp_path)
+    with pytest.raises(
+        EnvariantError, match=r"is not a built-in model; pass your own module, as in result.model\(0, m"
+    ):
+        stored.model()
+    loaded = stored.model(0, own_network())
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in module.state_dict().items())
+    with pytest.raises(
+        EnvariantError, match="cannot load the trained weights, because the given module is another"
+    ):
+        stored.model(0, nn.Linear(7, 7))
     resumed = envariant.train(data, "erm", model=model, steps=3, out=tmp_path).model()
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in module.state_dict().items())
 

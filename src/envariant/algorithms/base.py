@@ -1,9 +1,9 @@
 """Base classes of algorithms and their parts, and `TrainContext`, a description of the training run.
 
-An algorithm is a pure function from a minibatch to gradients. It has no mutable state, takes random numbers
-only from its context, and never branches in Python on a hyperparameter's value, because the engine replaces
-hyperparameters and the step number by tensors in order to run many replicas as one program. Most algorithms
-are compositions (`composition.py`) of
+An algorithm is a pure function from a minibatch to gradients. It has no mutable state and takes random
+numbers only from its context. It never branches in Python on a hyperparameter's value, because
+hyperparameters and the step number may be tensors: the engine runs many replicas as one program. Most
+algorithms are compositions (`composition.py`) of
 
     risk aggregator  ×  penalties, each with a coefficient schedule  ×  gradient aggregator.
 """
@@ -83,7 +83,7 @@ class TrainContext:
         """
         if self.build is None:
             raise EnvariantError(
-                "model: this algorithm needs a second model; pass a model name or a function that builds one"
+                "model: this algorithm builds a second model; pass a model name or a function that builds one"
             )
         return self.build(self.input_shape if input_shape is None else input_shape)
 
@@ -103,7 +103,7 @@ class Model(Protocol):
         ...
 
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
-        """Return the output of the auxiliary network `name` for given inputs."""
+        """Return the output of the auxiliary network `name` for `inputs`."""
         ...
 
 
@@ -125,7 +125,7 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def minimum_environments(self) -> int:
-        """Smallest number of training environments for which the algorithm is meaningful."""
+        """Smallest number of training environments that the algorithm needs."""
 
     @property
     @abstractmethod
@@ -139,7 +139,7 @@ class Algorithm(ABC):
 
     @property
     def depends_on_sizes(self) -> bool:
-        """Whether an environment's weight depends on its number of rows; see `Part.depends_on_sizes`."""
+        """Whether the weight of an environment depends on its number of rows; see `Part.depends_on_sizes`."""
         return False
 
     @property
@@ -200,12 +200,12 @@ class Algorithm(ABC):
         Args:
             model: Model as a function of its parameters.
             params: Parameters of the model and of the auxiliary networks.
-            batch: Rows of every training environment.
+            batch: Minibatch with rows of every training environment.
             state: State returned by `init` or by the previous call.
             context: Step number, learning rate and random numbers.
 
         Returns:
-            Gradients with the keys of `params`, the new state, and metrics.
+            Gradients by parameter name (same keys as `params`), the new state, and metrics by name.
         """
 
 
@@ -217,14 +217,15 @@ class Part(ABC):
     Attributes:
         name: Name in specifications such as `vrex + and-mask`.
         paper: Authors, year, and arXiv number or venue.
-        minimum_environments: Smallest number of training environments for which the part is meaningful.
+        minimum_environments: Smallest number of training environments that the part needs.
         needs_features: Whether the part uses the features (the inputs of the head).
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression; it then needs one target per row as well.
         needs_one_target: Whether the part is undefined for several targets per row.
         stochastic: Whether the part uses random numbers.
-        depends_on_sizes: Whether an environment's weight depends on its number of rows. If not, repeating all
-            rows of an environment does not change the gradients, except for divisors such as n − 1.
+        depends_on_sizes: Whether the weight of an environment depends on its number of rows. If false,
+            duplicating all rows of one environment leaves the gradients unchanged, apart from divisors such
+            as n − 1.
     """
 
     name: ClassVar[str]
@@ -261,7 +262,7 @@ class Part(ABC):
         return {}
 
     def switch_steps(self) -> Mapping[str, int]:
-        """Return the names of hyperparameters that are step numbers, with the first step they affect.
+        """Return the hyperparameters that are step numbers, by name, with the first step that each affects.
 
         The default values of these hyperparameters are scaled to the length of the run, like the step numbers
         in schedules.
@@ -271,7 +272,7 @@ class Part(ABC):
     def coefficient_at(self, step: int) -> float:
         """Return the coefficient of this part in the loss at a given step.
 
-        With `normalize_loss`, the whole loss is divided by the largest coefficient of all parts if that
+        If `normalize_loss` is set, the whole loss is divided by the largest coefficient of all parts if that
         coefficient exceeds 1.
         """
         del step
@@ -357,9 +358,10 @@ class TrainingStep(Part):
 
     Attributes:
         returns_updates: Whether `gradients` returns parameter updates instead of gradients for the run's
-            optimizer. Such a step must add `context.weight_decay` times each parameter to its gradient.
-        aggregates_risk: Whether the step computes its risk by `batch.risk`, so that the algorithm's risk
-            aggregator takes effect.
+            optimizer. If true, `gradients` must apply weight decay itself: it adds `context.weight_decay`
+            times each parameter to the gradient of this parameter.
+        aggregates_risk: Whether the step computes its risk by `batch.risk`, and therefore supports other risk
+            aggregators than the mean.
     """
 
     returns_updates: ClassVar[bool] = False
@@ -393,8 +395,8 @@ class EnvironmentInference(Part):
 
     Attributes:
         count: Number of inferred environments.
-        reference_steps: Number of training steps of the reference model; 0 for the number of steps of the
-            run.
+        reference_steps: Number of training steps of the reference model. With 0, it is trained for as many
+            steps as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
     """
 
@@ -411,7 +413,7 @@ class EnvironmentInference(Part):
     def environments(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"], task: Task
     ) -> Int[Tensor, " rows"]:
-        """Return the number of the inferred environment of each row, from 0.
+        """Return the index of the inferred environment of each row, counted from 0.
 
         Args:
             logits: Logits of the reference model for every row.

@@ -1,11 +1,12 @@
 """Algorithms composed of any risk aggregator, any penalties and any gradient aggregator.
 
-A penalty on all environments together, such as the variance of their risks, can be combined with an
-aggregator that needs one gradient per environment, such as AND-mask. By the chain rule, the gradient of the
-whole loss L is a sum over environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where θ are the parameters and z_e the
-model outputs on the rows of environment e. L is differentiated once with respect to the outputs, and each
-environment's term is propagated back through the model separately. For the mean of E risks R_e, E times this
-term is exactly g_e = ∇R_e. Other losses use the same term, so all combinations are possible. The gradient of
+Some penalties, such as the variance of the risks, depend on all environments together. Some gradient
+aggregators, such as AND-mask, need one gradient per environment. By the chain rule, the gradient of the
+whole loss L splits into one term per environment, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where θ are the parameters
+and z_e the model outputs on the rows of environment e. L is differentiated once with respect to the outputs,
+and each environment's term is propagated back through the model separately. If L is the mean of E risks R_e,
+then E times the term of environment e is exactly its gradient g_e = ∇R_e. For any other loss, E times the
+term takes the place of g_e, so any penalties can be combined with any gradient aggregator. The gradient of
 a gradient penalty P is computed in the same way: ∇P = Σ_e (∂g_e/∂θ)ᵀ ∂P/∂g_e, a Hessian-vector product per
 environment.
 """
@@ -59,18 +60,19 @@ RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
 @final
 @dataclass(frozen=True)
 class Composition(Algorithm):
-    """L = [ A(R_1 … R_E) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor, with risk aggregator A.
+    """Algorithm that minimizes the loss L = [ A(R_1 … R_E) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor.
 
-    R_1 … R_E are the risks of the environments, c_k(t) is the coefficient of penalty P_k at step t, and θ are
-    the parameters. The divisor is 1 unless `normalize_loss` is set.
+    A is the risk aggregator, R_1 … R_E are the risks of the E environments, c_k(t) is the coefficient of
+    penalty P_k at step t, and θ are the parameters. The divisor is 1 unless `normalize_loss` is set.
 
     Attributes:
         risk_aggregator: Rule that combines the environments' risks into one risk.
         penalties: Penalties, each with its coefficient schedule.
         gradient_aggregator: Rule that combines the environments' gradients into one gradient.
         l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. The gradient
-            of this term is added after gradient aggregation, because it does not depend on the environment.
-            A training step that returns updates adds it to the gradients of its optimizers.
+            of this term is added after gradient aggregation, because it does not depend on the environment. A
+            training step with `returns_updates` adds this gradient to the gradients that its own optimizers
+            receive.
         normalize_loss: Whether to divide the whole loss by the largest coefficient if that coefficient
             exceeds 1. The IRM and REx code do this to keep gradients from becoming too large.
         training_step: Training step that replaces the penalties and the gradient aggregator. If it sets
@@ -103,7 +105,7 @@ class Composition(Algorithm):
             risk_only = Composition(self.risk_aggregator, l2=self.l2)
             if replace(self, training_step=None, environment_inference=None) != risk_only:
                 raise EnvariantError(
-                    f"{step.name}: a training step replaces the whole step and takes no other parts"
+                    f"{step.name}: is a training step and cannot be combined with other parts"
                 )
             # Others have a state, which a step with several risks could not update.
             possible = tuple(RISK_AGGREGATORS.values()) if step.aggregates_risk else (MeanRisk(),)
@@ -128,8 +130,8 @@ class Composition(Algorithm):
         for training_step in (self.training_step, other.training_step):
             if training_step is not None:
                 raise EnvariantError(
-                    f"{self.name} + {other.name}: {training_step.name} is a training step, which replaces "
-                    f"the whole step and takes no other parts"
+                    f"{self.name} + {other.name}: {training_step.name} is a training step and cannot be "
+                    f"combined with other parts"
                 )
         repeated = {p.name for p in self.penalties} & {p.name for p in other.penalties}
         if repeated:
@@ -157,10 +159,10 @@ class Composition(Algorithm):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Parts of the algorithm, without environment inference if this is None.
+        """Parts of the algorithm; environment inference is included only if it is set.
 
-        With a training step: step, risk aggregator, environment inference. Without: risk aggregator,
-        penalties, gradient aggregator, environment inference.
+        The order with a training step is: training step, risk aggregator, environment inference. The order
+        without a training step is: risk aggregator, penalties, gradient aggregator, environment inference.
         """
         last = () if self.environment_inference is None else (self.environment_inference,)
         if self.training_step is not None:
@@ -169,7 +171,7 @@ class Composition(Algorithm):
 
     @property
     def non_default_parts(self) -> tuple[Part, ...]:
-        """Parts other than `MeanRisk` and `MeanGradient`; the risk aggregator if there are none."""
+        """Parts other than the defaults `MeanRisk` and `MeanGradient`; `MeanRisk` if there are no others."""
         parts = tuple(part for part in self.parts if not isinstance(part, MeanRisk | MeanGradient))
         return parts or (self.risk_aggregator,)
 
@@ -205,7 +207,7 @@ class Composition(Algorithm):
         return any(type(part).eval_params is not Part.eval_params for part in self.parts)
 
     def schedules(self) -> Mapping[str, Schedule]:
-        """Return all schedules of the parts, by names such as "vrex coefficient"."""
+        """Return the schedules of all parts, by names such as "vrex coefficient"."""
         return {
             f"{part.name} {f.name}": value
             for part in self.parts
@@ -217,7 +219,7 @@ class Composition(Algorithm):
     def switch_steps(self) -> Mapping[str, tuple[int, int]]:
         """Return all hyperparameters that are step numbers, by names such as "trm warm_up".
 
-        Each value is a pair: the hyperparameter's value, and the first step that it affects.
+        The value for each name is a pair: the hyperparameter's value and the first step that it affects.
         """
         return {
             f"{part.name} {key}": (getattr(part, key), step)
@@ -243,7 +245,7 @@ class Composition(Algorithm):
     def init(self, params: Parameters, context: TrainContext) -> State:
         for part in self.parts:
             if part.needs_classes and isinstance(context.task, Regression):
-                raise EnvariantError(f"{part.name}: needs classes, but the task is regression")
+                raise EnvariantError(f"{part.name}: needs a classification task, but the task is regression")
             if (part.needs_classes or part.needs_one_target) and context.task.target_shape:
                 raise EnvariantError(
                     f"{part.name}: needs one target per row, but the task is {context.task.name}"

@@ -22,7 +22,7 @@ Number = Schedule | float
 
 
 def numbers(algorithm: object) -> tuple[Number, ...]:
-    """Return all numeric hyperparameters and schedules of an algorithm, part by part and field by field."""
+    """Return all numeric hyperparameters and schedules of an algorithm, in the order of parts and fields."""
     return tuple(_numbers(algorithm))
 
 
@@ -86,7 +86,7 @@ def resolve_schedules(algorithm: A, steps: int) -> A:
 
 
 def rescale(algorithm: A, old: int, new: int) -> A:
-    """Scale all step numbers of an algorithm, such as switch points of schedules, to another run length.
+    """Scale all step numbers of an algorithm, such as switch points of schedules, to a new run length.
 
     Args:
         algorithm: Algorithm to copy. An algorithm that is not a dataclass is returned unchanged.

@@ -25,7 +25,7 @@ def identity(algorithm: Algorithm) -> str:
     identity in every process.
 
     Raises:
-        EnvariantError: If a field has a value that cannot be described, such as an open file.
+        EnvariantError: If a field has a value without a reproducible description, such as an open file.
 
     Example:
         >>> from envariant.algorithms import Composition, WorstCaseRisk

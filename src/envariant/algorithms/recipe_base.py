@@ -24,7 +24,8 @@ class Hyperparameter:
     """Hyperparameter of a recipe, with its default and search range.
 
     Attributes:
-        name: Name of the hyperparameter, prefixed by the part's name if two parts have a field of this name.
+        name: Name of the hyperparameter. If two parts have a field of this name, it is prefixed by the part's
+            name.
         part: Name of the part with the hyperparameter, or `LOSS` for hyperparameters of the whole loss.
         field: Name of the part's field that holds the hyperparameter.
         default: Default value.
@@ -159,11 +160,11 @@ class Recipe:
         A value without a name, such as 1.0, sets the first hyperparameter.
 
         Raises:
-            EnvariantError: If more than one value has no name, or a setting occurs twice.
+            EnvariantError: If more than one value is given without a name, or a setting occurs twice.
         """
         first = self.hyperparameters[0]
         if len(spec.positional) > (first.part != LOSS):
-            raise EnvariantError(f"{self.name}: settings need a key, as in {self.name}(l2=0.001)")
+            raise EnvariantError(f"{self.name}: settings must be named, as in {self.name}(l2=0.001)")
         values = dict(zip([first.name], spec.positional, strict=False))
         if repeated := values.keys() & spec.keywords.keys():
             raise EnvariantError(f"{self.name}: '{repeated.pop()}' occurs twice")

@@ -1,6 +1,7 @@
 """Linear and logistic regression with shared coefficients and environment-specific coefficients.
 
-The equations are reduced one environment at a time, so the cost is linear in the number of environments.
+The coefficients of one environment at a time are eliminated from the normal equations, so the cost is linear
+in the number of environments.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class EnvironmentFit:
         common_slopes: Shared coefficients, `[common]`.
         own_slopes: Environment-specific coefficients, `[environments, own]`.
         linear: Linear predictor (for 0/1 targets, the log-odds), `[rows]`.
-        residuals: Targets minus predictions, `[rows]`; for real targets, divided by the variance.
+        residuals: Targets minus predictions, `[rows]`; for real-valued targets, divided by the variance.
         weights: Variance of each residual under the model, `[rows]`.
     """
 
@@ -50,7 +51,7 @@ class EnvironmentFit:
     _common_inverse: Array
 
     def project(self, residuals: Array) -> Array:
-        """Return simulated residuals, `[rows, simulations]`, as they would be after a refit of the model."""
+        """Return simulated residuals, `[rows, simulations]`, after a refit to each simulation."""
         total = self.common.T @ residuals
         steps: list[Array] = []
         for e, rows in enumerate(self.parts):
@@ -64,7 +65,7 @@ class EnvironmentFit:
         return residuals - self.weights[:, None] * projected
 
     def leverage(self) -> Array:
-        """Return the leverage of each row, `[rows]`: the effect of its target on its prediction."""
+        """Return the leverage of each row, `[rows]`: the effect of the row's target on its own prediction."""
         shares = np.zeros(len(self.linear))
         for e, rows in enumerate(self.parts):
             own, inverse = self.own[rows], self._own_inverses[e]
@@ -73,7 +74,7 @@ class EnvironmentFit:
         return np.clip(shares * self.weights, 0.0, 0.9)
 
     def variation(self, columns: Array) -> Array:
-        """Return the Fisher information on the slope of each column, `[environments, columns]`."""
+        """Return the Fisher information on each column's slope per environment, `[environments, columns]`."""
         result = np.zeros((len(self.parts), columns.shape[1]))
         for e, rows in enumerate(self.parts):
             part, weights = columns[rows], self.weights[rows][:, None]
@@ -159,8 +160,8 @@ def firth_slopes(
 ) -> tuple[Array, Array]:
     """Return logistic slopes and standard errors by environment and column, `[environments, columns]`.
 
-    Each slope is fitted alone, with an intercept and a fixed offset `[rows, columns]`, by Firth's penalized
-    likelihood. Such slopes are finite and nearly unbiased in small samples.
+    Each slope is fitted in its own regression with an intercept and a fixed offset, `[rows, columns]`, by
+    Firth's penalized likelihood. Such slopes are finite and nearly unbiased in small samples.
     """
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
     for e, rows in enumerate(parts):

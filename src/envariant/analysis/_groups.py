@@ -1,4 +1,4 @@
-"""Number groups of dependent rows, such as all rows of one patient, and sum values within groups."""
+"""Index groups of dependent rows, such as all rows of one patient, and sum values within groups."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def group_numbers(groups: ArrayLike | None, n_rows: int) -> NDArray[np.int64]:
-    """Return the number of each row's group, from 0; without groups, every row is a group."""
+    """Return the index of each row's group, counted from 0; if `groups` is None, every row is a group."""
     return np.arange(n_rows) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
 
 

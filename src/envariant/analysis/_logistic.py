@@ -49,8 +49,9 @@ def fit_logistic(
     class 0 has logit 0.
 
     Args:
-        design: The p columns for each row and each class except the first, `[rows, classes − 1, p]`.
-        labels: Indicators or shares of the classes except the first, `[rows, classes − 1]`.
+        design: Design matrix with p columns for each row and each class except the first, `[rows, classes −
+            1, p]`.
+        labels: Indicators (0 or 1) or shares of the classes except the first, `[rows, classes − 1]`.
         weights: Sets of row weights w, `[weightings, rows]`. Default: one set, with all weights 1.
         offset: Fixed part of the logits, `[rows, classes − 1]`.
         center: Mean m of the Gaussian prior, `[p]`. Default: zeros.
@@ -93,13 +94,13 @@ def checked_scores(
 
     Args:
         where: Name of the calling function, for error messages.
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
-        targets: Class numbers from 0, or real targets, `[rows]`.
-        regression: Whether targets are real numbers.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
+        regression: Whether the targets are real-valued.
 
     Raises:
-        EnvariantError: If there are no rows, lengths differ, values are not finite, or targets are not class
-            numbers.
+        EnvariantError: If there are no rows, lengths differ, values are not finite, or targets of
+            classification are not class indices.
     """
     z, y = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     if not len(y) or y.ndim != 1 or z.ndim not in (1, 2) or len(z) != len(y):
@@ -115,7 +116,7 @@ def checked_scores(
     n_classes = columns.shape[1] + 1
     codes = y.astype(np.int64)
     if (codes != y).any() or codes.min() < 0 or codes.max() >= n_classes:
-        raise EnvariantError(f"{where}: targets must be class numbers from 0 to {n_classes - 1}")
+        raise EnvariantError(f"{where}: targets must be class indices from 0 to {n_classes - 1}")
     return columns, class_indicators(codes, n_classes), n_classes
 
 

@@ -24,12 +24,14 @@ def search_deviating(
 ) -> Array:
     """Test which environments deviate from the others; return one p-value per environment.
 
-    While environments deviate significantly, the most deviating ones are excluded and the others are tested
-    again. P-values are corrected for the number of environments.
+    The search is repeated: as long as some environments deviate significantly, the most deviating ones are
+    excluded and the remaining environments are tested again. P-values are corrected for the number of
+    environments.
 
     Args:
-        statistics: Function from the mask of environments to compare, `[environments]`, to the statistic of
-            each environment, `[environments]`, and its values in resampled data, `[resamples, environments]`.
+        statistics: Function that takes a mask of the environments to compare, `[environments]`. It returns
+            the statistic of each environment, `[environments]`, and the statistics in resampled data,
+            `[resamples, environments]`.
         count: Number of environments.
         level: Significance level.
     """
@@ -51,10 +53,10 @@ def search_deviating(
 def mean_statistics(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Measure the distance of each environment's means from the overall means, also after permutations.
+    """Measure how far each environment's means are from the overall means, also in permuted data.
 
-    The result is the larger of the two distances of `distances`, and at least 0. Each distance is first
-    standardized by the mean and standard deviation over permutations.
+    For each environment, the two distances of `distances` are standardized by their mean and standard
+    deviation over permutations. The result is the larger of the two standardized distances, and at least 0.
 
     Args:
         values: Features of the rows, `[rows, features]`.
@@ -62,6 +64,9 @@ def mean_statistics(
         codes: Environment of each row, `[rows]`.
         keep: Mask of the environments to compare, `[environments]`.
         generator: Random number generator of the permutations.
+
+    Returns:
+        Result in the data, `[environments]`, and after each permutation, `[permutations, environments]`.
     """
     statistics = distances(values, strata, codes, keep, generator)
     null = statistics[:, 1:, keep]
@@ -74,12 +79,13 @@ def mean_statistics(
 def distances(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> Array:
-    """Return two distances, for the sample and for permutations, `[2, 1 + permutations, environments]`.
+    """Return two distances, for the data and for permutations, `[2, 1 + permutations, environments]`.
 
-    The first is the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n), if a stratum has n
-    rows with mean m, of which n_e rows with mean m_e are in environment e. The second is the largest term of
-    this sum for a single standardized feature; it is more powerful if only a few features differ. Arguments
-    are as for `mean_statistics`.
+    The first is the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n). Here n and m are
+    the number of rows in a stratum and their mean, and n_e and m_e are the same quantities for the rows of
+    environment e in the stratum. The second distance is the largest term of this sum for a single
+    standardized feature; it is more powerful if only a few features differ. Arguments are as for
+    `mean_statistics`.
     """
     count = len(keep)
     statistics = np.zeros((2, RESAMPLES + 1, count))
@@ -106,7 +112,7 @@ def distances(
 
 
 def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
-    """Return indices of random rows: at most about `_MOST_ROWS` in total, evenly over environments."""
+    """Sample at most about `_MOST_ROWS` rows, as evenly as possible over environments; return indices."""
     order = generator.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes, minlength=count)

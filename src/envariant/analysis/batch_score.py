@@ -86,7 +86,7 @@ def fit_batch_score(confidences: ArrayLike, correct: ArrayLike, environments: Ar
     """Choose an estimator of accuracy without labels, and measure its error by leaving environments out.
 
     Candidates are, in this order, difference of confidences, thresholded confidence and mean of environments.
-    The first candidate whose mean squared error is at most twice the smallest one is chosen.
+    The first candidate is chosen whose mean squared error is at most twice the smallest mean squared error.
 
     Args:
         confidences: Largest class probability of each row, `[rows]`, by models that were not trained on the
@@ -122,9 +122,10 @@ def fit_batch_score(confidences: ArrayLike, correct: ArrayLike, environments: Ar
 
 
 def fit_batch_error(residuals: ArrayLike, environments: ArrayLike) -> BatchScore:
-    """Measure the mean RMSE over environments, and its spread between them.
+    """Measure the mean RMSE over environments, and its variation between environments.
 
-    For regression, every batch gets the same estimate, because predictions alone do not show their error.
+    For regression, every batch gets the same estimate, because the predictions alone do not reveal how large
+    their errors are.
 
     Args:
         residuals: Target minus prediction for each row, `[rows]`. Predictions must come from models that were

@@ -1,7 +1,7 @@
-"""Measure calibration in one environment, and how much of a drop recalibration would remove.
+"""Measure calibration in one environment, and the part of a drop that recalibration would remove.
 
-Scores are logits (one per row for two classes, one per class otherwise) or predictions of real targets. They
-must come from rows that the model was not trained on.
+Scores are logits (one per row for two classes, one per class otherwise) or predictions of real-valued
+targets. They must come from rows that the model was not trained on.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Calibration:
         bias: Mean predicted probability minus observed share, one per class except the first; for regression,
             mean prediction minus mean target.
         bias_errors: Standard errors of the bias.
-        regression: Whether targets are real numbers.
+        regression: Whether targets are real-valued.
     """
 
     intercepts: tuple[float, ...]
@@ -75,8 +75,8 @@ class DropParts:
         total: Difference in log loss, error rate or squared error: the sum of the four parts.
         level: Part removed by adjusting the intercept, for example after a change of prevalence.
         slope: Further part removed by also adjusting the calibration slope.
-        ranking: Part that no recalibration removes: the recalibrated model improves less on a constant
-            prediction than it does on in-domain rows.
+        ranking: Part that no recalibration removes. It is positive if the advantage of the recalibrated model
+            over a constant prediction is smaller in the environment than on in-domain rows.
         outcome: Difference in the loss of the best constant prediction: entropy, share of the other classes,
             or variance of the target.
     """
@@ -110,18 +110,18 @@ def measure_calibration(
     """Estimate calibration intercept and slope with standard errors (Cox 1958).
 
     The intercept a is fitted in logit p = z + a for scores z, and the slope b in logit p = a + b z. With
-    several classes, there is one intercept per class except the first, and one common slope. P-values are
+    several classes, there is one intercept per class except the first, and one common slope. P-values come
     from likelihood ratio tests (regression: t-tests).
 
     Args:
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
-        targets: Class numbers from 0, or real targets, `[rows]`.
-        regression: Whether targets are real numbers.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
+        regression: Whether targets are real-valued.
         groups: Group of each row, `[rows]`, such as the patient. If given, standard errors of the bias are
             cluster-robust; all other standard errors and p-values still treat rows as independent.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
+        EnvariantError: If lengths differ, values are not finite, or targets are not class indices.
 
     Example:
         >>> import numpy as np
@@ -166,17 +166,18 @@ def split_drop(
 ) -> DropSplit:
     """Split the difference in loss and error rate between an environment and in-domain rows into four parts.
 
-    Let L be the mean loss in the environment, z the scores, and a, a' and b coefficients fitted there. The
-    level part is L(z) − L(z + a), the slope part L(z + a) − L(a' + b z), the ranking part L(a' + b z) −
-    L(constant), and the outcome part L(constant). The same four parts of the in-domain loss are subtracted.
-    Fitting p parameters to n rows lowers the log loss by p / 2n on average; this optimism is removed.
-    Percentile intervals come from a bootstrap of both the in-domain rows and the environment's rows.
+    Let L be the mean loss in the environment and z the scores. The intercepts a and a' and the slope b are
+    fitted in the environment. The level part is L(z) − L(z + a), the slope part L(z + a) − L(a' + b z), the
+    ranking part L(a' + b z) − L(constant), and the outcome part L(constant). The same four parts of the
+    in-domain loss are subtracted. Fitting p parameters to n rows lowers the log loss by p / 2n on average;
+    this optimism is removed. Percentile intervals come from a bootstrap of both the in-domain rows and the
+    environment's rows.
 
     Args:
         in_domain: Scores and targets of in-domain rows, from the training environments; shapes as in
             `measure_calibration`.
         environment: Scores and targets of the rows of the environment with the drop.
-        regression: Whether targets are real numbers.
+        regression: Whether targets are real-valued.
         n_resamples: Number of bootstrap resamples.
         level: Confidence level of the intervals.
         seed: Seed of the resampling.
@@ -186,7 +187,7 @@ def split_drop(
             `calibration` ignores them. Default: equal weights.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
+        EnvariantError: If lengths differ, values are not finite, or targets are not class indices.
 
     Example:
         >>> import numpy as np
@@ -293,7 +294,7 @@ def _linear_losses(z: Array, y: Array, weights: Array) -> Array:
 
 
 def _linear_calibration(z: Array, y: Array, groups: ArrayLike | None) -> Calibration:
-    """Measure the calibration of predictions of real targets by least squares."""
+    """Measure the calibration of predictions of real-valued targets by least squares."""
     n, residual = len(z), y - z
     error = float(residual.std(ddof=1)) / np.sqrt(n) if n > 1 else float("inf")
     fit: Any = stats.linregress(z, y) if n > 2 and np.ptp(z) > 0 else None

@@ -18,7 +18,7 @@ _INTEGER = re.compile(r"(0|-?[1-9]\d*)(?:\.0+)?")
 @final
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """Summary of one training column: number of rows per environment and bin.
+    """Summary of one training column: number of rows in each environment and bin.
 
     A numeric column has one bin per knot, one bin between each two consecutive knots, one below the first and
     one above the last knot, and one for missing values. A categorical column has one bin per frequent
@@ -63,7 +63,7 @@ class Sketch:
             name: Name of the column.
             kind: Kind of the column, such as "number" or "category".
             values: Training values, `[rows]`: floats, NaN if missing; or category codes, −1 if missing.
-            environments: Environment of each row, `[rows]`, as numbers from 0.
+            environments: Index of the environment of each row, counted from 0, `[rows]`.
             n_environments: Number of environments.
             categories: Category names in the order of the codes.
             categorical: Whether values are category codes.
@@ -99,7 +99,7 @@ class Sketch:
 
     @property
     def training_range(self) -> tuple[str, ...]:
-        """Smallest and largest training value as text; empty for categories and empty columns."""
+        """Smallest and largest training value as strings; empty for categories and empty columns."""
         return (
             tuple(_text(self.kind, float(value)) for value in self.knots[[0, -1]]) if len(self.knots) else ()
         )
@@ -125,7 +125,7 @@ class Sketch:
         return np.bincount(bins, minlength=self.bins).astype(np.int64)
 
     def distance(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-        """Return the distance between two distributions, in [0, 1]; NaN if one has no values.
+        """Return the distance between two distributions, in [0, 1]; NaN if one of them has no values.
 
         Ordered values: Kolmogorov–Smirnov statistic at the knots, at most 0.01 below the exact statistic.
         Other values: total variation distance. Missing values are ignored.
@@ -149,12 +149,12 @@ class Sketch:
         return {n: count for n, count in zip(categories, counts, strict=True) if count and n not in known}
 
     def recognized(self, categories: Sequence[str]) -> tuple[str, ...]:
-        """Rename categories as they are spelled in the training data, for example "3.0" as "3"."""
+        """Return the categories in the spelling of the training data, for example "3" for "3.0"."""
         known = set(self.categories)
         return tuple(name if name in known else _training_spelling(name, known) for name in categories)
 
     def as_if_new(self, environment: int) -> NDArray[np.int64]:
-        """Return the row counts of a training environment, `[bins]`, as if it had been absent in training.
+        """Return the row counts of a training environment, `[bins]`, as if it had been absent from training.
 
         Categories that occur in no other environment are therefore counted as unseen.
         """
@@ -193,7 +193,7 @@ class Sketch:
 def homogeneity_p_value(table: NDArray[Any]) -> float:
     """Return the p-value of the χ² test that two distributions are equal.
 
-    Bins with fewer than 5 expected rows are pooled.
+    Bins with an expected count below 5 are pooled.
 
     Args:
         table: Number of rows by distribution and bin, `[2, bins]`.

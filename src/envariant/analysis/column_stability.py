@@ -1,6 +1,6 @@
-"""Measure how stable the relation of each column with the target is across environments.
+"""Measure how stable the relation between each column and the target is across environments.
 
-If the slope of a column changes sign, models that use the column predict wrongly in some environments.
+If the slope of a column changes sign, models that use the column make wrong predictions in some environments.
 """
 
 import math
@@ -51,19 +51,19 @@ _BLOCK = 4_000_000
 @final
 @dataclass(frozen=True)
 class ColumnStability:
-    """Relation of one column with the target in each environment, given the other columns.
+    """Relation between one column and the target in each environment, given the other columns.
 
     Attributes:
         column: Name of the column.
-        slopes: Slope by environment, in log-odds of a class or standard deviations of a real target, per
-            standard deviation of the column within environments. If a column has several inputs or the
+        slopes: Slope by environment, in log-odds of a class or standard deviations of a real-valued target,
+            per standard deviation of the column within environments. If a column has several inputs or the
             target several classes, the slope with the smallest p-value. NaN if it cannot be estimated.
         errors: Standard error of the slope by environment.
         p_value: P-value of the test of equal slopes in all environments, Holm-corrected over columns.
         pooled: Random-effects mean of the slopes, and prediction interval of the slope in the next
             environment; None if fewer than two slopes could be estimated.
         measured: Whether the slope could be estimated in at least two environments.
-        link: Scale of the slopes: "logit" (log-odds) for classes, "identity" for real targets.
+        link: Scale of the slopes: "logit" (log-odds) for classes, "identity" for real-valued targets.
     """
 
     column: str
@@ -117,26 +117,27 @@ def measure_stability(
 ) -> tuple[ColumnStability, ...]:
     """Estimate every column's slope in every environment and test whether the slopes are equal.
 
-    A joint model of all columns has one intercept per environment. Its slopes, squares, hinges and products
-    are common to all environments; their number is limited by the number of rows, and the (at most 60)
-    columns with the strongest association come first. For each column, the score statistic for separate
-    slopes, Σ_e U_e² / V_e with score U_e and information V_e in environment e, is compared with simulations
-    of this model: labels drawn from its probabilities, or residuals with random signs (Liu 1988). An unstable
-    column then gets one slope per environment in the model, and the other columns are tested again, so that
-    its instability is not attributed to them. Neither covariate shift nor a change of prevalence makes a
-    column unstable. Interactions that differ between environments are not tested.
+    A joint model of all columns has one intercept per environment. Its other terms are common to all
+    environments: the columns, their squares, hinge functions and products. The number of these terms is
+    limited by the number of rows. At most 60 columns are included: those with the strongest association with
+    the target. For each column, the score statistic for separate slopes is Σ_e U_e² / V_e, with score U_e and
+    information V_e in environment e. The statistic is compared with simulations of the joint model: labels
+    drawn from its probabilities, or residuals with random signs (Liu 1988). An unstable column then gets one
+    slope per environment in the model, and the other columns are tested again, so that its instability is not
+    attributed to them. Neither covariate shift nor a change of prevalence makes a column unstable.
+    Interactions that differ between environments are not tested.
 
     The reported slopes of a column are estimated separately in each environment, with the slopes of all
     other columns fixed at their estimates in the model. The method is Firth's penalized likelihood (1993) for
-    classes, and least squares with HC3 standard errors (MacKinnon & White 1985) for real targets. For
+    classes, and least squares with HC3 standard errors (MacKinnon & White 1985) for real-valued targets. For
     multiclass targets, each class (at most 10) is compared with the most frequent class, with Bonferroni
     correction.
 
     Args:
         columns: Values by column name, each `[rows]`, or `[rows, k]` for one-hot encoded categories.
-        targets: Targets 0 and 1, real targets, or class numbers if `n_classes` is set, `[rows]`.
+        targets: Targets 0 and 1, real-valued targets, or class indices if `n_classes` is set, `[rows]`.
         environments: Environment of each row, `[rows]`.
-        n_classes: Number of classes of a multiclass target. Default: a binary or real target.
+        n_classes: Number of classes of a multiclass target. Default: a binary or real-valued target.
         seed: Seed of the simulations.
 
     Returns:

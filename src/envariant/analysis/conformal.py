@@ -1,8 +1,8 @@
 """Conformal prediction for environments: thresholds, prediction sets and intervals with a given coverage.
 
-All functions take non-conformity scores of calibration rows, on which the model was not trained: the absolute
-residual |y − prediction|, possibly divided by a scale, or 1 − probability of the true class. A larger score
-means a worse prediction.
+Thresholds are computed from the non-conformity scores of calibration rows, on which the model was not
+trained. A score is the absolute residual |y − prediction|, possibly divided by a scale, or 1 − probability of
+the true class. A larger score means a worse prediction.
 """
 
 import math
@@ -24,10 +24,11 @@ _ROUNDING = 1e-12
 @final
 @dataclass(frozen=True)
 class ConformalThreshold:
-    """Threshold of the non-conformity score; a prediction set contains all targets with scores up to it.
+    """Threshold of the non-conformity score.
 
     Attributes:
-        value: Threshold; infinite if `level` is above `finest_level`.
+        value: Threshold: a prediction set contains all targets with scores up to this value. Infinite if
+            `level` is above `finest_level`.
         level: Requested coverage, 1 − alpha.
         finest_level: Highest coverage that is attainable with the calibration rows.
         guarantee: Condition under which the coverage holds.
@@ -65,7 +66,7 @@ def split_threshold(scores: ArrayLike, alpha: float) -> ConformalThreshold:
 
     Args:
         scores: Scores of the calibration rows, `[m]`.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, or a score is missing.
@@ -87,7 +88,7 @@ def mondrian_thresholds(
     Args:
         scores: Scores of the calibration rows, `[m]`.
         groups: Group of each row, `[m]`.
-        alpha: Share of rows that may be missed in each group, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered in each group, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
@@ -120,7 +121,7 @@ def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: Arra
         scores: Scores of the calibration rows, `[m]`.
         weights: Weight w_i of each calibration row, `[m]`.
         new_weights: Weight w of each new row, `[rows]`.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or weights are negative.
@@ -132,7 +133,7 @@ def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: Arra
     r = _checked("weighted_thresholds", scores, alpha)
     w, new = np.asarray(weights, dtype=np.float64), np.asarray(new_weights, dtype=np.float64)
     if w.shape != r.shape or not (w >= 0).all() or not (new >= 0).all():
-        raise EnvariantError("weighted_thresholds: needs one weight per score, and no negative weight")
+        raise EnvariantError("weighted_thresholds: weights must be non-negative, with one weight per score")
     order = np.argsort(r, kind="stable")
     cumulated = np.cumsum(w[order])
     needed = (1 - alpha - _ROUNDING) * (cumulated[-1] + new)
@@ -148,7 +149,7 @@ def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: floa
     Args:
         scores: Scores of the calibration rows, `[m]`.
         environments: Environment of each row, `[m]`.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
@@ -164,17 +165,18 @@ def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: floa
 
 
 def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
-    """Return a threshold for rows of a new environment (HCP; Lee, Barber & Willett 2023).
+    """Return a threshold for rows of a new environment (Lee, Barber & Willett 2023).
 
     The threshold is the smallest t with Σ_e (share of scores ≤ t in environment e) / (E+1) ≥ 1 − α, for E
-    environments. This is CDF pooling with one more environment, whose scores are infinite. The coverage is
-    guaranteed for any E if the environments are exchangeable with the new one, and each environment is scored
-    by a model that was not trained on it. The highest possible coverage is E / (E+1).
+    environments. The method is hierarchical conformal prediction (HCP): CDF pooling with one more
+    environment, whose scores are infinite. The coverage is guaranteed for any E if the environments are
+    exchangeable with the new one, and each environment is scored by a model that was not trained on it. The
+    highest possible coverage is E / (E+1).
 
     Args:
         scores: Scores of the calibration rows, `[m]`, each by a model not trained on the row's environment.
         environments: Environment of each row, `[m]`.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
@@ -195,18 +197,18 @@ def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha:
 def held_out_threshold(
     scores: ArrayLike, environments: ArrayLike, alpha: float
 ) -> tuple[ConformalThreshold, Mapping[str, float]]:
-    """Return a threshold with an average coverage of 1 − α in environments left out.
+    """Return a threshold whose average coverage in left-out environments is 1 − α.
 
     Let q be the threshold from CDF pooling of all scores, and q_{−e} the threshold without environment e. The
-    result is c q. The factor c is chosen by CDF pooling of the ratios r_i / q_{−e(i)}, with the score r_i and
-    the environment e(i) of row i. The threshold c q_{−e} then has an average coverage of 1 − α in the
-    environments e left out. Unlike `new_environment_threshold`, the method is not conservative with few
-    environments and allows any coverage, but the coverage is only an estimate, without guarantee.
+    result is the product c q. The factor c is chosen by CDF pooling of the ratios r_i / q_{−e(i)}, with the
+    score r_i and the environment e(i) of row i. The threshold c q_{−e} then has an average coverage of 1 − α
+    over the left-out environments e. Unlike `new_environment_threshold`, the method is not conservative with
+    few environments and allows any coverage, but the coverage is only an estimate, without guarantee.
 
     Args:
         scores: Scores of the calibration rows, `[m]`, each by a model not trained on the row's environment.
         environments: Environment of each row, `[m]`; at least two environments.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Returns:
         The threshold c q, and the coverage of c q_{−e} in each environment e.
@@ -227,7 +229,7 @@ def held_out_threshold(
     r = _checked(where, scores, alpha)
     names, codes = _groups(where, environments, len(r))
     if len(names) < 2 or (r < 0).any():
-        raise EnvariantError(f"{where}: needs two environments, and no negative score")
+        raise EnvariantError(f"{where}: needs at least two environments, and non-negative scores")
     ratios = np.empty_like(r)
     for k in range(len(names)):
         others = codes != k
@@ -259,7 +261,7 @@ def environment_jackknife(
         residuals: Absolute residual |y_i − μ_{−e(i)}(x_i)| of each training row, `[m]`.
         environments: Environment of each row, `[m]`.
         predictions: Predictions of μ_{−e} for the new rows, `[rows]`, by name of environment e.
-        alpha: Nominal share of rows outside of their interval, between 0 and 1.
+        alpha: Nominal share of rows whose target is outside the interval, between 0 and 1.
 
     Returns:
         Lower and upper ends, each `[rows]`.
@@ -279,7 +281,10 @@ def environment_jackknife(
     names, codes = _groups("environment_jackknife", environments, len(r))
     missing = [name for name in names if name not in predictions]
     if missing:
-        raise EnvariantError(f"environment_jackknife: no predictions without environment '{missing[0]}'")
+        raise EnvariantError(
+            f"environment_jackknife: predictions of the model trained without environment '{missing[0]}' are "
+            f"missing"
+        )
     center = np.stack([np.asarray(predictions[name], dtype=np.float64) for name in names])
     sizes = np.bincount(codes)
     weights = 1 / ((len(names) + 1) * sizes[codes])
@@ -287,7 +292,7 @@ def environment_jackknife(
 
 
 def prediction_sets(probabilities: ArrayLike, threshold: float | ArrayLike) -> NDArray[np.bool_]:
-    """Return prediction sets as a mask of the classes with 1 − probability ≤ threshold, `[rows, classes]`.
+    """Return prediction sets, `[rows, classes]`: true for classes with 1 − probability ≤ threshold.
 
     Args:
         probabilities: Class probabilities, `[rows, classes]`.
@@ -351,7 +356,7 @@ def _quantile(r: Array, alpha: float) -> float:
 def _groups(where: str, groups: ArrayLike, n: int) -> tuple[list[str], NDArray[np.int64]]:
     labels = np.asarray(groups)
     if len(labels) != n:
-        raise EnvariantError(f"{where}: got {n} scores, but {len(labels)} groups")
+        raise EnvariantError(f"{where}: needs one group per score, got {n} scores and {len(labels)} groups")
     names, codes = np.unique(labels, return_inverse=True)
     return [str(name) for name in names], codes
 

@@ -89,7 +89,7 @@ class MissingShares:
 @final
 @dataclass(frozen=True)
 class LocalCategories:
-    """Categories that occur in one environment only, and too often for this to be chance.
+    """Categories that occur in one environment only, which is unlikely to be a coincidence.
 
     Attributes:
         column: Name of the column.
@@ -109,7 +109,8 @@ class Identifier:
 
     Attributes:
         column: Name of the column.
-        kind: "text", "row number", or "number" for whole numbers with the name or length of an identifier.
+        kind: "text" for strings, "row number", or "number" for other whole numbers that look like an
+            identifier.
         distinct: Number of distinct values.
     """
 
@@ -124,7 +125,7 @@ def missing_codes(columns: Mapping[str, ArrayLike], environments: ArrayLike) -> 
     Such a number is the smallest or largest value of its column, and occurs in at least five rows and more
     often than the nearest other value. It lies more than 1.5 interquartile ranges outside the quartiles, and
     at least 0.75 interquartile ranges from the nearest value. −1 is also reported if all other values are
-    integers of 0 or more.
+    non-negative integers.
 
     Args:
         columns: Values by column name, each `[rows]`. Non-numeric columns are ignored.
@@ -177,9 +178,9 @@ def naming_columns(
     """Find columns whose values identify environments, such as the serial number of a hospital's device.
 
     Rows are grouped by category, or by intervals of numbers; groups need at least five rows. An environment
-    is identified if some groups together contain at least 97 % of its rows (numbers: 99 %) and almost no
-    other rows. A column is reported if it identifies at least two environments and at least half of all
-    environments. Distributions that are shifted but overlap do not identify an environment.
+    is identified if some groups together contain at least 97 % of its rows (99 % for intervals) and almost no
+    rows of other environments. A column is reported if it identifies at least two environments and at least
+    half of all environments. Distributions that are shifted but overlap do not identify an environment.
 
     Args:
         columns: Values by column name, `[rows]`.
@@ -290,7 +291,7 @@ def missingness_differences(
 def local_categories(
     columns: Mapping[str, ArrayLike], environments: ArrayLike, *, categorical: Collection[str] = ()
 ) -> tuple[LocalCategories, ...]:
-    """Find categories that occur in one environment only, which models trained elsewhere do not know.
+    """Find categories that occur in one environment only and are unknown to models trained elsewhere.
 
     A category is reported if the probability that all of its rows are in one environment by chance is below
     0.0001. A column is skipped if none of its categories occurs in two environments.
@@ -337,8 +338,9 @@ def identifiers(
 ) -> tuple[Identifier, ...]:
     """Find columns with a distinct value in nearly every row: strings, row numbers and numeric identifiers.
 
-    Whole numbers are reported if they number the rows. They are also reported if at least 95 % are distinct
-    and either the column name ends in a word such as "id", or all have the same length of 6 or more digits.
+    A column of whole numbers is reported as row numbers if its values are all distinct and nearly
+    consecutive. It is reported as a numeric identifier if at least 95 % of the values are distinct and either
+    the column name ends in a word such as "id", or all values have the same number of digits, at least 6.
 
     Args:
         columns: Values by column name, `[rows]`.

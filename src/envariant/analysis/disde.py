@@ -1,4 +1,4 @@
-"""Split a drop into the effects of harder inputs, new inputs, and a changed relation of inputs and outcome.
+"""Split a drop into effects of harder inputs, new inputs, and a changed relation of inputs and target.
 
 The method is DISDE (Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011). Source rows are in-domain rows;
 target rows come from the environment with the drop.
@@ -38,8 +38,9 @@ class DropDecomposition:
     means over P, Q and S.
 
     Attributes:
-        harder_inputs: E_S R_P − E_P R_P: effect of a higher frequency of hard inputs.
-        changed_relation: E_S R_Q − E_S R_P: effect of a changed loss for equal inputs (P(Y | X) differs).
+        harder_inputs: E_S R_P − E_P R_P: effect of hard inputs that are more frequent in the target.
+        changed_relation: E_S R_Q − E_S R_P: effect of a different loss at equal inputs, because P(Y | X)
+            differs.
         new_inputs: E_Q R_Q − E_S R_Q: effect of target inputs that are rare or absent in the source.
         errors: Standard errors of the three parts, in this order.
         source_loss: Mean loss E_P R_P of the source rows.
@@ -90,8 +91,9 @@ def measure_disde(
 
     A cross-fitted classifier estimates π(x), the probability that a row with inputs x is a target row. The
     weights derived from π are given in `decompose_drop`. If `n_resamples` is 2 or more, standard errors and
-    intervals come from a bootstrap of source and target rows, with a refitted classifier; all copies of a row
-    are in the same fold. Otherwise, the estimation error of π is ignored, and intervals are too short.
+    intervals come from a bootstrap of source and target rows, with a refitted classifier. All copies of a row
+    in a resample are in the same fold. Otherwise, the estimation error of π is ignored, and the intervals are
+    too narrow.
 
     Args:
         source: Inputs of the source rows, `[rows, columns]`, numeric without missing values, and losses,
@@ -131,7 +133,9 @@ def measure_disde(
     counted = [int(number.max()) + 1 for number in numbers]
     if min(counted) < max(2, n_folds):
         least, sizes = max(2, n_folds), f"{counted[0]} and {counted[1]}"
-        raise EnvariantError(f"measure_disde: needs at least {least} groups on each side; got {sizes}")
+        raise EnvariantError(
+            f"measure_disde: source and target each need at least {least} groups; got {sizes}"
+        )
     folds = np.concatenate(
         [generator.permutation(n)[number] % n_folds for n, number in zip(counted, numbers, strict=True)]
     )
@@ -202,7 +206,9 @@ def decompose_drop(
         for v in (source_probabilities, source_losses, target_probabilities, target_losses)
     )
     if not len(r_p) or not len(r_q) or pi_p.shape != r_p.shape or pi_q.shape != r_q.shape:
-        raise EnvariantError("decompose_drop: needs rows on both sides and one probability per loss")
+        raise EnvariantError(
+            "decompose_drop: source and target both need at least one row, and one probability per loss"
+        )
     a = len(r_q) / (len(r_p) + len(r_q))
     in_p, in_q = ((a * (1 - pi), (1 - a) * pi) for pi in (pi_p, pi_q))
     if density == "harmonic":
@@ -279,6 +285,6 @@ def _side(inputs: ArrayLike, losses: ArrayLike, n_folds: int) -> tuple[Array, Ar
     if x.ndim != 2 or r.ndim != 1 or len(x) != len(r) or len(r) < max(2, n_folds):
         raise EnvariantError(
             f"measure_disde: needs inputs [rows, columns], one loss per row and at least {max(2, n_folds)} "
-            f"rows on each side; got {x.shape} and {r.shape}"
+            f"rows in source and target; got {x.shape} and {r.shape}"
         )
     return x, r

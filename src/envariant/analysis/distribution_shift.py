@@ -1,4 +1,4 @@
-"""Measure kind and size of the distribution shift between two groups of environments.
+"""Measure the kind and size of the distribution shift between two groups of environments.
 
 Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
 different targets in the two groups. Methods against one kind of shift usually do not help against the other.
@@ -84,14 +84,14 @@ class Shift:
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
-        """Kind of shift of at least `NOTABLE`: "diversity", "correlation", "both" or "neither"."""
+        """Kinds of shift of size `NOTABLE` or more: "diversity", "correlation", "both" or "neither"."""
         diversity, correlation = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
         if diversity and correlation:
             return "both"
         return "diversity" if diversity else "correlation" if correlation else "neither"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the names of the groups, the measures with intervals, and the kind of shift, for JSON."""
+        """Return group names, measures and kind of shift as a JSON-serializable dictionary."""
         return {**asdict(self), "kind": self.kind}
 
 
@@ -118,7 +118,7 @@ def measure_shift(
         first: Inputs `[rows, ...]` and targets `[rows]` of the first group, by environment name. Environments
             are weighted equally.
         second: Inputs and targets of the second group, by environment name.
-        regression: Whether targets are real numbers, which are divided into quantile bins.
+        regression: Whether targets are real-valued; if so, they are divided into quantile bins.
         seed: Seed of row sampling and network weights.
         n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
 
@@ -166,7 +166,7 @@ def estimate_shift(
     sides = [_sample(samples, generator) for samples in (first, second)]
     if min(len(x) for x, _ in sides) < _FEWEST_ROWS:
         names = " and ".join(f"'{name}'" for name in (*first, *second))
-        raise EnvariantError(f"shift: {names} need at least {_FEWEST_ROWS} rows on either side")
+        raise EnvariantError(f"shift: {names} need at least {_FEWEST_ROWS} rows in each of the two groups")
     labels = _class_labels([y for _, y in sides], regression=regression)
     features, covariate = _learned_features([x[::2] for x, _ in sides], [x[1::2] for x, _ in sides], seed)
     diversity, correlation = _density_measures(features, [y[1::2] for y in labels])

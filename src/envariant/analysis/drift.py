@@ -1,7 +1,7 @@
 """Detect drift: columns in which new rows are distributed differently from training rows.
 
-With many rows, every difference is significant. A column is therefore reported only if new rows differ more
-from the training rows than training environments differ from each other.
+With many rows, even tiny differences are significant. A column is therefore reported only if new rows differ
+more from the training rows than training environments differ from each other.
 """
 
 import math
@@ -59,7 +59,7 @@ class ColumnDrift:
         unseen: Number of new rows by category, for categories that do not occur in training; None if the
             column is not categorical.
         outside: Number of new rows outside the training range; None if values have no order.
-        training_range: Smallest and largest training value as text; empty for categories.
+        training_range: Smallest and largest training value, formatted as a string; empty for categories.
     """
 
     name: str
@@ -78,7 +78,7 @@ class ColumnDrift:
 
     @property
     def values_standing(self) -> Standing:
-        """Result of the comparison of values: "alike", "within" or "further".
+        """Result of comparing the column's values: "alike", "within" or "further".
 
         "alike": no significant difference of at least 0.1. "within": a difference no larger than between
         training environments. "further": a larger difference, reported as drift.
@@ -87,7 +87,7 @@ class ColumnDrift:
 
     @property
     def missing_standing(self) -> Standing:
-        """Result of the comparison of shares of missing values, with the levels of `values_standing`."""
+        """Result of comparing the shares of missing values; same levels as `values_standing`."""
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property
@@ -120,7 +120,7 @@ class ColumnDrift:
         return remarks
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all attributes and the overall result as a dictionary for JSON, with None for NaN."""
+        """Return attributes and overall result as a JSON-serializable dictionary, with None for NaN."""
         fields = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
         return {**fields, "standing": self.standing}
 
@@ -132,8 +132,8 @@ class Drift:
 
     A column has drifted (`standing` is "further") if values or shares of missing values differ significantly
     (p < 0.01, Holm-corrected over columns), by at least 0.1, and more than any training environment differs
-    from the others. Columns are compared separately, so changes of their joint distribution or of the target
-    are not detected.
+    from the others. Columns are compared one at a time, so changes of their joint distribution or of the
+    target are not detected.
 
     Attributes:
         columns: Comparison of new and training rows in each column.
@@ -193,7 +193,7 @@ class Drift:
 
     @property
     def verdict(self) -> str:
-        """Overall result for all columns, as a sentence."""
+        """Overall result for all columns, written as a sentence."""
         if self.kind == "too few rows":
             few = number_of(self.rows, "row")
             return f"{few}: too few to compare with the training rows (at least {FEWEST_ROWS})"
@@ -212,7 +212,7 @@ class Drift:
         return tuple(remark for column in self.columns for remark in column.remarks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the overall result and the results of all columns as a dictionary for JSON."""
+        """Return the overall result and the results of all columns as a JSON-serializable dictionary."""
         return {
             "kind": self.kind,
             "verdict": self.verdict,

@@ -38,7 +38,7 @@ class Recalibration:
     Attributes:
         intercepts: Intercepts added to the scaled scores, one per class except the first; one number for
             regression.
-        slope: Factor of the scores; 1 if only intercepts were refitted.
+        slope: Factor by which the scores are multiplied; 1 if only intercepts were refitted.
     """
 
     intercepts: tuple[float, ...]
@@ -102,8 +102,8 @@ class LabelFit:
     Attributes:
         recalibration: Fitted intercepts and slope.
         refit: Refitted parameters: "intercept", or "intercept and slope".
-        held_out: Cross-validated scores: each row is recalibrated by a fit without the row's fold. Same
-            shape as the original scores.
+        held_out: Cross-validated scores, in the shape of the original scores: each row is recalibrated by a
+            fit to the other folds.
         losses: Log loss (regression: squared error) of each row before and after recalibration, `[2, rows]`.
         errors: 1 for each row with a wrong prediction, else 0, before and after recalibration, `[2, rows]`;
             None for regression.
@@ -134,15 +134,15 @@ def recalibrate(
     slope.
 
     Args:
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
-        targets: Class numbers from 0, or real targets, `[rows]`.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
         refit: Parameters to refit: "intercept", or "intercept and slope".
-        regression: Whether targets are real numbers.
+        regression: Whether targets are real-valued.
         intercept_sd: Standard deviation of the intercept's prior, for example the standard deviation of the
             intercepts over training environments.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or `refit` is
+        EnvariantError: If lengths differ, values are not finite, targets are not class indices, or `refit` is
             unknown.
 
     Example:
@@ -171,15 +171,15 @@ def gain_from_labels(
 ) -> tuple[LabelGain, ...]:
     """Estimate how much k labels of an environment would improve the model, by resampling labeled rows.
 
-    Scores are recalibrated by `recalibrate` on k random rows, and evaluated on the remaining rows. Numbers k
-    that leave fewer than 10 rows for evaluation are omitted.
+    Scores are recalibrated by `recalibrate` on k random rows, and evaluated on the remaining rows. Values of
+    k that leave fewer than 10 rows for evaluation are omitted.
 
     Args:
         scores: Logits or predictions in the environment; shapes as in `recalibrate`.
-        targets: Class numbers from 0, or real targets, `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
         sizes: Numbers of labels k to try.
         n_resamples: Number of random choices of the labeled rows.
-        regression: Whether targets are real numbers.
+        regression: Whether targets are real-valued.
         intercept_sd: Standard deviation of the intercept's prior.
         seed: Seed of the resampling.
         groups: Group of each row, `[rows]`, such as the patient. Groups with a labeled row are excluded from
@@ -189,7 +189,7 @@ def gain_from_labels(
         One entry per size k and kind of refit; empty if the environment is too small.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or a size is
+        EnvariantError: If lengths differ, values are not finite, targets are not class indices, or a size is
             below 1.
 
     Example:
@@ -241,12 +241,12 @@ def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = Fals
 
     Args:
         scores: Logits or predictions in the environment; shapes as in `recalibrate`.
-        targets: Class numbers from 0, or real targets, `[rows]`; at least two rows.
-        regression: Whether targets are real numbers.
+        targets: Class indices from 0, or real-valued targets, `[rows]`; at least two rows.
+        regression: Whether targets are real-valued.
         seed: Seed of the folds.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or there are
+        EnvariantError: If lengths differ, values are not finite, targets are not class indices, or there are
             fewer than two rows.
 
     Example:

@@ -1,4 +1,4 @@
-"""Measure how far rows are from the training environments, to flag rows for which a model extrapolates."""
+"""Measure how far rows are from the training environments, to flag rows where a model extrapolates."""
 
 from dataclasses import dataclass
 from typing import final
@@ -29,7 +29,7 @@ _SHRINKAGE = 0.1
 @final
 @dataclass(frozen=True, eq=False)
 class InputDensity:
-    """Fitted Mahalanobis distance to the nearest training environment, with distances of training rows.
+    """Fitted Mahalanobis distance of a row to the nearest training environment.
 
     Attributes:
         whitening: Matrix W with W Wᵀ = Σ⁻¹, `[inputs, inputs]`, for the covariance Σ of the inputs within

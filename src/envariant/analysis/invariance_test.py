@@ -1,7 +1,7 @@
 """Test whether the target, given a model's score, still depends on the environment.
 
 If a score depends only on invariant features, then rows with equal scores have the same target distribution
-in every environment. Use rows that were not used for training.
+in every environment. The rows must not have been used for training.
 """
 
 import math
@@ -51,16 +51,16 @@ def assess_invariance(
     """Test whether the relation between score and target differs between environments.
 
     Separate regressions of the target on the score in each environment are compared with a joint regression.
-    For classes, the regressions are logistic, and the likelihood ratio 2(Σ_e ℓ_e − ℓ) of the log-likelihoods
-    ℓ_e of the separate fits and ℓ of the joint fit is compared with a χ² distribution. For real targets,
+    For classes, the regressions are logistic. The likelihood ratio 2(Σ_e ℓ_e − ℓ), with log-likelihoods ℓ_e
+    of the separate fits and ℓ of the joint fit, is compared with a χ² distribution. For real-valued targets,
     least-squares fits are compared by an F test (Chow 1960). With more than 10 classes, or few rows, rare
     classes are pooled into one.
 
     Args:
         scores: Logits or predictions, `[rows]` or `[rows, classes]`.
-        targets: Class numbers or real targets, `[rows]`.
+        targets: Class indices or real-valued targets, `[rows]`.
         environments: Environment of each row, `[rows]`.
-        regression: Whether targets are real numbers rather than classes.
+        regression: Whether targets are real-valued rather than classes.
 
     Returns:
         Result of the test; the p-value is 1 with a single environment or a constant target.

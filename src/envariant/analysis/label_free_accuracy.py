@@ -62,13 +62,13 @@ class ExpectedConfusion:
 
     @property
     def precision(self) -> float:
-        """Expected true positives divided by the predicted positives; NaN without predicted positives."""
+        """Expected true positives divided by predicted positives; NaN if no row is predicted positive."""
         predicted = self.true_positive + self.false_positive
         return self.true_positive / predicted if predicted else math.nan
 
     @property
     def recall(self) -> float:
-        """Expected true positives divided by all expected positives; NaN without expected positives."""
+        """Expected true positives divided by all expected positives; NaN if these are 0."""
         positive = self.true_positive + self.false_negative
         return self.true_positive / positive if positive else math.nan
 
@@ -203,10 +203,10 @@ def agreement_on_the_line(
 ) -> tuple[AccuracyEstimate, ...]:
     """Estimate the accuracies of several models from their agreement (ALine-D; Baek et al. 2022).
 
-    Source rows are labeled, target rows are not. Let x_ij and y_ij be the probits Φ⁻¹ of the agreement of
-    models i and j in source and target, and acc_i the source accuracies. All pairs are assumed to lie on a
-    line y = b + m x. The target accuracies are Φ(w_i), where w is the least-squares solution of
-    ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i + Φ⁻¹acc_j) − x_ij). arXiv 2206.13089.
+    Source rows are labeled, target rows are not. Let x_ij and y_ij be the agreement of models i and j on
+    source and target rows, transformed by the probit Φ⁻¹, and acc_i the source accuracies. All pairs (x_ij,
+    y_ij) are assumed to lie on a line y = b + m x. The target accuracies are Φ(w_i), where w is the
+    least-squares solution of ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i + Φ⁻¹acc_j) − x_ij). arXiv 2206.13089.
 
     Args:
         source_accuracies: Accuracy of each model in labeled rows, `[models]`.

@@ -46,13 +46,13 @@ class PriorEstimate:
 @final
 @dataclass(frozen=True)
 class ShiftTest:
-    """Result of a test whose null hypothesis is that there is no shift.
+    """Result of a test of the null hypothesis that there is no shift.
 
     Attributes:
         p_value: P-value of the test.
         statistic: Test statistic: χ², the largest Kolmogorov–Smirnov distance over outputs, or the largest
             statistic over environments.
-        null: Null hypothesis as text.
+        null: Null hypothesis as a sentence.
     """
 
     p_value: float
@@ -92,7 +92,7 @@ def estimate_prior_em(
         probabilities: Class probabilities of the rows without labels, `[rows, classes]`.
         training_shares: Class shares π of the training rows, or mean probabilities in validation rows,
             `[classes]`.
-        tolerance: The iteration stops when no share changes by more than this.
+        tolerance: Largest change of a class share at which the iteration stops.
         max_iterations: Largest number of iterations.
 
     Raises:
@@ -138,7 +138,7 @@ def estimate_prior_bbse(
 
     Args:
         source_probabilities: Class probabilities of labeled rows not used for training, `[rows, classes]`.
-        source_labels: Class numbers of the labeled rows, from 0, `[rows]`.
+        source_labels: Class indices of the labeled rows, from 0, `[rows]`.
         new_probabilities: Class probabilities of the rows without labels, `[rows, classes]`.
         soft: Whether to average probabilities instead of predicted classes.
 
@@ -271,7 +271,9 @@ def assess_output_shift(source_probabilities: ArrayLike, new_probabilities: Arra
     """
     p, q = (np.asarray(part, dtype=np.float64) for part in (source_probabilities, new_probabilities))
     if p.ndim != 2 or q.ndim != 2 or p.shape[1] != q.shape[1]:
-        raise EnvariantError(f"assess_output_shift: needs [rows, classes] twice; got {p.shape} and {q.shape}")
+        raise EnvariantError(
+            f"assess_output_shift: needs two arrays [rows, classes]; got shapes {p.shape} and {q.shape}"
+        )
     # The outputs of two classes are complementary.
     outputs = [1] if p.shape[1] == 2 else list(range(p.shape[1]))
     tests: list[Any] = [stats.ks_2samp(p[:, c], q[:, c]) for c in outputs]

@@ -55,7 +55,7 @@ class LeakyGroup:
 
     Attributes:
         columns: Names of the columns.
-        measure: "AUROC" for binary targets, "R²" for real targets, on rows not used for the fit.
+        measure: "AUROC" for binary targets, "R²" for real-valued targets, on rows not used for the fit.
         score: Value of the measure, between 0 and 1.
     """
 
@@ -82,11 +82,11 @@ def leaky_columns(
     Args:
         columns: Values by column name, `[rows]`. NaN, None and negative category codes are missing
             values.
-        targets: Class numbers from 0, or real numbers, `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
         task: Kind of target.
         categorical: Names of numeric columns with category codes. Text columns are always categorical.
-        threshold: Smallest score to report. For accuracies, smallest share of the errors of the
-            majority-class baseline that must be avoided.
+        threshold: Smallest score to report. If the score is an accuracy, the smallest share of the
+            majority-class baseline's errors that the column must avoid.
 
     Raises:
         EnvariantError: If a column does not have one value per target, or the task is unknown.
@@ -128,14 +128,14 @@ def leaky_group(
 
     An example is two counts whose sum is the target. A linear or logistic regression is fitted to one half of
     the rows and scored on the other half; columns are removed while the score stays above 0.99. A group of
-    more than 4 columns is considered an ordinary good model and not reported, unless it determines a real
-    target exactly. If a single column nearly determines the target, nothing is reported; remove columns found
-    by `leaky_columns` first.
+    more than 4 columns is not reported, because it may simply be a good model, unless it determines a
+    real-valued target exactly. If a single column nearly determines the target, nothing is reported; remove
+    columns found by `leaky_columns` first.
 
     Args:
         columns: Values by column name, `[rows]`; missing values are replaced by the mean. Non-numeric
             columns are ignored.
-        targets: 0 and 1, or real numbers, `[rows]`.
+        targets: Targets 0 and 1, or real-valued targets, `[rows]`.
         task: Kind of target.
         seed: Seed of the division of the rows into halves.
 

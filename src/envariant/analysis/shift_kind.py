@@ -1,6 +1,7 @@
 """Determine whether each environment has a label, covariate or concept shift relative to the others.
 
-Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, concept shift changes both.
+Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, and concept shift changes
+both.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class EnvironmentShift:
 
     Attributes:
         environment: Name of the environment.
-        kinds: Detected kinds of shift, the most consequential first; empty if none.
+        kinds: Detected kinds of shift, with the most consequential one first; empty if none is detected.
         label_p: P-value of the test that P(Y) is unchanged.
         inputs_p: P-value of the test that P(X) is unchanged.
         inputs_given_label_p: P-value of the test that P(X | Y) is unchanged, as corrections for label shift
@@ -63,7 +64,7 @@ class EnvironmentShift:
 
     @property
     def kind(self) -> Kind:
-        """Most consequential kind of shift: concept, then label, then covariate shift; "none" if none."""
+        """Most consequential kind: concept before label before covariate shift; "none" if no shift."""
         return self.kinds[0] if self.kinds else "none"
 
 
@@ -79,12 +80,12 @@ def name_shifts(
     """Determine the kind of shift of every environment by permutation and bootstrap tests.
 
     To test P(X | Y), the means of inputs x and of x² in an environment are compared with the means over all
-    environments, within each class (or quarter of a real target), jointly and column by column. Environments
-    are permuted within classes. P(Y) is tested in the same way with class indicators. To test P(Y | X), a
-    linear or logistic regression on x, x², hinges and products is fitted to all environments. Efficient score
-    tests, with a wild bootstrap of the residuals, then detect environments with another intercept or other
-    slopes. The most deviating environments are excluded first, so that the others do not appear to deviate
-    because of them.
+    environments, within each class (or quarter of a real-valued target), jointly and column by column.
+    Environments are permuted within classes. P(Y) is tested in the same way with class indicators. To test
+    P(Y | X), a linear or logistic regression on x, x², hinges and products is fitted to all environments.
+    Efficient score tests, with a wild bootstrap of the residuals, then detect environments with a different
+    intercept or different slopes. The most deviating environments are excluded first, so that the others do
+    not appear to deviate because of them.
 
     If P(X | Y) is unchanged, a change of P(Y) is usually label shift. It is covariate shift if P(X) has
     changed and P(Y | X) has not. If P(X | Y) has changed, changed slopes are concept shift, a changed
@@ -92,9 +93,9 @@ def name_shifts(
 
     Args:
         inputs: Numeric columns without missing values, `[rows, columns]`.
-        targets: Classes or real targets, `[rows]`.
+        targets: Classes or real-valued targets, `[rows]`.
         environments: Environment of each row, `[rows]`.
-        regression: Whether targets are real numbers.
+        regression: Whether targets are real-valued.
         level: Significance level.
         seed: Seed of the resampling.
 
@@ -244,7 +245,8 @@ def _score_statistics(
 def _residuals(design: Array, target: Array, penalty: Array, *, regression: bool) -> tuple[Array, Array]:
     """Return the residuals of a penalized regression, and their variances.
 
-    The regression is logistic for classes. For real targets, it is linear, and residuals have variance 1.
+    The regression is logistic for classes. For real-valued targets, it is linear, and residuals have variance
+    1.
     """
     if regression:
         coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ target)

@@ -1,7 +1,7 @@
 """Confidence intervals, paired differences, tests and rankings over independent replicas.
 
-The values passed to these functions must be independent: one number per replica. Points of one learning
-curve, for example, are not independent; reduce them to one number first.
+The values passed to these functions must be independent: one number per replica. For example, the points of
+one learning curve are not independent; reduce each curve to one number first.
 """
 
 import math
@@ -42,7 +42,7 @@ class Interval:
         return Interval(self.mean, max(self.low, lowest), min(self.high, highest), self.count)
 
     def contains(self, value: float) -> bool:
-        """Return whether the interval, ends included, contains the value."""
+        """Return whether a value is in the interval, ends included."""
         return self.low <= value <= self.high
 
 
@@ -189,7 +189,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p-value of the paired t test.
 
     The test assumes nearly normal differences. Unlike rank tests, it can be significant with three pairs. If
-    all differences are equal, their noise is unknown, and the p-value is 1.
+    all differences are equal, their variance cannot be estimated, and the p-value is 1.
 
     Raises:
         EnvariantError: If `first` and `second` differ in length, or there are fewer than two pairs.

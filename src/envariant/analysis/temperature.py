@@ -25,11 +25,11 @@ def fit_temperature(scores: ArrayLike, targets: ArrayLike, environments: ArrayLi
 
     Args:
         scores: Logits `[rows]` or `[rows, classes]`, each by a model not trained on the row's environment.
-        targets: Class numbers from 0, `[rows]`.
+        targets: Class indices from 0, `[rows]`.
         environments: Environment of each row, `[rows]`.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
+        EnvariantError: If lengths differ, values are not finite, or targets are not class indices.
 
     Example:
         >>> import numpy as np

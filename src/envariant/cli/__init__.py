@@ -9,10 +9,10 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command of the command line.
+    """Run one `envariant` command.
 
-    The exit code is 2 for invalid input and for failures of the machine, such as a full disk; it is 130 after
-    Ctrl-C and 143 after SIGTERM.
+    The exit code is 2 for invalid input and for system errors, such as a full disk. It is 130 after Ctrl-C
+    and 143 after SIGTERM.
 
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.

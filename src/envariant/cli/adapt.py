@@ -16,8 +16,8 @@ def adapt(
 ) -> None:
     """Adapt a saved model to a new environment with a few labeled rows.
 
-    An intercept of the logits is fitted to the labels; with at least 20 labels, also a slope if it improves
-    the model. Both are shrunk towards the original model.
+    The command fits an intercept that is added to the logits. With at least 20 labels, it also fits a slope
+    that multiplies the logits, if the slope improves the model. Both are shrunk towards the original model.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ def algorithms(
     name
         Name of an algorithm, or a composition such as "vrex + and-mask".
     markdown
-        Print the documentation page of all algorithms as Markdown.
+        Print the documentation of all algorithms as Markdown.
     """
     from envariant.algorithms import all_recipes, catalogue, recipe
     from envariant.cli.show import print_json, print_lines

@@ -1,8 +1,8 @@
 """Command-line application, with one file per command.
 
-Commands import slow packages such as PyTorch only when they run. Results are written to standard output,
-progress and remarks to standard error. Invalid input is reported in one line, with exit code 2. Any other
-exception is a bug and is shown with its traceback.
+Commands import slow packages such as PyTorch only when they run. Results are written to standard output;
+progress and remarks are written to standard error. Invalid input is reported in one line, with exit code 2.
+Any other exception is a bug and is shown with its traceback.
 """
 
 import os
@@ -100,7 +100,7 @@ def _sentence(error: CycloptsError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; exit with code 2 if the input is invalid or the machine fails (such as a full disk).
+    """Run one command; exit with code 2 if the input is invalid or a system error occurs (full disk).
 
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.

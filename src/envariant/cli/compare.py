@@ -43,8 +43,8 @@ def compare(
 ) -> None:
     """Measure how far scores drop in new environments, compare methods, and recommend one.
 
-    Each environment of a table is the test environment in turn. Repeat the command to resume after an
-    interruption.
+    Each environment in the table (or a group of environments, if there are more than 12) is left out of
+    training in turn and used for testing. Repeat the command to resume after an interruption.
 
     Parameters
     ----------
@@ -63,7 +63,8 @@ def compare(
     task
         Kind of prediction task; by default inferred from the target.
     algorithms
-        Methods to compare with ordinary models, such as: irm "vrex + coral(1.0)" stable-columns.
+        Methods to compare with the ordinary models (linear model, boosted trees, ERM), such as:
+        irm "vrex + coral(1.0)" stable-columns.
     metric
         Metric: accuracy, "balanced accuracy", AUROC, "log loss", "calibration error", RMSE or R2.
     n_trials
@@ -71,7 +72,7 @@ def compare(
     replicas
         Number of replicas (independent runs with their own seeds) per trial.
     exclude
-        Columns not used as inputs.
+        Columns to exclude from the inputs.
     sample_weight
         Column with case weights for training and scores: a row of weight 2 counts as two rows.
     ordered
@@ -93,15 +94,16 @@ def compare(
     encoding
         Encoding of a text file.
     missing_values
-        Words that represent a missing value, such as NA; "" for none, so that only empty cells are missing.
-        By default, common words for missing values are recognized where they are rare, but not in the
-        target and environment columns.
+        Strings that mark a missing value, such as NA. With "", only empty cells are missing. By default,
+        common markers are recognized in columns of numbers or dates and, if they are rare, in other input
+        columns. In the target and environment columns, words such as "none" are ordinary values.
     executor
-        Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
+        Where the runs are executed: local (this machine), or ray (a Ray cluster). Ray needs
+        pip install "envariant[ray]".
     address
         Address of the Ray cluster.
     out
-        Folder for the page, the model and all runs; comparisons/NAME by default.
+        Folder for the HTML report, the model and all runs; comparisons/NAME by default.
     """
     from envariant.comparison import ALGORITHMS
     from envariant.comparison import compare as run

@@ -62,8 +62,8 @@ def show(
     seed
         Seed of the data sample.
     out
-        File to write: a page (.html) or picture (.png, .svg). For colored digits, the default is the name of
-        the data set with .png.
+        File to write: an HTML page (.html) or a picture (.png, .svg). For colored digits, the default is the
+        name of the data set with .png.
     """
     from dataclasses import asdict
 
@@ -131,8 +131,8 @@ def shift(
 ) -> None:
     """Measure the kinds of distribution shift between environments.
 
-    Diversity shift: some inputs occur in only one of two environments. Correlation shift: equal inputs have
-    different targets in two environments.
+    Diversity shift: some inputs occur in only one of the two environments. Correlation shift: the relation
+    between inputs and target differs between the two environments.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def shift(
     seed
         Seed of the first trial.
     n_trials
-        Number of trials, each with another data sample and network.
+        Number of trials, each with a new data draw and a newly initialized network.
     out
         Image file to write, .png or .svg.
     """
@@ -154,7 +154,7 @@ def shift(
     from envariant.reporting import shift as reports
 
     if out is not None and out.suffix not in (".png", ".svg"):
-        raise EnvariantError(f"{out}: the name of a picture must end in .png or .svg")
+        raise EnvariantError(f"{out}: the name of an image file must end in .png or .svg")
     source = sources.source(name, folder=mnist)
     shifts = pairwise_shifts(
         source, test_environments=test_environments or None, seed=seed, n_trials=n_trials
@@ -171,5 +171,5 @@ def shift(
 def _check_picture(path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise EnvariantError(
-            f"{path}: the name of a picture must end in .png or .svg, that of a page in .html"
+            f"{path}: the file name must end in .png or .svg for an image, or in .html for a report"
         )

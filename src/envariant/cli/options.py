@@ -1,4 +1,4 @@
-"""Types of command-line options that several commands share."""
+"""Types of the command-line options that are used by several commands."""
 
 import math
 from collections.abc import Sequence

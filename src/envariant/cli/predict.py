@@ -1,4 +1,4 @@
-"""`envariant predict`: predict the rows of a table with a saved model."""
+"""`envariant predict`: make predictions for the rows of a table with a saved model."""
 
 import sys
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def predict(
     encoding: str = "utf-8",
     json: Json = False,
 ) -> None:
-    """Predict the rows of a new table, and compare them with the training rows of the model.
+    """Make predictions for the rows of a new table, and compare these rows with the model's training rows.
 
     Predictions are written to standard output as CSV: calibrated probabilities, a prediction set or interval,
     and whether the row is unlike the training rows. A summary is written to standard error.
@@ -42,10 +42,10 @@ def predict(
         Table to predict: .csv, .tsv, .txt or .parquet. Columns are matched by name; other columns are
         ignored.
     out
-        CSV file for the predictions, in the order of the rows of the table.
+        CSV file for the predictions, with rows in the same order as in the table.
     level
-        Requested coverage of prediction sets: share of targets that they contain, on average over new
-        environments.
+        Requested coverage: share of rows whose prediction set or interval contains the target, on average
+        over new environments.
     unlike_level
         False-positive rate of the flag for rows that are unlike the training rows.
     check

@@ -15,7 +15,7 @@ Failed = Annotated[bool, Parameter(negative="", help="Select all failed runs.")]
 
 @runs.command(name="list")
 def list_(study: Study, *, state: str | None = None, json: Json = False) -> None:
-    """List runs with their state and the reason for any failure, one per line.
+    """List the runs with their states and the reasons for failures, one run per line.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def track(
     Parameters
     ----------
     to
-        Tracker to send to. Needs pip install "envariant[tracking]".
+        Experiment tracker that receives the runs. Needs pip install "envariant[tracking]".
     at
         For TensorBoard, the log folder (default: inside the study's folder). For MLflow, the tracking URI
         (default: the environment variable MLFLOW_TRACKING_URI).

@@ -1,4 +1,4 @@
-"""`envariant sweep`: plan and train all runs of a study, and write a page of results."""
+"""`envariant sweep`: plan and train all runs of a study, and write an HTML report."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -61,7 +61,8 @@ def sweep(
     holdout_fraction
         Share of the rows of every training environment used for validation, above 0 and below 1.
     lr_range
-        Largest ratio between the learning rate of a trial and the default learning rate of the data set.
+        Factor r of at least 1: learning rates of trials are sampled between 1/r and r times the default of
+        the data set.
     seed
         Base random seed of trials and replicas.
     metric
@@ -69,13 +70,14 @@ def sweep(
     out
         Folder of the study; studies/NAME by default.
     workers
-        Number of worker processes, among which the CPU threads are divided.
+        Number of worker processes; the CPU threads are divided among them.
     executor
-        Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
+        Where the runs are executed: local (this machine), or ray (a Ray cluster). Ray needs
+        pip install "envariant[ray]".
     address
         Address of the Ray cluster.
     track
-        Tracker to which finished runs are sent. Needs pip install "envariant[tracking]".
+        Experiment tracker to which finished runs are sent. Needs pip install "envariant[tracking]".
     track_at
         For TensorBoard, the log folder (default: inside the study's folder). For MLflow, the tracking URI.
     dry_run
@@ -136,12 +138,13 @@ def _check_execution(execution: dict[str, Any], executor: str, address: str | No
 def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> Any:
     """Return the study declared in a file, with the settings overridden by command-line options."""
     from envariant.studies import study as studies
+    from envariant.studies.option_types import SPLITS
 
     declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
     if file is not None:
         declared.setdefault("name", file.stem)
     declared |= options
-    if options.get("test_environments", "each") not in studies.SPLITS:
+    if options.get("test_environments", "each") not in SPLITS:
         declared["test_environments"] = [[options["test_environments"]]]
     if "algorithms" in options and "ranges" in declared:
         ranges = declared["ranges"].items()

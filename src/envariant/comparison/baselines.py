@@ -1,4 +1,4 @@
-"""Scores of constant predictions, and classes of an environment that are absent in training."""
+"""Scores of constant predictions, and classes of test environments that are absent from training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,10 +18,11 @@ Folds = Sequence[Sequence[str]]
 
 
 def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> Mapping[str, float]:
-    """Score a constant prediction in each environment, learned from the training environments.
+    """Return, by environment, the score of a constant prediction learned from the training environments.
 
-    The prediction is the mean target for regression. For classes, it is the class frequencies, with one row
-    added to each class. Environments with an undefined score are omitted.
+    For regression, the prediction is the mean target. For classes, it consists of the class frequencies,
+    after one row is added to each class so that no frequency is 0. Environments with an undefined score are
+    omitted.
 
     Args:
         table: Table with targets and environments.
@@ -75,9 +76,10 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
 
 
 def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
-    """Find environments without a verdict, because many rows have classes not seen in training.
+    """Find test environments whose score is not interpreted, because too many rows have unseen classes.
 
-    The values are the reasons, as text.
+    A class is unseen if it does not occur in the training environments. The result maps the name of each such
+    environment to the reason, a sentence fragment for the report.
     """
     if isinstance(task, Regression):
         return {}

@@ -1,7 +1,8 @@
 """Find the reasons for the drop of the baseline's score in each new environment.
 
-Each drop is split in two ways: into level, calibration slope and ranking, and into changed inputs and a
-changed relation between inputs and target. The shift is classified as label, covariate or concept shift.
+Each drop is split in two ways. The first split is into level, calibration slope and ranking; the second is
+into changed inputs and a changed relation between inputs and target. The shift is classified as label,
+covariate or concept shift.
 """
 
 import math
@@ -48,7 +49,7 @@ _RESAMPLES = 300
 class Cause:
     """Reasons for the drop of the baseline's score in one environment.
 
-    Properties with a sentence are "" if there is nothing to report.
+    Properties that are sentences are "" if there is nothing to report.
 
     Attributes:
         environment: Name of the environment.
@@ -58,15 +59,15 @@ class Cause:
         levels: Share of each class in the environment; for regression, the mean target.
         levels_elsewhere: Share of each class, or mean target, in all other environments.
         n_compared: Number of environments, for Bonferroni correction.
-        split: Drop in log loss (regression: squared error) and error rate, split into level, slope and
-            ranking; None without in-domain predictions.
+        split: Drop in log loss (regression: squared error) and error rate, each split into parts such as
+            level, slope and ranking; None without in-domain predictions.
         calibration: Calibration of the out-of-domain predictions. Standard errors of the bias account for
             the sampling of training rows. None with fewer than 10 predictions.
         decomposition: Increase in loss over validation rows of the training environments, split into harder
             inputs, new inputs and a changed relation (DISDE); None if unknown.
         shift: Kinds of shift relative to the other environments; None if unknown.
-        elsewhere: Word for the other environments in sentences: "elsewhere", or "before" if environments are
-            ordered.
+        elsewhere: Word that refers to the other environments in sentences: "elsewhere", or "before" if
+            environments are ordered.
     """
 
     environment: str
@@ -84,7 +85,7 @@ class Cause:
 
     @property
     def regression(self) -> bool:
-        """Whether targets are real numbers."""
+        """Whether targets are real-valued."""
         return not self.classes
 
     @property
@@ -94,7 +95,7 @@ class Cause:
 
     @property
     def drop(self) -> tuple[str, DropParts] | None:
-        """Name of the first loss with a significant increase, and the parts of the increase; None if none.
+        """First loss that increases significantly, by name, and the parts of the increase; None if none.
 
         The log loss (regression: squared error) is tested first, then the error rate. Tests are
         Bonferroni-corrected over environments.
@@ -174,7 +175,7 @@ class Cause:
 
     @property
     def relation(self) -> str:
-        """Change in loss due to a changed relation and due to other inputs (DISDE), as a sentence."""
+        """Change in loss due to a changed relation and to other inputs (DISDE), as a sentence."""
         if (parts := self.decomposition) is None:
             return ""
         if not parts.has_overlap:
@@ -281,7 +282,7 @@ def find_causes(
     seed: int = 0,
     until: float = math.inf,
 ) -> dict[str, Cause]:
-    """Find the reasons for the drop of the baseline in each environment, from worst to best score.
+    """Find the reasons for the baseline's drop in each environment, starting with the worst score.
 
     Args:
         source: Table of the study.

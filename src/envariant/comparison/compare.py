@@ -108,7 +108,7 @@ class Comparison(Displayed):
         return frame
 
     def to_dict(self) -> dict[str, Any]:
-        """Return verdict, numbers and paths as a dictionary for JSON."""
+        """Return verdict, numbers and paths as a JSON-serializable dictionary."""
         return {
             "verdict": self.verdict,
             "headline": self.recommendation.headline,
@@ -203,7 +203,8 @@ def compare(
     Every environment is held out in turn (several together if there are more than 12). Replicas of every
     method are trained on the other environments or, if environments are ordered, on the earlier ones.
     Hyperparameters are chosen by invariance selection on validation rows of the training environments, never
-    on test environments. The baseline is the simplest of the best ordinary models by in-domain scores.
+    on test environments. The baseline is one of the ordinary methods (linear model, boosted trees, network):
+    the simplest one whose in-domain score is within one standard error of the best.
 
     Args:
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow. With
@@ -216,10 +217,10 @@ def compare(
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
         algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. Three
             ordinary methods are always included: a linear model, boosted trees and a network (ERM).
-        candidates: Additional scikit-learn estimators, pipelines or predictors, by a name of your choice.
+        candidates: Additional scikit-learn estimators, pipelines or predictors, by a name that you choose.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
-            Default: RMSE for regression; AUROC if the rarer of two classes is below 20 % or class shares
-            differ between environments; else accuracy.
+            Default: RMSE for regression; AUROC if the rarer of two classes has less than 20 % of the rows or
+            class shares differ between environments; otherwise accuracy.
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
         replicas: Number of replicas (independent runs with their own seeds) per trial.
         exclude: Names of columns not used as inputs.
@@ -231,7 +232,7 @@ def compare(
             between training and validation, and intervals resample groups. The column is not an input.
         subgroups: Names of columns whose values are scored separately, such as sex. Unless excluded, these
             columns remain inputs. Numbers are divided at their quartiles.
-        min_rows: Smallest number of rows per environment; smaller environments are pooled.
+        min_rows: Smallest number of rows of an environment; smaller environments are pooled.
         max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
         budget: Time limit such as "10m", or a number of seconds. Methods, replicas and trials are added while
             time remains. On a cluster, the limit is checked only between stages. Default: no limit.
@@ -268,8 +269,7 @@ def compare(
         ordered=ordered, group=group, subgroups=subgroups,
     )  # fmt: skip
     folder = folder or Path(tempfile.mkdtemp(prefix="envariant-"))
-    source = TableSource(protocol.subsample(full, max_rows, seed), "table")
-    columns = column_stability(source)
+    columns = column_stability(source := TableSource(protocol.subsample(full, max_rows, seed), "table"))
     measured = tuple(c.column for c in columns[:MOST_COLUMNS]) if len(columns) > MOST_COLUMNS else ()
     plan = protocol.plan(
         source, folder.name, list(methods.values()), metric, n_trials, replicas, seed, shared, measured
@@ -283,8 +283,7 @@ def compare(
     model, lacking = _best_model(results, methods, full, study, source, shared)
     lines = tuple(filter(None, (lacking, _exceeded(time.monotonic() - start, limit))))
     results = replace(results, missing=(*results.missing, *lines))
-    recommendation = recommend(results)
-    return _written(Comparison(folder, results, recommendation, study, model, time.monotonic() - start))
+    return _written(Comparison(folder, results, recommend(results), study, model, time.monotonic() - start))
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -394,7 +393,7 @@ def _methods(
     methods = {text_of(each): each for each in (*ORDINARY, *given)}
     for name, estimator in candidates.items():
         if name in methods:
-            raise EnvariantError(f"compare: candidates: '{name}' is the name of another method; choose one")
+            raise EnvariantError(f"compare: candidates: the name '{name}' is taken; choose another name")
         known = predictor(estimator)
         if known is None:
             raise EnvariantError(

@@ -1,4 +1,4 @@
-"""Measure shift, column stability and possible leakage in a table, without a trained method."""
+"""Measure shift, column stability and possible leakage in a table, without training any method."""
 
 import math
 import time
@@ -31,7 +31,7 @@ _SHIFT_TRIALS = 2
 @final
 @dataclass(frozen=True, eq=False)
 class DataSummary:
-    """Properties of the table of a comparison, such as shift, column stability and possible leakage.
+    """Properties of a comparison's table, such as shift, column stability and possible leakage.
 
     Attributes:
         target, environment_column: Names of the target column and the environment column.
@@ -59,12 +59,12 @@ class DataSummary:
 
     @property
     def new_environment(self) -> str:
-        """Words for a future environment in sentences, such as "a new hospital" or "the next year"."""
+        """Phrase for a future environment in sentences, such as "a new hospital" or "the next year"."""
         return f"{'the next' if self.ordered else 'a new'} {self.environment_column or 'environment'}"
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
-        """Findings of the data check on target leakage, by one column or by several together."""
+        """Findings of target leakage, by one column or by several columns together."""
         return tuple(each for each in self.findings if each.kind in ("target leak", "joint target leak"))
 
     @property
@@ -114,7 +114,7 @@ def summarize(
 
 
 def column_stability(source: TableSource) -> tuple[ColumnStability, ...]:
-    """Measure how stable each column's relation with the target is; the least stable column comes first."""
+    """Measure how stable the relation of each column with the target is, the least stable column first."""
     drawn = source.sample(0)
     inputs, targets = (
         np.concatenate([part.numpy() for part in parts])
@@ -138,7 +138,7 @@ def pairwise_shifts(
     """Measure the shift to each test environment and between training environments.
 
     Args:
-        source: Data source; each trial uses another data draw.
+        source: Data source; each trial uses a new data draw.
         test_environments: Names of the test environments. Default: test environments of the source.
         seed: Seed of the first trial.
         n_trials: Number of trials.
@@ -152,7 +152,7 @@ def pairwise_shifts(
     for trial in range(seed, seed + n_trials):
         drawn = source.with_test_environments(test_environments).sample(trial)
         if len(drawn.names) < 2:
-            raise EnvariantError(f"{drawn.name}: shift needs at least two environments, got one")
+            raise EnvariantError(f"{drawn.name}: measuring shift needs at least two environments, got one")
         roles = drawn.roles(test_environments)
         training = [e for e in drawn.environments if roles[e.name] == "train"]
         pairs = [(training, [e]) for e in drawn.environments if roles[e.name] == "test"]

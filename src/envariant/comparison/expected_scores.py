@@ -1,8 +1,9 @@
 """Compare the baseline's score in each environment with the score expected from its predictions.
 
 The expected score is the score if P(target | prediction) were the same as in the training environments. It
-reveals drops that in-domain scores miss: with many environments, a single one hardly changes a model trained
-on it, so in-domain and out-of-domain scores agree even if the relation of inputs and target differs there.
+reveals drops that a comparison with in-domain scores misses. With many environments, a single one hardly
+influences the model. Its in-domain and out-of-domain scores then agree even if its relation between inputs
+and target differs.
 """
 
 import math
@@ -98,23 +99,23 @@ def expected_scores(
     """Compare the score in each environment with the expected score, and test whether they agree.
 
     The null hypothesis is that P(target | prediction) is the same as in the training environments, as in the
-    invariance test. Covariate shift alone does not violate it. Predictions are recalibrated on validation
-    rows of the training environments, by intercept and slope (with more than two classes, by the slope only,
-    Guo et al. 2017). Targets of the environment are then simulated from the recalibrated predictions. The
-    expected score is the mean score of simulated targets, plus the difference between observed and expected
-    score on the validation rows. Simulated real targets are predictions plus residuals of validation rows
-    with similar predictions. For AUROC with two classes, the intercept is fitted in the environment, because
-    AUROC does not depend on class shares.
+    invariance test. Covariate shift alone does not violate this hypothesis. Predictions are recalibrated on
+    validation rows of the training environments, by intercept and slope (with more than two classes, by the
+    slope only, Guo et al. 2017). Targets of the environment are then simulated from the recalibrated
+    predictions. The expected score is the mean score of simulated targets, plus the difference between
+    observed and expected score on the validation rows. Simulated real-valued targets are predictions plus
+    residuals of validation rows with similar predictions. For AUROC with two classes, the intercept is fitted
+    in the environment, because AUROC does not depend on class shares.
 
-    For single environments, the shortfall divided by its standard error is compared with the largest
-    simulated one over all environments, which corrects for multiple testing (Westfall & Young 1993). All
-    environments are tested together by Cochran's Q (Cochran 1954), the sum of squared deviations of the
-    shortfalls from their weighted mean, each divided by the squared standard error. Q is also compared with
-    simulations, because its distribution is far from χ² for small environments. Shortfalls depend on each
-    other, because validation rows of one model are test rows of others. For Q, they are therefore multiplied
-    by s² / (s² + v²), where s² is the variance due to rows of the environment and v² the variance due to
-    validation rows. For E environments of equal size, this factor is (E − 1) / E, and the result is the
-    deviation from the mean of all environments.
+    For single environments, the test statistic is the shortfall divided by its standard error. It is compared
+    with the largest statistic over all environments in each simulation, which corrects for multiple testing
+    (Westfall & Young 1993). All environments are tested together by Cochran's Q (Cochran 1954), the sum of
+    squared deviations of the shortfalls from their weighted mean, each divided by the squared standard error.
+    Q is also compared with simulations, because its distribution is far from χ² for small environments.
+    Shortfalls depend on each other, because validation rows of one model are test rows of others. For Q, they
+    are therefore multiplied by s² / (s² + v²), where s² is the variance due to rows of the environment and v²
+    the variance due to validation rows. For E environments of equal size, this factor is (E − 1) / E, and the
+    result is the deviation from the mean of all environments.
 
     Args:
         metric: Metric of the scores.

@@ -50,7 +50,10 @@ def explained(
     tasks: Mapping[str, Task],
     until: float,
 ) -> ComparisonResults:
-    """Add expected scores, reasons for drops and remedies to the results, unless the table is too large."""
+    """Add subgroup scores, expected scores, reasons for drops and remedies to the results.
+
+    For tables that are too large, only subgroup scores are added.
+    """
     shared = bool(study.settings.get("shared_init"))
     seeds = [Seeds.of(study.seed, k, shared_init=shared).data for k in range(study.replicas)]
     folds, share = study.test_environments, study.holdout_fraction

@@ -20,7 +20,7 @@ _METHOD_NAMES = {
 
 
 def method_name(method: str) -> str:
-    """Return the name of a method as it is usually spelled, such as V-REx."""
+    """Return the name of a method in its usual spelling, such as V-REx."""
     return _METHOD_NAMES.get(method, method)
 
 
@@ -63,12 +63,12 @@ def ci(results: ComparisonResults, interval: Interval, *, difference: bool = Fal
 
 
 def p_text(p_value: float | None) -> str:
-    """Return a p-value as text, such as `p = 0.012`."""
+    """Format a p-value, for example as `p = 0.012`."""
     if p_value is None:
         return "p unknown"
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
 def listed(names: list[str], most: int = 3, separator: str = ", ") -> str:
-    """Join the first `most` names; append "…" if there are more."""
+    """Join the first `most` names; append "…" if there are more names."""
     return separator.join([*names[:most], *(["…"] if len(names) > most else [])])

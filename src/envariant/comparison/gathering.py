@@ -77,7 +77,7 @@ def gather(
 
     Args:
         store: Store of the study, which may contain runs of larger studies.
-        study: Study whose results are collected; other methods, trials and replicas are ignored.
+        study: Study whose results are collected; methods, trials and replicas outside this study are ignored.
         tasks: Prediction task by test environment.
         metric: Metric of the scores.
         table: Table of the study.
@@ -197,7 +197,7 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
     """Choose the simplest ordinary method whose in-domain score is within one standard error of the best.
 
     This is the one-standard-error rule (Breiman et al. 1984). Scores are averaged over environments. The
-    standard error is computed from the paired differences to the best method over environments and replicas.
+    standard error is that of the mean paired difference to the best method, over environments and replicas.
 
     Args:
         scores: In-domain scores of all replicas, by method and environment. Only methods with the largest

@@ -43,8 +43,8 @@ def read(
         return image_table(data)
     if isinstance(data, str | Path) and Path(data).is_dir():
         raise EnvariantError(
-            f"compare: {data} is a folder; images need features, such as efficientnet-lite0 or "
-            f"timm(resnet18, pretrained=true)"
+            f"compare: {data} is a folder; name a file (.csv or .parquet), or set features for images, such "
+            f"as efficientnet-lite0 or timm(resnet18, pretrained=true)"
         )
     if target is None or environment is None:
         raise EnvariantError("compare: a table needs target and environment, the names of two columns")

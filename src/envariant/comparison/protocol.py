@@ -70,10 +70,10 @@ class Plan:
     Attributes:
         study: Study with all requested runs.
         metric: Metric of the scores.
-        tasks: Prediction task by test environment; environments without a verdict are omitted.
+        tasks: Prediction task by test environment; environments that cannot be scored are omitted.
         baseline_scores: Score of a constant prediction by environment; empty for calibration error.
-        undefined: One line per environment without a verdict, with the reason: the metric is undefined, or
-            many rows have classes not seen in training.
+        undefined: Sentence for each environment that cannot be scored, with the reason: the metric is
+            undefined, or too many rows have classes that do not occur in its training environments.
         not_applicable: Reasons why requested methods cannot be run.
     """
 
@@ -110,7 +110,7 @@ def plan(
         importance_columns: Names of the columns whose importance is measured; empty for all columns.
 
     Raises:
-        EnvariantError: If an algorithm or the metric is unknown, or all environments are without a verdict.
+        EnvariantError: If an algorithm or the metric is unknown, or no environment can be scored.
     """
     table = source.table
     chosen = choose_metric(metric, table, source.task)
@@ -155,8 +155,8 @@ def plan(
     if not tasks:
         name, reason = next(iter(reasons.items()))
         raise EnvariantError(
-            f"compare: no {table.environment.name} can be judged ({name}: {reason}); write classes alike, or "
-            f"use another metric"
+            f"compare: no {table.environment.name} can be tested ({name}: {reason}); use the same "
+            f"spelling of classes everywhere, or another metric"
         )
     undefined = tuple(f"{name}: {reasons[name]}" for name in table.environments if name in reasons)
     if untested:
@@ -170,7 +170,7 @@ def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[
     """Return the training options of all runs: the requested options, and the defaults of a comparison.
 
     By default, networks are trained with weight decay, for at least 100 steps and about 30 passes over the
-    rows. The number of rows per environment in a batch is at most the median size of the environments.
+    rows. A batch contains at most as many rows per environment as the median size of the environments.
 
     Args:
         table: Table of the comparison.
@@ -258,9 +258,9 @@ def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArr
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
     """Return the metric with the given name, or the default metric for the target.
 
-    The default is RMSE for regression. For classes, it is AUROC if the rarer of two classes is below 20 %, or
-    if class shares differ between environments, because accuracy then changes even if the model's ranking
-    is unchanged. Otherwise, it is accuracy.
+    The default for regression is RMSE. The default for classes is AUROC if the rarer of two classes has less
+    than 20 % of the rows, or if class shares differ between environments, because accuracy then changes even
+    if the model's ranking is unchanged. Otherwise, it is accuracy.
 
     Raises:
         EnvariantError: If the metric is unknown or does not apply to the task.
@@ -289,9 +289,9 @@ def prevalence_differs(table: Table) -> bool:
 def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
     """Build the folds: one environment each, or groups of similar size if there are more than 12.
 
-    If environments are ordered, each of the last 12 is one fold. The first two environments (with at most
-    three environments, only the first) are never tested, because models need earlier environments. The final
-    fold is empty: models are trained on all environments, for the in-domain score of the last one.
+    If environments are ordered, each of the last 12 environments is a fold. The first two environments (with
+    at most three environments, only the first) are never tested, because models need earlier environments.
+    The final fold is empty: models are trained on all environments, for the in-domain score of the last one.
     """
     names = table.environments
     if table.ordered:
@@ -317,7 +317,7 @@ def untested_environments(table: Table, folds: Folds) -> tuple[str, ...]:
 def applicable_algorithms(
     algorithms: Sequence[Any], folds: Folds, n_environments: int
 ) -> tuple[tuple[Any, ...], tuple[str, ...]]:
-    """Return the algorithms for which there are enough environments, and reasons to exclude the others.
+    """Return the algorithms that have enough training environments, and reasons to exclude the others.
 
     Raises:
         EnvariantError: If an algorithm is unknown.
@@ -342,8 +342,8 @@ def applicable_algorithms(
 def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
     """Return the prediction task by test environment.
 
-    For regression, tasks differ, because targets are standardized by the mean and standard deviation of the
-    training environments.
+    For regression, the tasks of two environments differ, because targets are standardized by the mean and
+    standard deviation of the training environments.
     """
     return {
         environment: table_source.task_of(table, table.training_rows(fold))
@@ -445,6 +445,6 @@ def train_final_model(
             execution="sequential",
             seed=seed,
             progress=False,
-            **run_settings(table, options),
+            **{key: value for key, value in run_settings(table, options).items() if key != "learning_rate"},
         )
     return SavedModel.of(source, result)

@@ -1,6 +1,7 @@
-"""Remedies for the drop in each new environment, with gains measured on rows of this environment.
+"""Remedies for the drop in each new environment, with gains measured on rows of the same environment.
 
-Remedies are a few labels, another method, fewer columns, corrected class shares, and columns to collect.
+The possible remedies are recalibration with a few labels, another method, fewer columns, corrected class
+shares, and collection of missing columns.
 """
 
 import math
@@ -67,7 +68,7 @@ class Remedy:
             environments and methods.
         method: Method to use instead of the baseline; "" for other kinds of remedies.
         columns: Columns to collect; empty for other kinds of remedies.
-        curve: Gain for each number of labels, from refitting the intercept, or intercept and slope if that is
+        curve: Gain for each number of labels. The intercept is refitted, or intercept and slope if that is
             better.
     """
 
@@ -232,7 +233,7 @@ class _Tests:
 
 
 def label_scores(gain: LabelGain, score: ScoreName) -> tuple[float, float, float]:
-    """Return the score before and after recalibration with labels, and the standard deviation after.
+    """Return the score before and after recalibration with labels, and the standard deviation of the latter.
 
     The standard deviation is over random choices of the labeled rows.
     """

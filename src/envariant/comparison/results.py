@@ -36,7 +36,7 @@ class Cell:
         id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
         gain: Gain over the baseline, positive if better; None for the baseline, or if a score is absent.
         p_value: P-value of the test that there is no gain, Holm-corrected over all methods and environments.
-        ood_values: Out-of-domain score by number of the replica.
+        ood_values: Out-of-domain score of each replica, by replica index.
     """
 
     ood_score: Interval
@@ -59,7 +59,8 @@ class Drop:
     Attributes:
         mean: Estimated drop; NaN if the in-domain score is absent.
         half_width: Half the width of the 95 % confidence interval.
-        limits: Smallest and largest possible drop for the in-domain score and the range of the metric.
+        limits: Smallest and largest drop that are possible with this in-domain score and the range of the
+            metric.
     """
 
     mean: float
@@ -125,7 +126,8 @@ class ComparisonResults(Displayed):
         environments: Names of the test environments.
         cells: Results by method and environment; combinations without scores are absent.
         importance: Column importance by method and column.
-        selected_trials: Number of the trial selected most often over environments and replicas, by method.
+        selected_trials: Index of the trial that was selected most often, over environments and replicas, by
+            method.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
         baseline_method: Name of the ordinary method with which all others are compared: the simplest one
@@ -133,7 +135,7 @@ class ComparisonResults(Displayed):
         second: Results for a second metric (log loss, or AUROC if the metric is log loss), with the same
             baseline; None for regression.
         not_applicable: Reasons why requested methods cannot be run.
-        not_tried: Requested methods that the time budget did not allow.
+        not_tried: Requested methods that were not run because the time budget was used up.
         data: Properties of the table, such as shift and column stability.
         settings: Settings of the study.
         networks: Names of the network architectures by method; predictors have none.
@@ -171,17 +173,17 @@ class ComparisonResults(Displayed):
 
     @property
     def relevant_difference(self) -> float:
-        """Smallest relevant difference of two scores: 0.02, or 5 % of the baseline's worst error (RMSE)."""
+        """Smallest relevant difference of two scores: 0.02; for RMSE, 5 % of the baseline's worst RMSE."""
         if self.metric.name in ("squared error", "RMSE"):
             return 0.05 * abs(self.worst(self.baseline_method)[1].ood_score.mean)
         return 0.02
 
     def worst(self, method: str) -> tuple[str, Cell]:
-        """Return the environment with a method's worst out-of-domain score, and the results there."""
+        """Return the environment with a method's worst out-of-domain score, and its results there."""
         return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
 
     def hardest_first(self) -> list[str]:
-        """Sort the environments by the baseline's out-of-domain score, the worst first."""
+        """Return the environments sorted by the baseline's out-of-domain score, the worst first."""
         return sorted(self.baseline, key=lambda name: self.metric.sign * self.baseline[name].ood_score.mean)
 
     def mean(self, method: str) -> float:
@@ -258,9 +260,10 @@ class ComparisonResults(Displayed):
     def recommended(self) -> str:
         """Recommended method: the first of `significantly_better`, or the baseline if there is none.
 
-        Methods in this list are considered equally good if their worst score is within the relevant
-        difference of the first method, and their mean score within half of that difference. Of these, the
-        first in the order of the study is recommended; the study lists ordinary methods first.
+        A method in this list is considered as good as the first one if its worst score is within
+        `relevant_difference` of the first method's worst score, and its mean score within half of
+        `relevant_difference` of the first method's mean score. Among these methods, the one that comes first
+        in the study is recommended; the study lists ordinary methods first.
         """
         if not (better := self.significantly_better):
             return self.baseline_method

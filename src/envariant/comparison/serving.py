@@ -1,4 +1,4 @@
-"""Add the data for serving to the recommended model: calibration, conformal scores and accuracy."""
+"""Add data for predictions to the recommended model: calibration, conformal scores and accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +31,8 @@ def with_serving(
         seeds: Seed of the data draw of each replica.
 
     Returns:
-        Model with the added data, and ""; or the unchanged model, and the reason.
+        Model with the added data and an empty string. If the data cannot be added: the unchanged model and
+            the reason.
     """
     stored = StoredRows(source, folds, holdout_fraction, seeds)
     rows = {

@@ -29,7 +29,7 @@ class Scores:
 
     Attributes:
         values: Logits `[rows]` or `[rows, classes]`; for regression, predictions in the target's unit.
-        targets: Class numbers, or targets in their unit, `[rows]`.
+        targets: Class indices, or targets in their unit, `[rows]`.
         rows: Position of each row in the table; None if unknown.
     """
 
@@ -77,22 +77,22 @@ class StoredRows:
 
     @cached_property
     def groups(self) -> Rows | None:
-        """Group number of each row of the table; None without groups."""
+        """Index of the group of each row of the table; None without groups."""
         group = self.source.table.group
         return None if group is None else np.unique(group.values, return_inverse=True)[1]
 
     def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
-        """Return the group numbers of the rows of each argument; None if absent or rows are unknown."""
+        """Return the group indices of the rows of each argument; None without groups or with unknown rows."""
         return _values_of(self.groups, scores)
 
     def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
-        """Return the case weights of the rows of each argument; None if absent or rows are unknown."""
+        """Return the case weights of the rows of each argument; None without weights or with unknown rows."""
         weights = self.source.table.sample_weight
         return _values_of(None if weights is None else weights.values, scores)
 
     @property
     def regression(self) -> bool:
-        """Whether targets are real numbers."""
+        """Whether targets are real-valued."""
         return self.source.table.task == "regression"
 
     def fold_of(self, environment: str) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ class StoredRows:
         return tuple(next(fold for fold in self.folds if environment in fold))
 
     def inputs(self, fold: Sequence[str]) -> Array:
-        """Return the inputs of all rows, encoded as in a fold; NaN for rows not in the fold."""
+        """Return the inputs of all rows, encoded as for a fold; NaN for rows that the fold does not use."""
         sample = self.source.with_test_environments(tuple(fold)).sample(0)
         inputs: Array | None = None
         for each in sample.environments:
@@ -136,7 +136,7 @@ class StoredRows:
         return _distinct(found)
 
     def training(self, environment: str, predictions: Sequence[Mapping[str, Predictions]]) -> Scores | None:
-        """Return one prediction per validation row of the environments used to train for `environment`.
+        """Return one prediction per validation row of the training environments of `environment`.
 
         The result is None if there are no predictions, or if their rows cannot be found.
         """

@@ -37,7 +37,7 @@ class SubgroupScore:
 
     Attributes:
         column: Name of the column.
-        value: Value of the subgroup, or range of numbers.
+        value: Value that defines the subgroup, or a range of numbers.
         method: Name of the method.
         n_rows: Number of scored rows.
         score: Score with its interval, Bonferroni-corrected over subgroups; None if there are too few rows,
@@ -56,7 +56,7 @@ class SubgroupScore:
 
     @property
     def name(self) -> str:
-        """Subgroup as text, such as `sex = f`."""
+        """Description of the subgroup, such as `sex = f`."""
         return f"{self.column} {self.value}" if self.value[:1] in "≤>" else f"{self.column} = {self.value}"
 
 
@@ -187,7 +187,7 @@ def _corrected(scores: Sequence[SubgroupScore]) -> list[SubgroupScore]:
 
 
 def subgroup_names(column: Column) -> NDArray[Any]:
-    """Return the subgroup of each row as text, `[rows]`; "" for missing values.
+    """Return the subgroup name of each row, `[rows]`; "" for missing values.
 
     Numbers and dates with more than 8 values are divided at their quartiles.
     """

@@ -1,7 +1,23 @@
-"""Names of the row attributes that the library uses: sampling weights and group numbers."""
+"""Names of the attributes of rows that the library uses, and the weights that training follows."""
+
+from collections.abc import Mapping
+from typing import Any
 
 WEIGHT = "weight"
 """Sampling weights, the relative frequencies of rows in minibatches."""
 
+CLASS_WEIGHT = "class_weight"
+"""Weights of the classes of the rows, which multiply the sampling weights in training, but not in scores."""
+
 ROW_GROUP = "row_group"
 """Group numbers, such as those of patients; splits keep the rows of a group together."""
+
+
+def training_weights(attributes: Mapping[str, Any]) -> Any:
+    """Return the weight of each row in training, `[rows]`; None if rows have no weights.
+
+    Args:
+        attributes: Attributes of the rows of an environment by name.
+    """
+    weights = [attributes[name] for name in (WEIGHT, CLASS_WEIGHT) if name in attributes]
+    return None if not weights else weights[0] if len(weights) == 1 else weights[0].double() * weights[1]

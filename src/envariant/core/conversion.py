@@ -1,6 +1,7 @@
 """Convert user inputs (lists, arrays, data frames, datasets) to tensors and tasks.
 
-Missing values, values of a wrong type and inconsistent shapes are rejected with their position.
+Missing values, values of a wrong type and inconsistent shapes are rejected; the error message gives their
+position.
 """
 
 import math
@@ -14,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core import image_rows, machine
+from envariant.core import image_rows
 from envariant.core.errors import EnvariantError, EnvariantWarning, listed, shown, unknown_name
 from envariant.core.multi_target import MultiLabel, MultiOutputRegression
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels: first numbers, sorted by size, then text, sorted alphabetically."""
+    """Return the distinct labels: first numbers in ascending order, then strings in alphabetical order."""
 
     def key(text: str) -> tuple[float, str]:
         try:
@@ -41,7 +42,7 @@ MOST_GROUPS = 5
 
 
 def clean(text: str) -> str:
-    """Normalize a label: compose Unicode characters, and remove invisible ones and surrounding spaces."""
+    """Normalize a label: apply Unicode NFC, and remove invisible characters and surrounding spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
     return text.strip()
@@ -109,7 +110,7 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
         regression, and for numeric targets with a given task.
 
     Raises:
-        EnvariantError: If the values are not valid targets of the task, or fit no task.
+        EnvariantError: If the values are not valid targets of the task, or no task can be inferred from them.
     """
     several_targets = _several_targets(values)
     if several_targets is not None:
@@ -236,7 +237,7 @@ def several(names: object, what: str = "names") -> tuple[Any, ...]:
 
 
 def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
-    """Convert row attributes to tensors with one value per row.
+    """Convert the attributes of rows to tensors with one value per row.
 
     Raises:
         EnvariantError: If an attribute does not have one value per row, or its values are not numbers.
@@ -262,59 +263,6 @@ def text_of(value: object) -> str:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return str(value)
-
-
-def _plain(target: Any) -> Any:
-    return target.item() if isinstance(target, Tensor) and target.numel() == 1 else target
-
-
-def items_of(dataset: Any, where: str) -> tuple[Tensor, list[Any]]:
-    """Read all items of a dataset; return the inputs as one tensor, and the targets.
-
-    Raises:
-        EnvariantError: If the dataset is empty, an item is not a pair, or shapes of inputs differ.
-    """
-    # Iterating over a PyTorch dataset with a length need not terminate.
-    has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not has_length and not hasattr(dataset, "__iter__"):
-        raise EnvariantError(f"{where}: must be a dataset of (input, target) pairs; got {shown(dataset)}")
-    items = (dataset[k] for k in range(len(dataset))) if has_length else iter(dataset)
-    inputs: list[Tensor] = []
-    targets: list[Any] = []
-    for k, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) < 2:
-            raise EnvariantError(f"{where}: item {k} must be (input, target); got {type(item).__name__}")
-        if type(item[0]).__module__.startswith("PIL."):
-            remedy = "give the dataset a transform that converts images to tensors"
-            raise EnvariantError(f"{where}: item {k} is an image; {remedy}")
-        row = tensor_of(item[0], f"{where}: item {k}")
-        if inputs and row.shape != inputs[0].shape:
-            shapes = f"{tuple(row.shape)}, those before it {tuple(inputs[0].shape)}"
-            raise EnvariantError(f"{where}: item {k} has shape {shapes}")
-        if not k:
-            _require_memory(row, len(dataset) if has_length else 1, where)
-        inputs.append(row)
-        targets.append(_plain(item[1]))
-    if not inputs:
-        raise EnvariantError(f"{where}: has no rows; leave it out")
-    _require_memory(inputs[0], len(inputs), where)
-    rows = torch.stack(inputs)
-
-    def read_again(count: int) -> tuple[Tensor, list[Any]]:
-        again = [dataset[k] for k in range(count)]
-        return torch.stack([tensor_of(item[0], where) for item in again]), [_plain(item[1]) for item in again]
-
-    image_rows.check_repeatable(dataset, rows, targets, read_again if has_length else None, where)
-    return image_rows.prepared(rows, where) if rows.dim() > 1 else rows[:, None], targets
-
-
-def _require_memory(row: Tensor, count: int, where: str) -> None:
-    shape = "×".join(map(str, row.shape)) or "one number"
-    machine.require_memory(
-        row.numel() * row.element_size() * count,
-        f"{where}: {count:,} {'item' if count == 1 else 'items'} of shape {shape}",
-        "give smaller or fewer items",
-    )
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:
@@ -358,6 +306,7 @@ def tensor_of(values: Any, what: str) -> Tensor:
     Raises:
         EnvariantError: If the values are not numbers.
     """
+    several = isinstance(values, Mapping)
     try:
         values = _stacked(values)
         if not isinstance(values, Tensor):
@@ -368,7 +317,8 @@ def tensor_of(values: Any, what: str) -> Tensor:
         tensor = torch.as_tensor(values)
         return tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError):
-        remedy = "encode words as numbers first"
+        pack = "combine a dictionary of tensors by envariant.models.pack_inputs"
+        remedy = pack if several else "encode words as numbers first"
         raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None
 
 
@@ -378,7 +328,7 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -> Tensor:
-    """Concatenate columns of numbers or arrays to one tensor of inputs, `[rows, …]`.
+    """Concatenate columns of numbers or arrays into one tensor of inputs, `[rows, …]`.
 
     Args:
         columns: Mapping from name to column.
@@ -405,4 +355,4 @@ def check_lengths(lengths: Mapping[str, int], label: str) -> None:
     """
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} {what}" for what, length in lengths.items())
-        raise EnvariantError(f"{label}: a row needs one of each; got {counts}")
+        raise EnvariantError(f"{label}: lengths must be equal; got {counts}")

@@ -1,9 +1,9 @@
-"""Counter-based random number generator: a pure function of seed, step, stream and position.
+"""Counter-based random number generator: a pure function of seed, step, stream and index.
 
-There is no generator state. Resumed runs, single replicas and stacks of replicas therefore get the same
-numbers, and a whole stack needs only a few tensor operations. The mixing function is that of splitmix64
-(Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored as signed integers, because PyTorch lacks many
-operations on unsigned integers.
+There is no generator state. A replica therefore gets the same numbers in a resumed run, alone, or in a stack
+of replicas, and the numbers of a whole stack need only a few tensor operations. The mixing function is that
+of splitmix64 (Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored as signed integers, because
+PyTorch lacks many operations on unsigned integers.
 """
 
 from collections.abc import Generator, Sequence
@@ -44,8 +44,8 @@ def integers(
 ) -> Int[Tensor, "*keys count"]:
     """Return one random integer from 0 to `below - 1` for every key and every entry of `below`.
 
-    Each integer is the remainder of 63 random bits. For `below` up to a million, probabilities differ by
-    less than 10⁻¹².
+    Each integer is the remainder of 63 random bits. For `below` up to a million, the probabilities
+    of two integers differ by less than 10⁻¹².
 
     Args:
         keys: Keys returned by `step_keys`.
@@ -79,7 +79,7 @@ def default_generator(device: torch.device) -> torch.Generator:
 def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
     """Seed PyTorch's default generators within a `with` block, and restore their state afterwards.
 
-    Modules use these generators for initial weights and dropout masks.
+    PyTorch modules use these generators for initial weights and dropout masks.
     """
     # Initial weights may be sampled on the CPU even if the device is a GPU.
     generators = list({id(g): g for g in (torch.default_generator, default_generator(device))}.values())

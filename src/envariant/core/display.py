@@ -1,7 +1,7 @@
 """Short descriptions of objects for consoles and notebooks: a few lines of text, or a small HTML table.
 
-Objects return a `Summary`, which this module renders in a common layout. Pictures and pages are made by the
-package `envariant.reporting`, which is imported only when it is needed (`views`).
+Objects return a `Summary`, which this module renders in a common layout. Pictures and HTML pages are made by
+`envariant.reporting`, which `views` imports when they are requested.
 """
 
 import html
@@ -38,11 +38,11 @@ class Summary:
 
     Attributes:
         title: Type and name of the object, or its headline.
-        facts: Mapping from label to text, such as {"task": "binary"}; empty texts are left out.
-        brief: Facts shown only in consoles, which do not show the table.
+        facts: Mapping from label to text, such as {"task": "binary"}; entries with empty text are left out.
+        brief: Facts shown only in consoles, where the table is not shown.
         lines: Sentences below the title.
         header: Names of the columns of a table, shown in notebooks only.
-        rows: Cells of each row of the table; the first cell is the name of the row.
+        rows: Cells of each row of the table; the first cell is the row's name.
         notes: Explanations below the table, shown in notebooks only.
         marks: HTML tag of highlighted cells, "b" (bold) or "u" (underlined), by row and column number.
     """
@@ -92,10 +92,10 @@ class Displayed(ABC):
 
 
 def views() -> Any:
-    """Import and return `envariant.reporting.views`, which draws pictures and writes pages.
+    """Import and return `envariant.reporting.views`, which draws pictures and writes HTML pages.
 
-    The module is imported by name when a picture or page is first requested, as pandas imports its plotting
-    backend, because this package must not depend on `envariant.reporting`.
+    The package `core` must not depend on `envariant.reporting`. The module is therefore imported by name when
+    a picture or page is first requested, as pandas imports its plotting backend.
     """
     return import_module("envariant.reporting.views")
 
@@ -108,7 +108,7 @@ def counted(names: Mapping[str, int], most: int = 6) -> str:
 
 
 def named(names: Iterable[object], most: int = 6) -> str:
-    """Return the first names as text, and the total number of names if there are more."""
+    """Return the first `most` names as text; if there are more, also their total number."""
     texts = list(map(str, names))
     more = [f"… ({len(texts):,} in all)"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])

@@ -12,16 +12,17 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from envariant.core import conversion, environment_display, image_rows, specs
 from envariant.core.attributes import ROW_GROUP, WEIGHT
 from envariant.core.batches import EnvironmentBatch, PredictedBatch
+from envariant.core.dataset_rows import read_items
 from envariant.core.defaults import DefaultSettings, ReferenceScores
 from envariant.core.display import Displayed, Summary, views
+from envariant.core.environment import RESERVED, Environment
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.core.input_store import InputStore, check_compatible, image_store, input_store
+from envariant.core.input_store import check_compatible, image_store
 from envariant.core.tasks import Task, check_losses
 
 __all__ = [
@@ -37,111 +38,6 @@ __all__ = [
     "ReferenceScores",
 ]
 
-RESERVED = frozenset({"worst", "*"})
-"""Reserved names that environments cannot have, because tables and histories use them."""
-
-
-@final
-@dataclass(frozen=True, eq=False, init=False, repr=False)
-class Environment(Displayed):
-    """Named set of rows from one distribution.
-
-    Args:
-        name: Name of the environment, on one line.
-        inputs: Inputs `[rows, *input_shape]`, converted to float32, or an `InputStore`.
-        targets: Numeric targets `[rows, *target_shape]`.
-        attributes: Additional values of each row by name, each `[rows, …]`, such as sampling weights or a
-            color. They are not model inputs; figures and diagnostics use them.
-        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
-
-    Attributes:
-        name: Name of the environment.
-        input_store: Inputs in the format in which they are stored, such as bytes.
-        targets: Targets `[rows, *target_shape]`.
-        attributes: Additional values of each row, by name.
-        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
-
-    Raises:
-        EnvariantError: If lengths differ, there are no rows, or a value is NaN or infinite.
-    """
-
-    name: str
-    input_store: InputStore
-    targets: Shaped[Tensor, "rows *target_shape"]
-    attributes: Mapping[str, Shaped[Tensor, "rows ..."]]
-    origin: str
-
-    def __init__(
-        self,
-        name: str,
-        inputs: Float[Tensor, "rows *input_shape"] | InputStore,
-        targets: Shaped[Tensor, "rows *target_shape"],
-        attributes: Mapping[str, Tensor] | None = None,
-        origin: str = "",
-    ) -> None:
-        where = f"environment '{name}'"
-        if not isinstance(name, str) or not name or name in RESERVED or not name.isprintable():
-            raise EnvariantError(
-                f"{where}: a name must be one line of text and not {' or '.join(sorted(RESERVED))}"
-            )
-        store = input_store(inputs, where)
-        targets, rows = conversion.tensor_of(targets, f"{where}: targets"), len(store)
-        if rows == 0:
-            raise EnvariantError(f"{where}: has no rows; leave it out")
-        if not targets.dim() or len(targets) != rows:
-            raise EnvariantError(
-                f"{where}: {rows} rows of inputs need targets of shape ({rows},); got {tuple(targets.shape)}"
-            )
-        attributes = conversion.attributes_of(attributes or {}, rows, where)
-        weights = attributes.get(WEIGHT, torch.ones(1))
-        if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool(weights.any()):
-            raise EnvariantError(
-                f"{where}: weights must be at least 0 and not all 0; correct them or leave them out"
-            )
-        values = {"name": name, "input_store": store, "targets": targets}
-        for key, value in {**values, "attributes": attributes, "origin": origin}.items():
-            object.__setattr__(self, key, value)
-
-    def __len__(self) -> int:
-        return len(self.input_store)
-
-    def _display(self) -> Summary:
-        more = {"attributes": ", ".join(self.attributes), "held out from": self.origin}
-        return environment_display.of_environment(self.name, self.input_store, self.targets, more)
-
-    @property
-    def inputs(self) -> Float[Tensor, "rows *input_shape"]:
-        """All inputs as float32. Stored bytes are decoded again at every access."""
-        return self.input_store.decode(self.input_store.gather())
-
-    def rows(self, index: Int[Tensor, " selected"] | None = None) -> tuple[Tensor, Tensor]:
-        """Return inputs (as float32) and targets of selected rows.
-
-        Args:
-            index: Row numbers. Default: all rows.
-        """
-        inputs = self.input_store.decode(self.input_store.gather(index))
-        return inputs, self.targets if index is None else self.targets[index]
-
-    def select(
-        self, index: Int[Tensor, " selected"], *, name: str | None = None, origin: str | None = None
-    ) -> "Environment":
-        """Return an environment with a subset of the rows, in the same storage format.
-
-        Args:
-            index: Row numbers of the subset.
-            name: Name of the new environment. Default: the name of this environment.
-            origin: Name of the environment from which the rows are held out. Default: the origin of this
-                environment.
-        """
-        return Environment(
-            self.name if name is None else name,
-            self.input_store.select(index),
-            self.targets[index],
-            {key: values[index] for key, values in self.attributes.items()},
-            self.origin if origin is None else origin,
-        )
-
 
 class EnvironmentSource(Displayed, ABC):
     """Base class of data sources, which return a set of environments for a seed."""
@@ -154,7 +50,7 @@ class EnvironmentSource(Displayed, ABC):
     def identity(self) -> str:
         """Return a path-independent identifier of the data: a content hash, or name and settings.
 
-        Sources that read files override this method, so that moving a file does not change the identifier.
+        Sources that read files override this method so that moving a file does not change the identifier.
         """
         return self.name
 
@@ -215,7 +111,7 @@ class EnvironmentSet(EnvironmentSource):
         environments: The environments, in a fixed order.
         task: Prediction task of all environments.
         test: Names of the default test environments.
-        known: Theoretical scores of the data set, such as chance.
+        known: Theoretical scores of the data set, such as the score of random guessing.
         validation: Names of validation environments, whose rows are held out from training environments.
         classes: Labels of the classes, in the order of their numbers; empty if targets are numbers.
     """
@@ -271,22 +167,26 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "arrays",
         test: Sequence[Any] = (),
         names: Mapping[Any, str] | None = None,
+        sample_weight: Any = None,
     ) -> "EnvironmentSet":
         """Build a set of environments from arrays and a column of environment labels.
 
-        Environments are sorted by number if all labels are numbers, else by text.
+        Environments are sorted numerically if all labels are numbers, otherwise alphabetically.
 
         Args:
-            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Images are scaled.
-            targets: Targets `[rows]`. Two values give a binary task. Text, and whole numbers with at most 20
-                values, are classes, numbered in order. Others give a regression. Targets `[rows, targets]`
-                give a multi-label task if all are 0 or 1, else a multi-output regression.
+            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Byte images are scaled to
+                [0, 1].
+            targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with at
+                most 20 distinct values, are classes. Other targets give a regression task, and
+                targets `[rows, outputs]` a multi-label task if all are 0 or 1, else a regression with several
+                outputs. The set's attribute `classes` contains the labels of the classes, in order.
             environments: Environment label of each row `[rows]`, of any type.
             task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
                 used unchanged.
             label: Name of the set.
             test: Labels of the default test environments.
-            names: Environment names by label. Default: the label.
+            names: Mapping from environment label to environment name. Default: the label is the name.
+            sample_weight: Sampling weight of each row `[rows]`, at least 0. Default: equal weights.
 
         Raises:
             EnvariantError: If lengths differ, a value is missing, or inputs are not numbers.
@@ -296,7 +196,12 @@ class EnvironmentSet(EnvironmentSource):
         what = f"{label}: environments"
         codes, labels = conversion.coded(conversion.column_of(environments, what), what)
         n = len(rows) if rows.dim() else 0
-        conversion.check_lengths({"inputs": n, "targets": len(encoded), "environments": len(codes)}, label)
+        lengths = {"inputs": n, "targets": len(encoded), "environments": len(codes)}
+        attributes: dict[str, Tensor] = {}
+        if sample_weight is not None:
+            attributes[WEIGHT] = conversion.tensor_of(sample_weight, f"{label}: sample_weight")
+            lengths["sample_weight"] = attributes[WEIGHT].numel()
+        conversion.check_lengths(lengths, label)
         renamed = {conversion.text_of(key): name for key, name in (names or {}).items()}
         for key in renamed:
             if key not in labels:
@@ -305,7 +210,9 @@ class EnvironmentSet(EnvironmentSource):
         parts: list[Environment] = []
         for code, text in enumerate(labels):
             index = torch.from_numpy(np.flatnonzero(codes == code)).to(rows.device)
-            parts.append(Environment(renamed.get(text, text), image_store(rows[index]), encoded[index.cpu()]))
+            name, own = renamed.get(text, text), index.cpu()
+            kept = {key: values[own] for key, values in attributes.items()}
+            parts.append(Environment(name, image_store(rows[index]), encoded[own], kept))
         tests = tuple(renamed.get(name, name) for name in map(conversion.text_of, conversion.several(test)))
         return cls(label, tuple(parts), task, test=tests, classes=classes)
 
@@ -318,11 +225,12 @@ class EnvironmentSet(EnvironmentSource):
         label: str = "datasets",
         test: Sequence[str] = (),
     ) -> "EnvironmentSet":
-        """Build a set of environments from PyTorch datasets, one per environment. Each is read once.
+        """Build a set of environments from PyTorch datasets, one per environment.
 
         Args:
-            datasets: Datasets by environment name. An item is a tuple of input and target; additional
-                entries are ignored.
+            datasets: Mapping from environment name to dataset. Each dataset is read once, except
+                that rows with random transforms are read whenever they are used. An item is a tuple
+                of input and target; additional entries are ignored.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Names of the default test environments.
@@ -332,15 +240,13 @@ class EnvironmentSet(EnvironmentSource):
         """
         if not isinstance(datasets, Mapping):
             raise EnvariantError(f"{label}: datasets must be a mapping from names to datasets")
-        read = {
-            name: conversion.items_of(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()
-        }
+        read = {name: read_items(dataset, f"{label}: '{name}'") for name, dataset in datasets.items()}
         if not read:
             raise EnvariantError(f"{label}: has no environments")
         conversion.warn_of_look_alikes(map(str, datasets), f"{label}: environments")
-        together = [target for _, targets in read.values() for target in targets]
+        together = [target for _, (targets,) in read.values() for target in targets]
         encoded, task, classes = conversion.targets_of(together, task, label)
-        sizes = [len(targets) for _, targets in read.values()]
+        sizes = [len(targets) for _, (targets,) in read.values()]
         parts = [
             Environment(name, image_store(inputs), targets)
             for (name, (inputs, _)), targets in zip(read.items(), encoded.split(sizes), strict=True)
@@ -358,17 +264,20 @@ class EnvironmentSet(EnvironmentSource):
         task: Task | None = None,
         label: str = "dataset",
         test: Sequence[Any] = (),
+        sample_weight: str | None = None,
     ) -> "EnvironmentSet":
         """Build a set of environments from a Hugging Face dataset, a data frame or a dictionary of columns.
 
         Args:
             dataset: Object whose columns are accessed as `dataset[name]`.
-            inputs: Name of a column of numbers, arrays or images, or of several columns to concatenate.
-            target: Name of the column to predict, or of several numeric columns.
+            inputs: Name of a column of numbers, arrays or images, or names of several such columns to
+                concatenate.
+            target: Name of the column to predict, or names of several numeric columns.
             environment: Name of the column of environment labels.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Labels of the default test environments.
+            sample_weight: Name of the column of sampling weights. Default: equal weights.
 
         Raises:
             EnvariantError: If a column or a value is missing, lengths differ, or inputs are not numbers.
@@ -376,11 +285,14 @@ class EnvironmentSet(EnvironmentSource):
         chosen, predicted = conversion.several(inputs), conversion.several(target)
         if not chosen or not predicted:
             raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name a column")
-        names = (*chosen, *predicted, environment)
+        names = (*chosen, *predicted, environment, *(() if sample_weight is None else (sample_weight,)))
         read = {name: conversion.column_of_table(dataset, name, label) for name in names}
         rows = conversion.side_by_side(read, chosen, label)
         targets = conversion.side_by_side(read, predicted, label) if predicted[1:] else read[predicted[0]]
-        return cls.from_arrays(rows, targets, read[environment], task=task, label=label, test=test)
+        weights = None if sample_weight is None else read[sample_weight]
+        return cls.from_arrays(
+            rows, targets, read[environment], task=task, label=label, test=test, sample_weight=weights
+        )
 
     @property
     def name(self) -> str:
@@ -414,7 +326,7 @@ class EnvironmentSet(EnvironmentSource):
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        """Return a digest of all names, inputs, targets, sampling weights and the loss of the task."""
+        """Return a digest of names, inputs, targets, sampling weights, group numbers and task loss."""
         digest = hashlib.blake2b(self.task.identity().encode(), digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())

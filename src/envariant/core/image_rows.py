@@ -1,4 +1,4 @@
-"""Convert images in arrays and in datasets of other libraries, and detect random transforms."""
+"""Convert images in arrays and in datasets of other libraries; detect random transforms."""
 
 import io
 import random
@@ -16,8 +16,8 @@ from envariant.core.errors import EnvariantError, EnvariantWarning, listed
 _CHANNELS = (1, 3, 4)
 # Smallest side of an image, so that other integers with three axes are not taken for one.
 _SMALLEST = 8
-# Rows that are read twice to notice random transforms.
-_READ_TWICE = 8
+READ_TWICE = 8
+"""Number of rows that are read twice to notice random transforms."""
 _RANDOM = ("Random", "ColorJitter", "AutoAugment", "TrivialAugment", "AugMix", "RandAugment", "Elastic")
 
 
@@ -31,7 +31,8 @@ def prepared(rows: Tensor, where: str) -> Tensor:
         where: Name of the data set, for warnings.
 
     Warns:
-        EnvariantWarning: If other inputs look like images with channels last, or with values up to 65535.
+        EnvariantWarning: If inputs that are not byte images look like images with channels last, or with
+            values up to 65535.
     """
     if not may_be_images(rows) or not len(rows):
         return rows
@@ -63,7 +64,7 @@ def may_be_images(rows: Tensor) -> bool:
 
 
 def pixels_of(column: list[Any], what: str) -> Any:
-    """Convert a list of Pillow images or encoded images to a uint8 tensor; return other values unchanged.
+    """Convert a list of Pillow images or encoded images to a uint8 tensor; return other lists unchanged.
 
     Args:
         column: Values of a column.
@@ -103,38 +104,41 @@ def check_repeatable(
     targets: Sequence[Any],
     read_again: Callable[[int], tuple[Tensor, Sequence[Any]]] | None,
     where: str,
-) -> None:
-    """Warn if a dataset has random transforms, which would be applied only once to each row.
+    *,
+    warn_of_inputs: bool = True,
+) -> bool:
+    """Return whether inputs are random; warn if random transforms would be applied only once to each row.
 
     Args:
         dataset: Dataset of another library.
         rows: Inputs from the first reading of the dataset, `[rows, …]`.
         targets: Targets from the first reading.
-        read_again: Function that reads the first inputs and targets again; None if they can be read only
-            once.
+        read_again: Function that reads the first n inputs and targets again, given n; None if they can be
+            read only once.
         where: Name of the dataset.
+        warn_of_inputs: Whether inputs are kept as they are read first, so that random ones are an error.
 
     Warns:
         EnvariantWarning: If an input or target differs when it is read again, or the name of a transform
             indicates that it is random.
     """
     names = {name for name in _transforms(dataset, 4) if name.startswith(_RANDOM)}
-    changed = read_again is None and bool(names)
+    changed, relabeled = read_again is None and bool(names), False
     if read_again is not None:
-        with _kept_random_states(), suppress(Exception):
-            again, labels = read_again(min(_READ_TWICE, len(rows)))
+        with kept_random_states(), suppress(Exception):
+            again, labels = read_again(min(READ_TWICE, len(rows)))
             first, second = rows[: len(again)].flatten(), again.flatten()
             # NaN differs from itself.
-            same = (first == second) | ((first != first) & (second != second))
-            changed = not bool(same.all()) or any(
-                str(label) != str(target) for label, target in zip(labels, targets, strict=False)
-            )
-    if changed:
+            changed = not bool(((first == second) | ((first != first) & (second != second))).all())
+            changed |= bool(names)
+            relabeled = any(str(a) != str(b) for a, b in zip(labels, targets, strict=False))
+    if relabeled or (changed and warn_of_inputs):
         which = f" ({listed(sorted(names))})" if names else ""
         _warn(
             f"{where}: its transforms are random{which}, but every row is read only once; leave them out, "
             f"and train with the option augmentation, such as affine(rotation=15)"
         )
+    return changed
 
 
 def _transforms(thing: Any, depth: int) -> Iterator[str]:
@@ -148,7 +152,7 @@ def _transforms(thing: Any, depth: int) -> Iterator[str]:
 
 
 @contextmanager
-def _kept_random_states() -> Generator[None]:
+def kept_random_states() -> Generator[None]:
     """Restore the states of global random generators after a `with` block."""
     states = random.getstate(), np.random.get_state()
     try:

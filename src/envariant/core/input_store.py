@@ -7,7 +7,7 @@ Training on uint8 data therefore never holds all rows as float32.
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 class InputStore(ABC):
-    """Base class of input stores, which hold the inputs of one environment."""
+    """Base class of input stores, which hold the inputs of one environment.
+
+    Attributes:
+        shares_batches: Whether replicas with equal batches get one tensor of inputs. The sums of a matrix
+            product are then rounded differently than for one replica.
+    """
+
+    shares_batches: ClassVar[bool] = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -42,7 +49,7 @@ class InputStore(ABC):
     @property
     @abstractmethod
     def encoding(self) -> Hashable:
-        """Return a key of the storage format; rows of stores with equal keys can be decoded together."""
+        """Return a hashable key of the storage format; rows of stores with equal keys share one decoding."""
 
     @abstractmethod
     def gather(self, index: Int[Tensor, " selected"] | None = None) -> Shaped[Tensor, "selected *shape"]:
@@ -62,7 +69,7 @@ class InputStore(ABC):
 
     @abstractmethod
     def with_rows(self, rows: Shaped[Tensor, "selected *shape"]) -> "InputStore":
-        """Return a store with the same encoding and other rows.
+        """Return a store with the same encoding but other rows.
 
         Args:
             rows: Rows in the format of `gather`.
@@ -113,10 +120,10 @@ class InputStore(ABC):
         return self.with_rows(self.gather(index))
 
     def frame(self, index: Int[Tensor, " selected"] | None = None) -> "pd.DataFrame | None":
-        """Return the raw columns of rows, or None if the inputs are not the columns of a table.
+        """Return the raw table columns of rows, or None if the inputs do not come from a table.
 
         Args:
-            index: Row numbers. None: all rows.
+            index: Row numbers. Default: all rows.
         """
         del index
         return None
@@ -249,12 +256,14 @@ def standardized(
     return inputs
 
 
-def image_store(rows: Tensor) -> "Tensor | ByteStore":
-    """Put byte images into a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
+def image_store(rows: Tensor | InputStore) -> Tensor | InputStore:
+    """Store byte images in a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
 
     Args:
-        rows: Inputs as returned by `image_rows.prepared`.
+        rows: Inputs as returned by `image_rows.prepared`, or a store.
     """
+    if isinstance(rows, InputStore):
+        return rows
     return ByteStore(rows) if rows.dtype == torch.uint8 and may_be_images(rows) else rows
 
 
@@ -267,7 +276,7 @@ def input_store(inputs: Any, where: str) -> InputStore:
 
     Raises:
         EnvariantError: If inputs are not real numbers of shape `[rows, *shape]`, contain NaN or infinity, or
-            differ by less than float32 can represent.
+            differ by amounts too small for float32.
     """
     if isinstance(inputs, InputStore):
         return inputs

@@ -190,11 +190,13 @@ def loss_named(text: str) -> Loss | None:
     Raises:
         EnvariantError: If the name or a setting is unknown, or a value is not allowed.
     """
-    name = specs.parse_as("loss", text).name
-    if text in DEFAULTS:
+    spec = specs.parse_as("loss", text)
+    if spec.name in DEFAULTS:
+        if spec.positional or spec.keywords:
+            raise EnvariantError(f"{spec.name}: takes no settings")
         return None
-    if name not in LOSSES:
-        raise unknown_name("loss", name, (*LOSSES, *DEFAULTS))
+    if spec.name not in LOSSES:
+        raise unknown_name("loss", spec.name, (*LOSSES, *DEFAULTS))
     return specs.build("loss", text, LOSSES)
 
 
@@ -210,8 +212,8 @@ def check_applies(loss: object, *, to_classes: bool, task: str) -> None:
         EnvariantError: If the loss does not apply to the task.
     """
     known = {**DEFAULTS, **{name: each.for_classes for name, each in LOSSES.items()}}
-    name = loss.name if isinstance(loss, Loss) else loss
-    if isinstance(name, str) and known.get(name, to_classes) != to_classes:
+    name = specs.parse(loss).name if isinstance(loss, str) else loss.name if isinstance(loss, Loss) else ""
+    if known.get(name, to_classes) != to_classes:
         kind = "classes" if known[name] else "numbers"
         usable = ", ".join(each for each, classes in known.items() if classes == to_classes)
         raise EnvariantError(f"loss {name}: is for {kind}, and the data are {task}; use one of {usable}")

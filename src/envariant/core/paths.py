@@ -1,4 +1,4 @@
-"""Checks of paths, files and folders before they are used."""
+"""Checks of paths, files and folders before use."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _HEAD, _TAIL = 1 << 12, 1 << 16
 
 
 def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
-    """Check that a path is a regular file before it is opened; opening a pipe could wait forever.
+    """Check that a path is a regular file before it is opened; opening a pipe could block forever.
 
     Args:
         path: File to be opened.
@@ -51,13 +51,13 @@ def check_name(path: object) -> None:
         possible = False
     if not possible:
         raise EnvariantError(
-            f"{path}: cannot be the name of a file or folder, because it contains NUL or half a character; "
-            f"choose another name"
+            f"{path}: cannot be the name of a file or folder, because it contains a NUL or an incomplete "
+            f"character; choose another name"
         )
 
 
 def os_reason(error: Exception) -> str:
-    """Return the reason for an operating-system error as text, without the path."""
+    """Return the reason for an operating-system error as text, without the path of the file."""
     return getattr(error, "strerror", None) or first_line(error)
 
 

@@ -1,4 +1,4 @@
-"""Make text from data and files safe for terminals and pages.
+"""Escape control characters in text from data and files, so that it is safe in terminals and on HTML pages.
 
 Column names, class names, file names and stored messages may come from untrusted sources. Control characters
 in such text could clear a terminal, change its title or hide a part of a line.
@@ -14,7 +14,7 @@ _LONGEST_LINE: Final = 4_000
 
 
 def printable(text: str) -> str:
-    r"""Replace control characters by escapes such as `\x1b`; tabs and newlines are kept.
+    r"""Replace control characters with escapes such as `\x1b`; tabs and newlines are kept.
 
     Example:
         >>> print(printable("a\x1b[31m\u202e"))

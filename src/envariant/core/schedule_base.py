@@ -98,6 +98,15 @@ class Schedule(ABC):
         changes = {key: _each(getattr(self, key), old, new) for key in self.switch_fields}
         return dataclasses.replace(cast("Any", self), **changes).resolve(new)
 
+    def scaled(self, factor: float) -> Self:
+        """Return the schedule with all its values multiplied by a factor."""
+
+        def product(value: Any) -> Any:
+            return tuple(map(product, value)) if isinstance(value, tuple) else value * factor
+
+        changes = {key: product(getattr(self, key)) for key in self.value_fields}
+        return dataclasses.replace(cast("Any", self), **changes)
+
     def check_not_negative(self, what: str, *, zero: bool = True) -> None:
         """Check that no value of the schedule is negative.
 

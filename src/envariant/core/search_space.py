@@ -1,7 +1,7 @@
 """Search ranges of hyperparameters, declared in their type annotations.
 
 `coefficient: Annotated[float, LogUniform(1e2, 1e6)] = 1e4` declares type, default and search range together.
-There is no other list of ranges. A study can override a range with text such as `loguniform(1e2, 1e6)`.
+Ranges are declared nowhere else. A study can override a range with a string such as `loguniform(1e2, 1e6)`.
 """
 
 import math
@@ -20,7 +20,7 @@ class Range(ABC):
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Any:
-        """Sample one value."""
+        """Sample one value of the hyperparameter."""
 
     def _reject(self, requirement: str, low: float, high: float) -> NoReturn:
         raise EnvariantError(f"{type(self).__name__}: {requirement}; got {low:g}, {high:g}")
@@ -110,6 +110,24 @@ class Choice(Range):
         return " | ".join(str(value) for value in self.values)
 
 
+@final
+@dataclass(frozen=True)
+class Nested(Range):
+    """Text with ranges inside, such as `cosine(loguniform(1e-4, 1e-2), warmup=5%)`; samples are text."""
+
+    template: specs.Spec
+
+    def __post_init__(self) -> None:
+        # Bounds and names are checked now, not at the first sample.
+        self.sample(np.random.default_rng(0))
+
+    def sample(self, generator: np.random.Generator) -> str:
+        return str(_filled(self.template, generator))
+
+    def __str__(self) -> str:
+        return str(self.template)
+
+
 def ranges(cls: type[Any]) -> dict[str, Range]:
     """Return a mapping from field name to the search range declared in a class."""
     return {
@@ -124,21 +142,45 @@ RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, 
 """Range classes by their names in text."""
 
 
+def _has_range(value: object) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_has_range, cast("tuple[object, ...]", value)))
+    if not isinstance(value, specs.Spec):
+        return False
+    return value.name in RANGES or any(map(_has_range, (*value.positional, *value.keywords.values())))
+
+
+def _filled(value: Any, generator: np.random.Generator) -> Any:
+    """Return a value with every range in it replaced by a sample."""
+    if isinstance(value, tuple):
+        return tuple(_filled(each, generator) for each in cast("tuple[Any, ...]", value))
+    if not isinstance(value, specs.Spec):
+        return value
+    if value.name in RANGES:
+        return RANGES[value.name](**specs.fill(RANGES[value.name], value)).sample(generator)
+    keywords = {key: _filled(each, generator) for key, each in value.keywords.items()}
+    return specs.Spec(value.name, _filled(value.positional, generator), keywords)
+
+
 def search_range(declared: object) -> Range:
-    """Convert a list of values, or text such as `loguniform(1e2, 1e6)`, to a search range.
+    """Convert a list of values, or a string such as `loguniform(1e2, 1e6)`, to a search range.
 
     Raises:
-        EnvariantError: If `declared` is neither a list nor the text of a range, or the bounds are invalid.
+        EnvariantError: If `declared` is neither a list nor a string that describes a range, or the bounds are
+            invalid.
     """
     if isinstance(declared, list | tuple):
         values = tuple(cast("list[Any]", declared))
         for value in values:
             if not isinstance(value, bool | int | float | str):
                 raise EnvariantError(
-                    f"the values of a range must be numbers, words, true or false; got {value!r}"
+                    f"the values of a range must be numbers, strings, true or false; got {value!r}"
                 )
         return Choice(values)
     if isinstance(declared, str):
+        template = specs.parse_as("range", declared)
+        if template.name not in RANGES and _has_range(template):
+            return Nested(template)
         return specs.build("range", declared, RANGES)
     forms = ", ".join(f"{name}(low, high)" for name in RANGES)
     raise EnvariantError(f"a range must be a list of values or one of {forms}; got {declared!r}")

@@ -1,7 +1,8 @@
 """Prediction tasks: binary and multiclass classification, and regression.
 
 A task defines the loss of each row, the derivative of this loss with respect to a multiplier of the logits
-(used in IRM's penalty), the metric, and the shapes of targets and logits. All other code works with any task.
+(used in IRM's penalty), the metric, and the shapes of targets and logits. All other code is independent of
+the task.
 
 For another loss, set `loss` to a function or to one of `core.losses`, or define a subclass with a method
 `losses`. The derivatives are then computed from this loss by automatic differentiation.
@@ -61,12 +62,12 @@ class Task(ABC):
 
     @property
     def target_shape(self) -> tuple[int, ...]:
-        """Shape of the target of one row; empty for a number or class."""
+        """Shape of the target of one row; empty if the target is a single number or class."""
         return ()
 
     @property
     def logits_shape(self) -> tuple[int, ...]:
-        """Shape of the logits of one row; empty for one output per row."""
+        """Shape of the logits of one row; empty if there is one output per row."""
         return () if self.outputs == 1 else (self.outputs,)
 
     @property
@@ -83,7 +84,7 @@ class Task(ABC):
     def residuals(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
-        """Return the derivative ∂ℓ_i/∂z_i of the loss ℓ_i of each row i with respect to its logits z_i.
+        """Return the derivative ∂ℓ_i/∂z_i of each row's loss ℓ_i with respect to the row's logits z_i.
 
         The result is differentiable in z. Default: the method `residuals` of an own loss, if it has one; else
         automatic differentiation of `losses`.
@@ -102,8 +103,8 @@ class Task(ABC):
     ) -> Float[Tensor, " rows"]:
         """Return the derivative of each row's loss with respect to a multiplier s of its logits, at s = 1.
 
-        For the loss ℓ_i and the logits z_i of row i, this is ∂ℓ_i(s·z_i)/∂s = Σ_c ∂ℓ_i/∂z_ic · z_ic, with
-        outputs c. The result is differentiable in z.
+        For the loss ℓ_i and the logits z_i of row i, the derivative is ∂ℓ_i(s·z_i)/∂s = Σ_c ∂ℓ_i/∂z_ic ·
+        z_ic, where c runs over the outputs. The result is differentiable with respect to z.
         """
         products = self.residuals(logits, targets) * logits
         return products if self.outputs == 1 else products.sum(dim=1)
@@ -122,7 +123,7 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's score: 1 or 0 for a right or wrong class, the squared error for regression.
+        """Return each row's score: 1 or 0 for a correct or wrong class; for regression, the squared error.
 
         Args:
             logits: Logits; for regression, predictions as returned by `predictions`.
@@ -134,7 +135,7 @@ class Task(ABC):
         return logits
 
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
-        """Return the mean loss of the best constant prediction: entropy of the classes, or variance.
+        """Return the mean loss of the best constant prediction (class entropy, or variance of the targets).
 
         Default: numerical minimization of `losses`; NaN if the minimization fails.
         """
@@ -170,9 +171,10 @@ class Task(ABC):
         """
 
     def identity(self) -> str:
-        """Return a string for hashing that differs between tasks with different losses.
+        """Return a string for hashing; it differs between tasks with different losses.
 
-        The string is empty for `Binary` and `Multiclass`, which differ in the data type of their targets.
+        The string is empty for `Binary` and `Multiclass`: the data types of their targets differ, which
+        changes the hash of the data.
         """
         if self.has_default_loss:
             # Targets of classes differ in type, so the data tell them apart.
@@ -191,7 +193,7 @@ class Task(ABC):
         return mean_over_outputs(values) if self.target_shape and isinstance(values, Tensor) else values
 
     def logits(self, raw: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows *c"]:
-        """Reshape the raw output of a model, `[rows, outputs]` or `[rows]`, to the task's logits."""
+        """Reshape the raw output of a model, `[rows, outputs]` or `[rows]`, to logits of the task."""
         return raw.flatten() if self.outputs == 1 else raw
 
 
@@ -312,7 +314,7 @@ class Multiclass(Task):
 @final
 @dataclass(frozen=True)
 class Regression(Task):
-    """Regression of one number. The loss is (f − y)², with prediction f and target y, without a factor 1/2.
+    """Regression of one number, with the squared error (f − y)² as loss, for prediction f and target y.
 
     Targets may be standardized; `scale` and `center` convert them back to the original unit.
 
@@ -357,7 +359,7 @@ class Regression(Task):
         return logits
 
     def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        raise EnvariantError("regression: a prediction has no confidence; use an algorithm without clove")
+        raise EnvariantError("regression: clove needs class probabilities; use an algorithm without clove")
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits - targets).square() * self.scale**2

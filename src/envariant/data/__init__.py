@@ -12,9 +12,13 @@ from envariant.data.colored.channels import ColorChannels
 from envariant.data.colored.construction import ColoredSource, Facts
 from envariant.data.colored.digits import ColoredDigits
 from envariant.data.colored.mnist_protocols import ColoredMNIST
+from envariant.data.datasets import from_dataset
+from envariant.data.images.domainbed import DomainBed
 from envariant.data.images.folders import ImageFolders
+from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
 from envariant.data.tables.bundled import heart_disease
+from envariant.data.wilds_texts import wilds_table
 
 ENTRY_POINTS = "envariant.data"
 """Entry-point group of data sources from other packages: `name = "module:Class"`.
@@ -62,6 +66,11 @@ SOURCES: dict[str, tuple[str, str]] = {
         ".features:Features",
         "Features of images, or of the text columns of a table, by a frozen backbone; extracted once.",
     ),
+    "domainbed": (
+        "images.domainbed:DomainBed",
+        "PACS, VLCS, OfficeHome, TerraIncognita, DomainNet or SVIRO in the folder of DomainBed.",
+    ),
+    "spawrious": ("images.spawrious:Spawrious", "Spawrious: breeds of dogs on exchanged backgrounds."),
 }
 """Class (imported at first use) and description of every source, by name."""
 
@@ -109,14 +118,18 @@ __all__ = [
     "ColoredDigits",
     "ColoredMNIST",
     "ColoredSource",
+    "DomainBed",
     "Facts",
     "ImageFolders",
     "MetadataImages",
+    "Spawrious",
     "SpecSource",
     "Wilds",
     "colored_digits",
     "colored_mnist",
+    "from_dataset",
     "heart_disease",
     "installed_sources",
     "source",
+    "wilds_table",
 ]

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, cast, final
 
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, shown
-from envariant.core.losses import check_applies, loss_named
+from envariant.core.losses import LOSSES, check_applies, loss_named
 from envariant.core.multi_target import MultiLabel, MultiOutputRegression
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
@@ -76,6 +77,23 @@ def with_loss(task: Task, loss: Any) -> Task:
         )
     function = loss_named(loss) if isinstance(loss, str) else loss
     return replace(cast("Any", task), loss=function)
+
+
+def loss_fingerprint(task: Task) -> str:
+    """Return a digest of the loss of a task."""
+    return blake2b(task.identity().encode(), digest_size=16).hexdigest()
+
+
+def named_loss(task: Task, loss: object, fingerprint: str | None) -> str:
+    """Return the text of a loss by name; "" for functions and tasks, whose text may be equal to a name.
+
+    Args:
+        task: Task of the data, without the loss.
+        loss: Text of the loss in a record.
+        fingerprint: Digest of the loss in the record.
+    """
+    text = loss if isinstance(loss, str) and loss.partition("(")[0].strip() in LOSSES else ""
+    return text if text and loss_fingerprint(with_loss(task, text)) == fingerprint else ""
 
 
 def check_loss(loss: Any) -> None:

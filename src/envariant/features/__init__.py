@@ -1,7 +1,8 @@
 """Features of frozen backbones as a data source: images, other arrays and text columns of tables."""
 
-from envariant.features.backbones import TextEncoder, backbone_of
+from envariant.features.backbones import TextEncoder
 from envariant.features.images import Extraction
+from envariant.features.lookup import backbone_of
 from envariant.features.source import Features
 from envariant.features.text import TEXT_ENCODERS, HashedWords, MiniLM, SentenceTransformers
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from envariant.core import specs
 from envariant.core.counter_rng import private_random_numbers
-from envariant.core.errors import EnvariantError, first_line, shown, unknown_name
-from envariant.models import MODELS, ModelConfig, model_config
+from envariant.core.errors import EnvariantError, first_line
+from envariant.models import ModelConfig
 
 
 class TextEncoder(ABC):
@@ -102,33 +102,13 @@ def extractor(backbone: ModelConfig | nn.Module, shape: Sequence[int]) -> Extrac
         raise EnvariantError(
             f"features: {name_of(backbone)} cannot take inputs of shape {tuple(shape)} ({first_line(error)})"
         ) from None
-    mean, deviation = (getattr(part, key, None) for key in ("pixel_mean", "pixel_deviation"))
+    # Networks of timm have the pixels of their training in `pretrained_cfg`.
+    known: Any = getattr(part, "pretrained_cfg", {})
+    mean, deviation = (
+        getattr(part, own, known.get(key))
+        for own, key in (("pixel_mean", "mean"), ("pixel_deviation", "std"))
+    )
     return Extractor(network, features.shape[1], mean, deviation)
-
-
-def backbone_of(backbone: object) -> "ModelConfig | nn.Module | TextEncoder":
-    """Convert text such as `timm(resnet18, pretrained=true)` to a backbone; return backbones unchanged.
-
-    Raises:
-        EnvariantError: If the text names neither a model nor a text encoder, or a setting is invalid.
-    """
-    if isinstance(backbone, ModelConfig | nn.Module | TextEncoder):
-        return backbone
-    if not isinstance(backbone, str):
-        raise EnvariantError(
-            f"features: backbone must be a name, a model, a module or a text encoder; got {shown(backbone)}"
-        )
-    from envariant.features.text import TEXT_ENCODERS
-
-    name = specs.parse_as("backbone", backbone).name
-    if name in TEXT_ENCODERS:
-        return specs.build("backbone", backbone, TEXT_ENCODERS)
-    try:
-        return model_config(backbone)
-    except EnvariantError:
-        if name in MODELS:
-            raise
-        raise unknown_name("backbone", name, (*MODELS, *TEXT_ENCODERS)) from None
 
 
 def name_of(backbone: object) -> str:

@@ -19,10 +19,11 @@ from envariant.data.base import SpecSource
 from envariant.data.cache import cache_folder
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.source import source as table_named
-from envariant.features.backbones import Extractor, TextEncoder, backbone_of, extractor, name_of
+from envariant.features.backbones import Extractor, TextEncoder, extractor, name_of
 from envariant.features.columns import embedded
 from envariant.features.feature_file import DType
 from envariant.features.images import Extraction, Preprocessing, content_key, features_of, preprocessing
+from envariant.features.lookup import backbone_of
 from envariant.features.store import FeatureStore, Standardization
 
 # Fields that are not settings.
@@ -62,6 +63,8 @@ class Features(SpecSource):
         dtype: Type in which features are stored: "float32", or "bfloat16", which takes half the space.
         standardize: Whether features are standardized by mean and standard deviation of the training
             environments.
+        components: Number of principal components to keep of the standardized features, each with standard
+            deviation 1; fitted on the training environments. Default: all features are kept.
         test: Names of the test environments, whose rows are not used to standardize. Default: those of the
             source.
         batch_size: Rows per forward pass.
@@ -76,6 +79,7 @@ class Features(SpecSource):
     text: tuple[str, ...] = ()
     dtype: DType = "float32"
     standardize: bool = True
+    components: int | None = None
     test: tuple[str, ...] | None = field(default=None, compare=False)
     batch_size: int = field(default=64, compare=False)
     cache: str | Path | None = field(default=None, compare=False)
@@ -91,7 +95,10 @@ class Features(SpecSource):
         object.__setattr__(self, "backbone", backbone_of(self.backbone))
         object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))
         specs.validate(self, self.base, only=("dtype", "standardize"))
-        for key, value in (("size", 1 if self.size is None else self.size), ("batch_size", self.batch_size)):
+        if self.components is not None and not self.standardize:
+            raise EnvariantError("features: components are those of standardized features; set standardize")
+        for key in ("size", "components", "batch_size"):
+            value = 1 if getattr(self, key) is None else getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise EnvariantError(f"features: {key} must be a whole number from 1; got {value!r}")
         reads_text, is_table = isinstance(self.backbone, TextEncoder), isinstance(source, TableSource)
@@ -135,10 +142,10 @@ class Features(SpecSource):
     def identity(self) -> str:
         if self._table is not None:
             return self._table.identity()
-        settings = {key: getattr(self, key) for key in ("size", "dtype", "standardize")}
+        settings = {key: getattr(self, key) for key in ("size", "dtype", "standardize", "components")}
         backbone = self._extracted(0).backbone.identity
         settings |= {"test": self.test} if self.standardize and self.test is not None else {}
-        return str(specs.Spec(self.base, (self.source.identity(), backbone), settings))
+        return str(specs.Spec(self.base, (self._source_identity, backbone), settings))
 
     def with_test_environments(self, test: Sequence[str] | None) -> "EnvironmentSource":
         if self._table is not None:
@@ -186,27 +193,31 @@ class Features(SpecSource):
             raise EnvariantError(f"features: {self.source.name} is not a table; table_source needs one")
         return self._table
 
+    def plot(self, seed: int = 0, most: int = 12) -> Any:
+        # Images say more than their features.
+        return self.source.plot(seed, most)
+
     def sample(self, seed: int) -> EnvironmentSet:
         """Return the environments with features as inputs.
 
         Raises:
             EnvariantError: If the source cannot be read, or the features cannot be computed or stored.
         """
-        if self._table is not None:
-            return self._table.sample(seed)
+        return self._table.sample(seed) if self._table is not None else self._standardized(seed)[0]
+
+    def _standardized(self, seed: int) -> tuple[EnvironmentSet, Standardization | None]:
         raw = self._extracted(seed).environments
         if not self.standardize:
-            return raw
+            return raw, None
         # Replicas with the same rows share one object, so that they are stored once.
-        shared = ("standardized", id(raw), self.test)
-        if shared not in self._samples:
+        key = ("standardized", id(raw), self.test, self.components)
+        if key not in self._samples:
             roles = raw.roles(self.test)
-            training = [e.input_store for e in raw.environments if roles[e.name] == "train"]
-            fitted = Standardization.of(cast("list[FeatureStore]", training))
-            self._samples[shared] = _with_inputs(
-                raw, [FeatureStore(e.input_store.gather(), fitted) for e in raw.environments]
-            )
-        return self._samples[shared]
+            stores = [cast("FeatureStore", e.input_store) for e in raw.environments]
+            chosen = [s for s, e in zip(stores, raw.environments, strict=True) if roles[e.name] == "train"]
+            fitted = Standardization.of(chosen, self.components)
+            self._samples[key] = _with_inputs(raw, [fitted.applied(store) for store in stores]), fitted
+        return self._samples[key]
 
     def image_model(self, head: nn.Module, test_environments: Sequence[str] | None = None) -> nn.Module:
         """Return a network from the inputs of the source, such as images, to the outputs of a trained head.
@@ -221,9 +232,9 @@ class Features(SpecSource):
         if self._table is not None:
             raise EnvariantError("features: a table has no image model; use SavedModel.of with table_source")
         own, source = self._extracted(0), cast("Features", self.with_test_environments(test_environments))
-        store = cast("FeatureStore", source.sample(0).environments[0].input_store)
+        standardization = Standardized(source._standardized(0)[1])
         return nn.Sequential(
-            own.preprocessing, own.backbone.module, nn.Flatten(), Decoded(store), head
+            own.preprocessing, own.backbone.module, nn.Flatten(), standardization, head
         ).eval()
 
     @cached_property
@@ -233,8 +244,20 @@ class Features(SpecSource):
         table = embedded(self.source.table, self.text, cast("TextEncoder", self.backbone), self.cache)
         return TableSource(table, self.name, self.source.test)
 
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        # Copies with other test environments share what is in memory; those with other settings do not.
+        return id(self.source), id(self.backbone), self.size, self.dtype
+
+    @property
+    def _source_identity(self) -> str:
+        # A fingerprint of all rows takes a moment.
+        if (key := ("identity", *self._key)) not in self._samples:
+            self._samples[key] = self.source.identity()
+        return self._samples[key]
+
     def _extracted(self, seed: int) -> _Extracted:
-        key = ("raw", self.source.identity(), seed)
+        key = ("raw", *self._key, self._source_identity, seed)
         if key not in self._samples:
             self._samples[key] = self._extract(self.source.sample(seed))
         return self._samples[key]
@@ -245,9 +268,9 @@ class Features(SpecSource):
         if self.size is not None and len(shape) != 3:
             raise EnvariantError(f"features: size needs images, channels first; got inputs of shape {shape}")
         shape = [3 if rgb and shape[0] == 1 else shape[0], *([self.size] * 2 if self.size else shape[1:])]
-        backbone = self._samples.get(("backbone", *shape))
-        if backbone is None:
-            backbone = self._samples[("backbone", *shape)] = extractor(self.backbone, shape)
+        if (known := ("backbone", *self._key, *shape)) not in self._samples:
+            self._samples[known] = extractor(self.backbone, shape)
+        backbone: Extractor = self._samples[known]
         before = preprocessing(self.source, sample, backbone, self.size, rgb=rgb)
         key = content_key(repr(before), backbone.identity)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -274,23 +297,20 @@ class Features(SpecSource):
 
 
 @final
-class Decoded(nn.Module):
-    """Standardization of raw features, as of the rows of a feature store.
+class Standardized(nn.Module):
+    """Standardization of raw features as a layer.
 
     Args:
-        store: Features whose standardization is applied.
+        standardization: Center, scale and principal components; None for raw features.
     """
 
-    def __init__(self, store: FeatureStore) -> None:
+    def __init__(self, standardization: Standardization | None) -> None:
         super().__init__()
-        own = store.standardization
-        width = store.shape[0]
-        self.center = nn.Buffer(torch.zeros(width) if own is None else own.center)
-        self.scale = nn.Buffer(torch.ones(width) if own is None else own.scale)
+        self.standardization = standardization
 
     def forward(self, features: Tensor) -> Tensor:
         """Return standardized features, `[rows, width]`."""
-        return (features - self.center) / self.scale
+        return features if self.standardization is None else self.standardization(features)
 
 
 def _rebuilt(fields: Mapping[str, Any]) -> Features:

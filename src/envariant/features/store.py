@@ -1,14 +1,17 @@
 """Input store of features: memory-mapped rows, standardized when they are decoded."""
 
 import hashlib
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from envariant.core.input_store import InputStore
+
+# Rows that are processed together.
+_ROWS_AT_ONCE = 8192
 
 
 @final
@@ -20,29 +23,57 @@ class Standardization:
         center: Mean of each feature, `[width]`.
         scale: Standard deviation of each feature, 1 for constant features, `[width]`.
         key: Digest of both.
+        basis: Principal components, each divided by its standard deviation, `[width, components]`; None to
+            keep all features.
     """
 
     center: Tensor
     scale: Tensor
     key: str
+    basis: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return standardized features, or their principal components."""
+        inputs = (features.float() - self.center.to(features.device)) / self.scale.to(features.device)
+        return inputs if self.basis is None else inputs @ self.basis.to(features.device)
 
     @classmethod
-    def of(cls, stores: "list[FeatureStore]", rows_at_once: int = 8192) -> "Standardization":
-        """Fit center and scale to all rows of some stores, block by block, in float64.
+    def of(cls, stores: "Sequence[FeatureStore]", components: int | None = None) -> "Standardization":
+        """Fit to all rows of some stores, block by block.
 
         Args:
             stores: Features of the training environments.
-            rows_at_once: Rows that are decoded together.
+            components: Number of principal components to keep; None: all features.
         """
         count = sum(map(len, stores))
-        blocks = [block for store in stores for block in store.values.split(rows_at_once)]
+        blocks = [block for store in stores for block in store.gather().split(_ROWS_AT_ONCE)]
         center = sum((b.double().sum(dim=0) for b in blocks), torch.zeros(())) / count
         squares = sum(((b.double() - center).square().sum(dim=0) for b in blocks), torch.zeros(()))
         deviation = (squares / count).sqrt().float()
         center = center.float()
         scale = torch.where(deviation > 1e-6 * (1 + center.abs()), deviation, 1.0)
         key = hashlib.blake2b(torch.stack([center, scale]).numpy().tobytes(), digest_size=16).hexdigest()
-        return cls(center, scale, key)
+        fitted = cls(center, scale, key)
+        if components is None:
+            return fitted
+        second = torch.zeros(len(center), len(center), dtype=torch.float64)
+        for block in blocks:
+            inputs = fitted(block)
+            second += (inputs.T @ inputs).double()
+        variances, directions = torch.linalg.eigh(second / count)
+        largest = slice(-min(components, len(center)), None)
+        deviations = variances[largest].clamp(min=1e-12).sqrt()
+        return replace(fitted, basis=(directions[:, largest] / deviations).flip(1).float().contiguous())
+
+    def applied(self, store: "FeatureStore") -> "FeatureStore":
+        """Return a store with standardized rows; principal components are computed now, the rest is decoded.
+
+        Args:
+            store: Raw features.
+        """
+        if self.basis is None:
+            return FeatureStore(store.values, self, store.rows)
+        return FeatureStore(torch.cat([self(block) for block in store.gather().split(_ROWS_AT_ONCE)]))
 
 
 @final
@@ -51,15 +82,18 @@ class FeatureStore(InputStore):
     """Features of the rows of one environment, in memory or memory-mapped, as float32 or bfloat16.
 
     Attributes:
-        values: Features `[rows, width]`.
+        values: Features `[stored rows, width]`.
         standardization: Center and scale that are applied when rows are decoded; None for raw features.
+        rows: Indices of the rows of this store among the stored rows; None for all of them.
     """
 
+    shares_batches: ClassVar[bool] = True
     values: Tensor
     standardization: Standardization | None = None
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.values if self.rows is None else self.rows)
 
     @property
     def shape(self) -> torch.Size:
@@ -74,11 +108,18 @@ class FeatureStore(InputStore):
         return "features", self.dtype, self.standardization and self.standardization.key
 
     def gather(self, index: Tensor | None = None) -> Tensor:
+        if self.rows is not None:
+            index = self.rows if index is None else self.rows[index]
         return self.values if index is None else self.values[index]
 
+    def select(self, index: Tensor) -> "FeatureStore":
+        # Validation rows are divided anew for every replica, so rows are not copied.
+        return FeatureStore(
+            self.values, self.standardization, index if self.rows is None else self.rows[index]
+        )
+
     def decode(self, rows: Tensor) -> Tensor:
-        inputs, own = rows.float(), self.standardization
-        return inputs if own is None else (inputs - own.center.to(rows.device)) / own.scale.to(rows.device)
+        return rows.float() if self.standardization is None else self.standardization(rows)
 
     def with_rows(self, rows: Tensor) -> "FeatureStore":
         return FeatureStore(rows, self.standardization)
@@ -86,5 +127,5 @@ class FeatureStore(InputStore):
     def chunks(self) -> Iterator[bytes]:
         yield repr(self.encoding).encode()
         # NumPy has no bfloat16.
-        values = self.values.cpu().contiguous()
+        values = self.gather().cpu().contiguous()
         yield (values.view(torch.int16) if self.dtype == torch.bfloat16 else values).numpy().tobytes()

@@ -18,9 +18,10 @@ from envariant.data.images import decoding, reading
 from envariant.data.images.base import ImageSource
 from envariant.data.tables.columns import Column
 from envariant.data.tables.table import LogEntry, Table
-from envariant.features.backbones import TextEncoder, backbone_of, extractor, name_of
+from envariant.features.backbones import TextEncoder, extractor, name_of
 from envariant.features.columns import encoded, text_columns
 from envariant.features.images import Preprocessing
+from envariant.features.lookup import backbone_of
 from envariant.features.source import Features
 
 IMAGE = "image"

@@ -1,4 +1,4 @@
-"""Models: descriptions of networks, such as `mlp(hidden=390)`, which are built for given input shapes."""
+"""Model descriptions, such as `mlp(hidden=390)`; each builds a network for a given input shape."""
 
 from envariant.core import specs
 from envariant.core.plugins import Plugins, is_dataclass_of
@@ -8,6 +8,7 @@ from envariant.models.lenet import LeNet
 from envariant.models.linear import Linear
 from envariant.models.mlp import MLP
 from envariant.models.mnist_cnn import MNISTCNN
+from envariant.models.packed_inputs import InputPacking, pack_inputs
 from envariant.models.timm import Timm
 
 ENTRY_POINTS = "envariant.models"
@@ -40,7 +41,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return the model classes of installed plug-ins by name, and messages on plug-ins that failed."""
+    """Return the model classes of installed plug-ins by name, and a message for each plug-in that failed."""
     return PLUGINS.load_all(MODELS)
 
 
@@ -51,10 +52,12 @@ __all__ = [
     "MODELS",
     "EfficientNetLite0",
     "FeaturizerAndHead",
+    "InputPacking",
     "LeNet",
     "Linear",
     "ModelConfig",
     "Timm",
     "installed_models",
     "model_config",
+    "pack_inputs",
 ]

@@ -21,8 +21,8 @@ class FeaturizerAndHead(nn.Module):
     """Module that computes `head(featurizer(inputs))`.
 
     Args:
-        featurizer: Module from inputs `[rows, *input_shape]` to features `[rows, width]`.
-        head: Module from features to raw outputs `[rows, outputs]`.
+        featurizer: Module that maps inputs `[rows, *input_shape]` to features `[rows, width]`.
+        head: Module that maps features to raw outputs `[rows, outputs]`.
     """
 
     def __init__(self, featurizer: nn.Module, head: nn.Module) -> None:
@@ -38,7 +38,7 @@ class ModelConfig(ABC):
     """Base class of model descriptions, which build networks for given input and output shapes.
 
     A subclass is a frozen dataclass. Its fields, all with defaults, are the settings of the model. Types and
-    bounds of fields, as in `Annotated[int, Field(ge=1)]`, are checked at construction.
+    bounds of the fields, such as `Annotated[int, Field(ge=1)]`, are checked at construction.
     """
 
     name: ClassVar[str]
@@ -65,7 +65,7 @@ class ModelConfig(ABC):
         """
 
     def size(self, input_shape: Sequence[int], outputs: int) -> float:
-        """Return the total size of parameters and buffers, without allocating memory for them.
+        """Return the total number of values in parameters and buffers, without allocating memory for them.
 
         Args:
             input_shape: Shape of the inputs of one row.

@@ -16,8 +16,8 @@ class LeNet(ModelConfig):
     """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling.
 
     Layers: 5×5 convolution with 6 channels, pooling, 5×5 convolution with 16 channels, pooling, convolution
-    with 120 channels over the remaining map, dense layer with 84 units, and the head. On 28×28 images the
-    third convolution is 5×5 as in the paper; on other images it spans the remaining map.
+    with 120 channels, dense layer with 84 units, and the head. The kernel of the third convolution covers the
+    whole remaining feature map; for 28×28 images, it is 5×5 as in the paper.
     """
 
     name: ClassVar[str] = "lenet"

@@ -58,9 +58,9 @@ class _ChannelMeans(nn.Module):
 class MNISTCNN(ModelConfig):
     """CNN with four 3×3 convolutions (64, 128 with stride 2, 128, 128 channels), with ReLU and group norm.
 
-    Features are the means of the 128 channels; the head is linear. Gulrajani & Lopez-Paz 2020 (arXiv
-    2007.01434), table 7. Group norm has no running statistics, so evaluation does not depend on training
-    batches.
+    The features are the spatial means of the 128 channels; the head is linear. Gulrajani & Lopez-Paz 2020
+    (arXiv 2007.01434), table 7. Group norm has no running statistics, so evaluation does not depend on
+    training batches.
     """
 
     name: ClassVar[str] = "mnist-cnn"

@@ -21,7 +21,7 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 class Timm(ModelConfig):
     """Image network of timm, with a linear layer in place of its classifier.
 
-    If an architecture has a fixed input size, it is built for the size of the images.
+    An architecture with a fixed input size is built for the size of the given images.
 
     Attributes:
         architecture: Name of the architecture in timm, in quotes if it contains a dot.

@@ -5,6 +5,7 @@ In studies, predictors are trained, stored, selected and reported in the same wa
 
 from envariant.predictors.base import FittedPredictor, Predictor, UntrustedTypes
 from envariant.predictors.boosted_trees import BoostedTrees
+from envariant.predictors.elastic_net import ElasticNet
 from envariant.predictors.linear import FittedLinear, Linear
 from envariant.predictors.majority_class import FittedConstant, MajorityClass
 from envariant.predictors.scikit_learn import FittedEstimator, ScikitLearn
@@ -13,6 +14,7 @@ from envariant.predictors.trees import FittedTrees
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "linear": Linear,
+    "elastic-net": ElasticNet,
     "boosted-trees": BoostedTrees,
     "stable-columns": StableColumns,
     "majority-class": MajorityClass,
@@ -46,6 +48,7 @@ __all__ = [
     "FORMATS",
     "PREDICTORS",
     "BoostedTrees",
+    "ElasticNet",
     "FittedLinear",
     "FittedPredictor",
     "Linear",

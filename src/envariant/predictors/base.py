@@ -11,7 +11,8 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envariant.core.environments import ROW_GROUP, WEIGHT, EnvironmentSet
+from envariant.core.attributes import training_weights
+from envariant.core.environments import ROW_GROUP, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task
 
@@ -27,7 +28,7 @@ Tensors = Mapping[str, Tensor]
 
 @final
 class UntrustedTypes(Exception):  # noqa: N818
-    """Error for stored predictors that refer to untrusted classes or functions."""
+    """Error raised if a stored predictor refers to untrusted classes or functions."""
 
 
 class FittedPredictor(ABC):
@@ -45,7 +46,7 @@ class FittedPredictor(ABC):
 
     @property
     def rows_are_independent(self) -> bool:
-        """Whether the logits of a row are known to be independent of the other rows in the same call."""
+        """Whether a row's logits are known not to depend on the other rows in the same call."""
         return False
 
     @abstractmethod
@@ -56,7 +57,8 @@ class FittedPredictor(ABC):
 
         Args:
             inputs: Inputs, `[rows, *input_shape]`, encoded as in training.
-            columns: Raw columns of the same rows, at least those in `self.columns`; None if that is empty.
+            columns: Raw columns of the same rows, at least those in `self.columns`; None if `self.columns` is
+                empty.
         """
 
     def note(self, names: Sequence[str]) -> str:
@@ -140,9 +142,9 @@ def pooled(
     """
     rows: list[tuple[Tensor, Tensor]] = [environment.rows() for environment in environments.environments]
     inputs, targets = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    attributes: list[Any] = [environment.attributes for environment in environments.environments]
-    weights = torch.cat([each[WEIGHT] for each in attributes]) if WEIGHT in attributes[0] else None
-    return inputs.flatten(1), targets, weights
+    parts = [training_weights(environment.attributes) for environment in environments.environments]
+    weights = [part for part in parts if part is not None]
+    return inputs.flatten(1), targets, torch.cat(weights) if weights else None
 
 
 def numbers_of(tensors: Tensors, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -169,7 +171,7 @@ def classes_of(description: Description, task: Task) -> tuple[int, ...]:
     """Check the stored classes of a fitted predictor, and return them; empty for regression.
 
     Raises:
-        ValueError: If the stored classes are not increasing class numbers of the task.
+        ValueError: If the stored classes are not increasing class indices of the task.
     """
     classes: list[int] = description["classes"]
     number = 0 if isinstance(task, Regression) else max(2, task.outputs)
@@ -189,7 +191,7 @@ def task_logits(task: Task, scores: NDArray[np.float64], classes: Sequence[int])
         task: Prediction task.
         scores: Log-odds of the second class, `[rows]` or `[rows, 1]`; class scores, `[rows, classes]`; or
             predicted targets for regression, `[rows]`.
-        classes: Numbers of the classes with training rows, in increasing order.
+        classes: Indices of the classes with training rows, in increasing order.
     """
     if isinstance(task, Regression):
         return torch.from_numpy(np.asarray(scores, dtype=np.float64).reshape(len(scores))).float()
@@ -211,7 +213,7 @@ def task_logits(task: Task, scores: NDArray[np.float64], classes: Sequence[int])
 
 
 def row_groups(environments: EnvironmentSet) -> NDArray[np.int64] | None:
-    """Return the group number of each row, for all environments together, `[rows]`; None without groups."""
+    """Return the group index of each row of all environments, `[rows]`; None without groups."""
     attributes: list[Any] = [environment.attributes for environment in environments.environments]
     if ROW_GROUP not in attributes[0]:
         return None

@@ -1,7 +1,8 @@
 """Store scikit-learn estimators and similar objects with skops instead of pickle.
 
-Files may be untrusted. The types named in a file and the size of its content are checked before any object
-is created. The nodes of decision trees are checked too, because compiled code follows them without checks.
+Files may be untrusted. The types named in a file and the size of its content are checked before any object is
+created. The nodes of decision trees are checked too, because scikit-learn's compiled code does not check
+them.
 """
 
 import io

@@ -75,7 +75,7 @@ class FittedLinear(FittedPredictor):
     Attributes:
         weight: Coefficients, `[width, outputs]`, float64.
         bias: Intercepts, `[outputs]`, float64.
-        left_out: Positions of inputs omitted as unstable; None if stability was not tested.
+        left_out: Positions of the inputs that were omitted as unstable; None if stability was not tested.
     """
 
     kind: ClassVar[str] = "linear"

@@ -1,4 +1,4 @@
-"""Majority-class baseline, which predicts the same for every row."""
+"""Majority-class baseline, which makes the same prediction for every row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -55,7 +55,7 @@ class ScikitLearn(Predictor):
         name: Name shown in tables. Default: class name of the estimator.
         raw_columns: Whether the estimator is fitted to a data frame with the raw columns of the table,
             instead of encoded inputs. Default: only if it contains a `ColumnTransformer`. In the data frame,
-            missing numbers are NaN, categories and free text are text, and dates are dates.
+            missing numbers are NaN, categories and free text are text, and dates are datetime64 values.
     """
 
     estimator: Any
@@ -83,13 +83,13 @@ class FittedEstimator(FittedPredictor):
     Attributes:
         name: Name of the predictor, for error messages.
         task: Prediction task.
-        classes: Numbers of the classes with training rows, in the estimator's order; empty for regression.
+        classes: Indices of the classes with training rows, in the estimator's order; empty for regression.
         estimator: Fitted estimator.
         iterations: Number of boosting rounds or solver iterations; 1 if the estimator does not report it.
         frame_columns: Names of the columns in the training data frame; empty for encoded inputs.
         columns: Names of the columns of the training data frame that the estimator uses.
         in_unit: Whether the estimator predicts targets in their original unit instead of standardized
-            targets, because its loss is for positive targets, such as counts.
+            targets. This is the case for losses that require positive targets, such as counts.
     """
 
     kind: ClassVar[str] = "estimator"
@@ -183,7 +183,7 @@ def fit_estimator(
         name: Name of the predictor, for error messages.
         estimator: Unfitted estimator; it is fitted in place.
         environments: Training environments.
-        raw_columns: Whether to fit the raw columns of the table instead of encoded inputs.
+        raw_columns: Whether to fit the estimator to the raw columns of the table instead of encoded inputs.
 
     Raises:
         EnvariantError: If the estimator rejects the data.

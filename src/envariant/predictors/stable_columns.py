@@ -41,10 +41,10 @@ class StableColumns(Predictor):
 
     In each training environment e, the slopes β_e of all inputs are estimated jointly by linear or logistic
     regression, with the prior N(β, 1) around the common slopes β of all environments. Each input j is tested
-    by Cochran's Q = Σ_e (β_ej − β̄_j)² / v_ej (Cochran 1954), with weighted mean β̄_j, sampling variances v_ej,
-    and Holm correction over inputs. The most significant input whose slopes also vary notably (standard
-    deviation between environments τ > |β̄|/2) is omitted, and the others are tested again, until none is
-    significant. Finally, `linear` is fitted to the remaining inputs.
+    by Cochran's Q = Σ_e (β_ej − β̄_j)² / v_ej (Cochran 1954), with weighted mean β̄_j, sampling variances
+    v_ej, and Holm correction over inputs. Among the significant inputs whose slopes vary notably (standard
+    deviation between environments τ > |β̄|/2), the most significant one is omitted. The remaining inputs are
+    then tested again, until no input is omitted. Finally, `linear` is fitted to the remaining inputs.
 
     Attributes:
         level: Significance level of the tests.

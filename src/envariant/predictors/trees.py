@@ -30,7 +30,7 @@ class FittedTrees(FittedPredictor):
 
     Attributes:
         task: Prediction task.
-        classes: Numbers of the classes with training rows, in the order of the outputs; empty for regression.
+        classes: Indices of the classes with training rows, in the order of the outputs; empty for regression.
         feature: Position of the input that each node compares, `[nodes]`.
         threshold: Threshold of each node, `[nodes]`; inputs up to the threshold go to the left child.
         left, right: Child nodes of each node, `[nodes]`; a leaf is its own child.
@@ -86,7 +86,7 @@ class FittedTrees(FittedPredictor):
 
         Args:
             task: Prediction task.
-            classes: Numbers of the classes with training rows, in the estimator's order.
+            classes: Indices of the classes with training rows, in the estimator's order.
             estimator: Fitted estimator.
         """
         trees: list[Any] = [tree.nodes for trees in estimator._predictors for tree in trees]

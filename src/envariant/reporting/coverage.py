@@ -44,7 +44,7 @@ class Coverage:
 
         Args:
             source: Data source whose rows are counted.
-            seed: Seed of the data sample.
+            seed: Seed of the data draw.
         """
         if isinstance(source, ImageSource):
             listing = source.listing()
@@ -66,12 +66,12 @@ class Coverage:
 
     @property
     def absent(self) -> dict[str, tuple[str, ...]]:
-        """Mapping from environment to the classes that have no rows there."""
+        """Mapping from environment to the classes that do not occur in its rows."""
         none = [tuple(self.classes[k] for k in np.flatnonzero(row == 0)) for row in self.counts]
         return {name: classes for name, classes in zip(self.environments, none, strict=True) if self.classes}
 
     def table(self) -> TextTable:
-        """Return a table of the counts with one row per environment."""
+        """Return a table of row counts, with one row per environment."""
         are_few = len(self.classes) <= _MOST_COLUMNS
         columns = self.classes if are_few else ("classes",)
         some_absent = any(self.absent.values())
@@ -90,7 +90,7 @@ class Coverage:
         return charts.counts(self.environments, self.classes, self.counts, name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return counts and preprocessing log as a JSON-compatible dictionary."""
+        """Return row counts and preprocessing log as a JSON-compatible dictionary."""
         rows = zip(self.environments, self.counts.tolist(), strict=True)
         counts = {name: dict(zip(self.classes or ("rows",), row, strict=True)) for name, row in rows}
         return {"data": self.name, "environments": counts, "preprocessing_log": list(self.log)}

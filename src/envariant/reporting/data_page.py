@@ -18,12 +18,12 @@ _MOST_PANELS = 12
 
 
 def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None = None) -> str:
-    """Return a page about a data set as HTML text.
+    """Return an HTML page about a data set, as text.
 
     Args:
         source: Data source that the page describes.
         seed: Seed of the data draw.
-        coverage: Row counts of the data source. Default: counted here.
+        coverage: Row counts of the data source. Default: the rows are counted by this function.
     """
     coverage = coverage or Coverage.of(source, seed)
     rows = coverage.counts.sum(axis=1)
@@ -70,10 +70,10 @@ def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None =
 
 
 def write(source: EnvironmentSource, path: Path, seed: int = 0, coverage: Coverage | None = None) -> None:
-    """Write a page about a data set to a file atomically; see `render` for the arguments.
+    """Write an HTML page about a data set to a file atomically; see `render` for the arguments.
 
     Raises:
-        EnvariantError: If the file cannot be written, or another file exists at the path.
+        EnvariantError: If the file cannot be written, or a file that is not such a page exists at the path.
     """
     html.check_page(path, "data")
     write_text(render(source, seed, coverage), path)

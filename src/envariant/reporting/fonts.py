@@ -13,10 +13,10 @@ from matplotlib.text import Text
 
 @contextmanager
 def fallbacks(figure: Figure) -> Generator[str]:
-    """Within a `with` block, use further installed fonts for characters missing from the default font.
+    """In a `with` block, use other installed fonts for characters that the default font lacks.
 
     Yields:
-        Characters that no installed font contains; within the block, drawing them issues no warning.
+        Characters that no installed font contains. Drawing them issues no warning within the block.
     """
     absent: set[str] = set()
     for text in figure.findobj(Text):
@@ -33,7 +33,7 @@ def fallbacks(figure: Figure) -> Generator[str]:
 
 
 def without_font(text: str) -> str:
-    """Return the characters of a text that no installed font contains."""
+    """Return the characters of a string that no installed font contains."""
     characters = frozenset(filter(str.isprintable, text))
     missing = characters - _available(findfont(FontProperties()), characters)
     return "".join(sorted(_families(missing)[1])) if missing else ""

@@ -27,13 +27,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def check_page(path: Path, kind: str) -> None:
-    """Check that a page would only overwrite an earlier page of the same kind, not another file.
+    """Check that writing an HTML page overwrites only an earlier page of the same kind, not another file.
 
     Args:
         path: HTML file to be written.
-        kind: "runs", "study", "comparison", "reproduction" or "data".
+        kind: Kind of page: "runs", "study", "comparison", "reproduction" or "data".
 
     Raises:
-        EnvariantError: If the file exists and is not such a page.
+        EnvariantError: If the file exists and is not a page of this kind.
     """
     check_overwrite(path, f'name="generator" content="envariant {kind}"')

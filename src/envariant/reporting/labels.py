@@ -16,7 +16,7 @@ _FOLDERS = re.compile(r"(?<![^\s'\"=(,])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",()/\\]+[
 
 
 def labels(results: Sequence[TrainingResult]) -> list[str]:
-    """Return a short name for each run: its algorithm, and the settings in which the runs differ."""
+    """Return a short name for each run: its algorithm, and the settings that differ between the runs."""
     known = [settings(result) for result in results]
     titles = [title(result) for result in results]
     names = list(titles)
@@ -69,7 +69,7 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return all options and hyperparameters of a run as text, keyed by the names shown in tables."""
+    """Return a mapping from option or hyperparameter, named as in tables, to its value in a run as text."""
     record = result.record
     options = record.spec.to_dict()
     hyperparameters = options.pop("hyperparameters")
@@ -87,7 +87,7 @@ def settings(result: TrainingResult) -> dict[str, str]:
 
 
 def without_folders(text: str) -> str:
-    """Shorten absolute paths in a text to file names, because pages may be shared with other people.
+    """Replace absolute paths in a string by file names, because pages may be shared with other people.
 
     Example:
         >>> without_folders("envariant train --data 'table(/home/me/x.csv, target=y)'")

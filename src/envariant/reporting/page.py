@@ -1,4 +1,4 @@
-"""HTML pages: an answer at the top, folded sections below, with interactive charts and tables."""
+"""HTML pages: the main result at the top, then folded sections with interactive charts and tables."""
 
 import base64
 import csv
@@ -38,7 +38,7 @@ class Block:
 
     Attributes:
         kind: Kind of element, such as "chart", "table" or "text".
-        content: Chart, `data:` URL of an image, `TextTable`, text, or pairs of term and text.
+        content: Chart, `data:` URL of an image, `TextTable`, text, or pairs of a term and its definition.
         caption: Caption of a chart, image or table; for a claim, the supporting numbers.
     """
 
@@ -48,7 +48,7 @@ class Block:
 
     @classmethod
     def chart(cls, chart: charts.Chart, caption: str) -> "Block":
-        """Return a block with an interactive chart, a table of its data, and a link to download them."""
+        """Return a block with an interactive chart and its data as a table that can be downloaded."""
         return cls("chart", chart, caption)
 
     @classmethod
@@ -73,11 +73,11 @@ class Section:
     """Section of a page, which readers can fold.
 
     Attributes:
-        anchor: Identifier of the section in the page's URL.
+        anchor: Identifier of the section, used in links to it.
         title: Heading of the section.
         blocks: Elements from top to bottom.
         hint: Short text next to the heading, such as the main result of the section.
-        is_open: Whether the section is open at first.
+        is_open: Whether the section is unfolded when the page opens.
     """
 
     anchor: str
@@ -90,12 +90,12 @@ class Section:
 @final
 @dataclass(frozen=True)
 class BigNumber:
-    """Number at the top of a page.
+    """Number that is shown in large type at the top of a page.
 
     Attributes:
         label: Description of the number.
-        value: The number as text.
-        detail: Interval, or a short remark on the number.
+        value: Number as text.
+        detail: Interval of the number, or a short remark on it.
     """
 
     label: str
@@ -111,12 +111,12 @@ class Page:
     Attributes:
         kind: Kind of page: "runs", "study", "comparison", "reproduction" or "data".
         title: Heading of the page.
-        lead: Introduction in one paragraph: what was done.
-        headline: The answer in one sentence.
-        numbers: The decisive numbers, from left to right.
-        bullets: At most four facts.
-        figure: Chart next to the answer.
-        sections: Sections below the answer, which readers can fold and unfold.
+        lead: Introduction in one paragraph, which says what was done.
+        headline: Main result in one sentence.
+        numbers: Most important numbers, from left to right.
+        bullets: At most four facts that support the headline.
+        figure: Chart next to the headline.
+        sections: Sections below the main result, which readers can fold and unfold.
         methods: Names of methods that readers can highlight in all charts and tables.
     """
 

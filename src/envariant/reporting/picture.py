@@ -1,4 +1,4 @@
-"""`Picture`: a matplotlib figure that notebooks show, with a text alternative."""
+"""`Picture`: a matplotlib figure with a text description, which notebooks display."""
 
 import base64
 import html
@@ -20,7 +20,7 @@ class Picture:
 
     Attributes:
         figure: Matplotlib figure, which can be modified.
-        description: One or two sentences on what the picture shows, for readers who cannot see it.
+        description: One or two sentences that describe the picture to readers who cannot see it.
     """
 
     figure: Figure
@@ -33,7 +33,8 @@ class Picture:
             path: SVG or PNG file to write. An existing file must be a picture written by Envariant.
 
         Raises:
-            EnvariantError: If the file cannot be written, or another file exists at the path.
+            EnvariantError: If the file cannot be written, or a file that Envariant did not write exists at
+                the path.
         """
         figures.save(self.figure, as_path(path, "path"))
 

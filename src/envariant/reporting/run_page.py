@@ -1,4 +1,4 @@
-"""HTML page about runs: the answer, scores, learning curves, data, settings and hardware."""
+"""HTML page about runs: main result, scores, learning curves, data, settings and hardware."""
 
 import math
 import statistics
@@ -27,12 +27,12 @@ _MOST_NAMES = 6
 
 
 def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None = None) -> str:
-    """Return a page about runs as HTML text.
+    """Return an HTML page about runs, as text.
 
     Args:
         results: Results of the runs; all must have the same metric.
         heading: Title of the page.
-        mnist: Folder of the MNIST files, for pictures of the data. Default: the cache.
+        mnist: Folder with the MNIST files, which are needed for pictures of the data. Default: the cache.
 
     Raises:
         EnvariantError: If there is no run, or the runs have different metrics.
@@ -40,7 +40,9 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
     if not results:
         raise EnvariantError("report: needs at least one run")
     if len({result.record.metric for result in results}) > 1:
-        raise EnvariantError("report: the runs have different metrics; write one page for each metric")
+        raise EnvariantError(
+            "report: the runs have different metrics; write a separate report for each metric"
+        )
     named = dict(zip(labels(results), results, strict=True))
     named = {name: named[name] for name in baseline_first(list(named))}
     if len(named) < len(results):
@@ -66,7 +68,7 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
 
 
 def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Path | None = None) -> None:
-    """Write a page about runs to a file atomically; see `render` for the arguments.
+    """Write an HTML page about runs to a file atomically; see `render` for the arguments.
 
     Raises:
         EnvariantError: If the page cannot be rendered or the file cannot be written.

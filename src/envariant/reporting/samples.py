@@ -28,11 +28,11 @@ _MOST_DISTINCT: Final = 30
 
 
 def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
-    """Draw sample images (a `Picture`) or distributions of columns (an Altair chart), by environment.
+    """Draw sample images (a `Picture`) or column distributions (an Altair chart) for each environment.
 
     Args:
         source: Data source to draw.
-        seed: Seed of the data sample, and of the choice of rows.
+        seed: Seed of the data draw, and of the choice of rows.
         most: Maximum number of images per environment, or of columns.
     """
     sample = source.sample(seed)

@@ -16,8 +16,8 @@ def score_table(
     """Return the final scores of several runs: one row per method, one column per environment.
 
     If the runs have different test environments (leave-one-domain-out), the columns are these test
-    environments, and runs of the same method share a row. Otherwise the columns are all environments. The
-    average is over test environments.
+    environments, and all runs of a method share one row. Otherwise, there is one column for every
+    environment. The average is taken over test environments.
 
     Args:
         results: Results of the runs, or a mapping from the name of a method to its result or results.

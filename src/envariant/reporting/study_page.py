@@ -44,6 +44,7 @@ from envariant.studies.selection import (
 from envariant.studies.selection.base import last_steps
 from envariant.studies.significance import BASELINE, LEVEL, Comparison, compare
 from envariant.studies.study_results import evaluated as finished
+from envariant.studies.trials import SEARCHABLE
 from envariant.training.run_spec import RunSpec
 from envariant.training.store import Store
 
@@ -51,7 +52,7 @@ _MOST_BULLETS = 4
 
 
 def render(store: Store) -> str:
-    """Return a page about a study as HTML text.
+    """Return an HTML page about a study, as text.
 
     Args:
         store: Store with the runs of the study.
@@ -198,7 +199,7 @@ def _overview(
 
 
 def write(store: Store, path: Path) -> None:
-    """Write a page about a study to a file atomically.
+    """Write an HTML page about a study to a file atomically.
 
     Args:
         store: Store with the runs of the study.
@@ -212,7 +213,7 @@ def write(store: Store, path: Path) -> None:
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
-    """Return the runs selected by one rule as a dictionary for JSON, with mean and worst test score."""
+    """Return the runs that one rule selects as a dictionary for JSON, with mean and worst test score."""
     runs = runs_of(selected)
     return {
         "test": mean([run.test for run in runs]),
@@ -230,7 +231,7 @@ def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
 
 
 def overview(store: Store) -> tuple[TextTable, dict[str, Any]]:
-    """Return the runs that each rule selects among all algorithms, as a table and as a dictionary."""
+    """Return the runs that each rule selects among all algorithms' runs, as a table and a dictionary."""
     table = store.table()
     rules = [rule() for rule in SELECTIONS.values()]
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
@@ -289,14 +290,17 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
         tuple(str(run[key]) for key in ("data", "test_environments", "algorithm", "trial")) for run in runs
     ]
     best = runs[keys.index(Counter(keys).most_common(1)[0][0])]
+    own = json.loads(str(best["hyperparameters"]))
+    options = {key: value for key, value in own.items() if key in SEARCHABLE}
+    settings = {key: value for key, value in study["settings"].items() if key != "learning_rate"}
     spec = RunSpec(
         data=str(best["data"]),
         algorithm=str(best["algorithm"]),
-        hyperparameters=json.loads(str(best["hyperparameters"])),
+        hyperparameters={key: value for key, value in own.items() if key not in options},
         learning_rate=json.loads(str(best["learning_rate"])) or None,
         test_environments=best["test_environments"],
         **{key: study[key] for key in ("holdout_fraction", "replicas", "seed")},
-        **study["settings"],
+        **{**settings, **options},
     )
     return shlex.join(["envariant", "train", *spec.flags()])
 

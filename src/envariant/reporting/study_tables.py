@@ -1,4 +1,4 @@
-"""Tables of a study: scores of every selection rule, significance, environments and selected runs."""
+"""Tables of a study: scores under each selection rule, significance, environments and selected runs."""
 
 import math
 from collections import Counter
@@ -17,10 +17,10 @@ Pooled = Mapping[str, Sequence[SelectionResult]]
 
 
 def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, Sequence[str]]) -> TextTable:
-    """Return a table with the scores of the runs that each rule selects among all algorithms.
+    """Return a table with the scores of the runs that each rule selects among all algorithms' runs.
 
     Args:
-        pooled: Mapping from the name of a rule to its selections among all algorithms.
+        pooled: Mapping from the name of a rule to the runs that it selects among all algorithms' runs.
         rules: Selection rules, one per row of the table.
         networks: Mapping from algorithm to the names of its models.
     """
@@ -46,17 +46,18 @@ def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, S
         )
     header = ("selection", "validation", "test environments", "lowest … highest", "selected", "algorithms")
     note = (
-        "Means over test environments and replicas. For each of them a rule selects one run among all "
-        "algorithms and trials. Oracle selection uses test scores and is no valid choice."
+        "Scores are means over test environments and replicas. For each test environment and replica, a rule "
+        "selects one run among all algorithms and trials. Oracle selection uses test scores, so its scores "
+        "cannot be attained in practice."
     )
     return TextTable(header, tuple(rows), (note, *network_notes(networks)))
 
 
 def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]], metric: Metric) -> TextTable:
-    """Return a table with one row per algorithm: test scores under one rule, compared with ERM.
+    """Return a table of test scores under one selection rule, one row per algorithm, compared with ERM.
 
     Args:
-        comparison: Scores of the algorithms under one rule.
+        comparison: Scores of the algorithms under one selection rule.
         networks: Mapping from algorithm to the names of its models.
         metric: Metric of the scores.
     """
@@ -76,11 +77,12 @@ def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]], me
         for i, row in enumerate(comparison.rows)
     )
     notes = [
-        "Scores in the test environments. [a, b]: 95 % interval (Student's t over replicas of the mean over "
-        "test environments; over environments if there is one replica). Gain over ERM: paired (same rows, "
-        "initial weights and batches). p: paired t test, Holm-corrected; the interval of the gain is "
-        "corrected alike, so it excludes 0 exactly if p < 0.05. Both are about these test environments; they "
-        "do not include the sampling of test rows that all replicas share."
+        "Scores in the test environments. [a, b]: 95 % interval of the mean over test environments "
+        "(Student's t over replicas, or over environments if there is one replica). Gain over ERM: paired "
+        "difference (same rows, initial weights and batches). p: paired t test, Holm-corrected; the interval "
+        "of the gain is corrected in the same way, so it excludes 0 if and only if p < 0.05. Both apply to "
+        "these test environments only, and do not include the sampling noise of the test rows, which all "
+        "replicas share."
     ]
     if ranking is not None:
         notes.append(
@@ -141,12 +143,12 @@ def choices(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def runs_of(selected: Sequence[SelectionResult]) -> list[SelectedRun]:
-    """Return the selected runs; cases in which no run was selected are left out."""
+    """Return the selected runs, without the cases in which no run was selected."""
     return [each.choice for each in selected if isinstance(each.choice, SelectedRun)]
 
 
 def reasons_of(selected: Sequence[SelectionResult]) -> list[str]:
-    """Return the reasons why no run was selected, one per case."""
+    """Return the reasons why no run was selected, one per such case."""
     return [each.choice.reason for each in selected if isinstance(each.choice, NoSelection)]
 
 

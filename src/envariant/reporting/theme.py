@@ -1,4 +1,4 @@
-"""Colors of pages and charts; every method has one color, legible on light and dark backgrounds."""
+"""Colors of HTML pages and charts: one per method, legible on light and dark backgrounds."""
 
 import re
 from collections.abc import Sequence
@@ -30,7 +30,8 @@ _METHOD = re.compile(r"[\w+-]+")
 def method_colors(names: Sequence[str]) -> dict[str, str]:
     """Return the color of each method or run.
 
-    A method has the same color on every page, unless another method on the page prefers the same color.
+    A method has the same color on every page, unless a method with the same preferred color is also on the
+    page.
 
     Args:
         names: Names that begin with the name of an algorithm, such as "irm" or "irm, threshold=0.5".
@@ -54,7 +55,7 @@ def method_colors(names: Sequence[str]) -> dict[str, str]:
 
 
 def baseline_first(names: Sequence[str]) -> list[str]:
-    """Return the names without duplicates, with those of ERM at the beginning."""
+    """Return the names without duplicates, with the names of ERM runs first."""
     return sorted(dict.fromkeys(names), key=lambda name: _method(name) != BASELINE)
 
 

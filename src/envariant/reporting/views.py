@@ -1,4 +1,4 @@
-"""Plots and pages of objects from packages that do not import matplotlib and Altair themselves.
+"""Plots and pages for objects of packages that do not import matplotlib and Altair themselves.
 
 `core.display.views` imports this module when a plot is requested.
 """
@@ -27,11 +27,11 @@ def plot_runs(results: Sequence[TrainingResult]) -> Any:
 
 
 def plot_scores(table: ScoreTable) -> Any:
-    """Draw a table of scores: one row per method, with the average score of each replica."""
+    """Draw a table of scores, one row per method, with the average score of each replica as a dot."""
     rows = [RankingRow(method, table.averages(method), {}) for method in table.values]
     return ranking(rows, f"{table.metric} in the test environments", {})
 
 
 def write_study_page(store: Store, path: Path) -> None:
-    """Write the page of a study; see `study_page.write`."""
+    """Write the HTML page of a study; see `study_page.write`."""
     study_page.write(store, path)

@@ -1,7 +1,7 @@
-"""Building blocks of reproductions: sections, and the claims, figures and tables in them.
+"""Building blocks of reproductions: sections, and the claims, figures and tables that they contain.
 
 A section is a function that trains runs and yields figures, tables, paragraphs and claims in reading order.
-Whether a claim holds is computed from the results.
+Whether a claim holds is determined from the results.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ class CaptionedFigure:
     """Figure with a caption in a section.
 
     Attributes:
-        name: Base name of the figure's files, unique within the section.
+        name: Base name of the figure's files; it must be unique within the section.
         figure: Altair chart, or matplotlib figure with a grid of images.
         caption: Text below the figure.
     """
@@ -58,7 +58,7 @@ class CaptionedTable:
     """Table with a caption in a section.
 
     Attributes:
-        name: Base name of the table's file, unique within the section.
+        name: Base name of the table's file; it must be unique within the section.
         table: Content of the table.
         caption: Text above the table.
     """
@@ -75,12 +75,12 @@ Finding = Claim | CaptionedFigure | CaptionedTable | str
 @final
 @dataclass(frozen=True)
 class Section:
-    """Section of a reproduction, which tests some claims of the publication.
+    """Section of a reproduction, which tests one or more claims of the publication.
 
     Attributes:
-        name: Identifier on the page and on the command line.
+        name: Identifier of the section on the HTML page and on the command line.
         title: Heading of the section.
-        statement: Summary of the publication's statements, shown at the top of the section.
+        statement: Summary of what the publication states, shown at the top of the section.
         find: Function that trains the runs of the section with a `Runner`, and yields figures, tables,
             paragraphs and claims.
     """
@@ -97,11 +97,11 @@ class Reproduction:
     """Reproduction of a publication.
 
     Attributes:
-        name: Name on the command line.
-        title: Title of the page.
-        lead: Introduction to the page, one paragraph.
-        conditions: Mapping from the name of a profile, such as "quick", to its description.
-        sections: Sections in the order of the page.
+        name: Name of the reproduction on the command line.
+        title: Title of the HTML page.
+        lead: Introduction at the top of the page, one paragraph.
+        conditions: Mapping from the name of a profile, such as "quick", to a description of its runs.
+        sections: Sections in their order on the page.
     """
 
     name: str
@@ -112,10 +112,10 @@ class Reproduction:
 
 
 def section(name: str, title: str) -> Callable[[Callable[[Runner], Iterator[Finding]]], Section]:
-    """Return a decorator that makes a `Section` from a function and its docstring.
+    """Return a decorator that converts a function to a `Section`, using its docstring as the statement.
 
     Args:
-        name: Identifier on the page and on the command line.
+        name: Identifier of the section on the HTML page and on the command line.
         title: Heading of the section.
     """
 

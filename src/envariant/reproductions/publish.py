@@ -1,7 +1,7 @@
-"""Run a reproduction and write a report: an HTML page, a Markdown page, CSV tables, PNG and SVG figures.
+"""Run a reproduction and write a report as HTML and Markdown pages, CSV tables, and PNG and SVG figures.
 
-The pages are rewritten after each section, so that an interruption loses no findings. Sections that are not
-requested are included if their runs are stored.
+Both pages are rewritten after each section, so that an interruption loses no findings. Sections that were not
+requested are included if all their runs are stored.
 """
 
 import csv
@@ -49,7 +49,7 @@ _METHOD = (
 @final
 @dataclass(frozen=True)
 class SectionResult:
-    """Findings of one section of a reproduction.
+    """Findings in one section of a reproduction.
 
     Attributes:
         section: Section of the reproduction.
@@ -63,12 +63,12 @@ class SectionResult:
 
     @property
     def claims(self) -> tuple[Claim, ...]:
-        """Claims among `findings`."""
+        """Claims contained in `findings`."""
         return tuple(finding for finding in self.findings if isinstance(finding, Claim))
 
     @property
     def count(self) -> str:
-        """Number of confirmed claims as text, such as "2 of 3 confirmed"."""
+        """Number of confirmed claims as text, for example "2 of 3 confirmed"."""
         if not self.done:
             return "not run"
         return f"{sum(claim.holds for claim in self.claims)} of {len(self.claims)} confirmed"
@@ -87,14 +87,14 @@ def perform(
 
     Args:
         reproduction: Reproduction to run.
-        out: Folder for runs, page, tables and figures; stored runs in it are reused or resumed.
+        out: Folder for runs, pages, tables and figures; stored runs in it are reused or resumed.
         profile: Size of the experiments: "quick" or "full".
         only: Names of the requested sections. Default: all sections.
         mnist: Folder of the MNIST files. Default: download to the cache.
         report: Function called with a line of text before each section and each run, to report progress.
 
     Yields:
-        Result of each requested section, as soon as all its runs are finished.
+        Result of each requested section, as soon as all runs of the section are finished.
 
     Raises:
         EnvariantError: If a section is unknown, or a file cannot be written.

@@ -1,7 +1,7 @@
 """Train the runs of a reproduction; every run is stored and trained only once.
 
-A run's folder is named by a hash of the settings. Sections with equal runs therefore share them, and an
-interrupted reproduction can be resumed.
+A run's folder is named after a hash of its settings. Sections that need the same run therefore share it, and
+an interrupted reproduction can be resumed.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ V = TypeVar("V")
 
 @final
 class RunNotStoredError(Exception):
-    """Error raised by a `Runner` with `stored_only=True` if a requested run is not stored."""
+    """Error raised if a `Runner` with `stored_only=True` does not find a requested run."""
 
 
 @final
 @dataclass(frozen=True)
 class Run:
-    """Declaration of a run: the arguments of `envariant.train`.
+    """Description of a run by the arguments of `envariant.train`.
 
     Attributes:
         data: Name of a data set.
@@ -47,7 +47,7 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def but(self, **settings: Any) -> "Run":
-        """Return a copy of the run with some settings changed."""
+        """Return a copy of the run in which the given settings are changed."""
         return replace(self, settings={**self.settings, **settings})
 
 
@@ -62,7 +62,7 @@ class Runner:
         stored_only: Whether runs are only loaded, never trained. If a run is missing, `RunNotStoredError` is
             raised.
         report: Function called with a line of text before each run of a sweep, to report progress. Default:
-            none.
+            no report.
 
     Attributes:
         runs: Mapping from folder name to the result of each requested run.
@@ -83,7 +83,7 @@ class Runner:
         self._report = report
 
     def pick(self, *, quick: V, full: V) -> V:
-        """Return `quick` or `full`, according to the profile of this runner."""
+        """Return `quick` or `full`, depending on the profile of this runner."""
         return quick if self.profile == "quick" else full
 
     @property
@@ -99,7 +99,7 @@ class Runner:
         """Return the result of a run: load it if it is stored, otherwise train and store it.
 
         Raises:
-            RunNotStoredError: If `stored_only` is set and the run is not stored completely.
+            RunNotStoredError: If `stored_only` is True and the run is not completely stored.
         """
         settings: dict[str, Any] = {"replicas": self.replicas, **run.settings}
         name = _folder(run, settings)
@@ -115,7 +115,7 @@ class Runner:
         return self.runs[name]
 
     def sweep(self, runs: Mapping[K, Run]) -> dict[K, TrainingResult]:
-        """Train several runs, or load those that are stored already.
+        """Train several runs; runs that are already stored are loaded instead.
 
         Args:
             runs: Mapping from a key, such as a label, to a run.

@@ -33,15 +33,16 @@ class Adaptation:
     """Intercept and slope fitted to a few labels of a new environment.
 
     Attributes:
-        slope: Factor of the logits; 1 if only the intercept was fitted.
-        shift: Numbers added to the logits: one for binary tasks and regression, otherwise one per class.
-        refit: "intercept", or "intercept and slope".
+        slope: Factor that multiplies the logits; 1 if only the intercept was fitted.
+        shift: Values added to the logits: one value for binary tasks and regression, otherwise one per class.
+        refit: Fitted parameters: "intercept", or "intercept and slope".
         n_labels: Number of labels used for the fit.
-        dropped: Number of rows without a usable label, by reason.
-        before: Scores of the original model on the labeled rows, by name: "accuracy" and "log loss", or
-            "RMSE".
-        after: Cross-validated scores of the adapted model on the labeled rows, by name.
-        gain: Decrease in log loss or mean squared error.
+        dropped: Mapping from reason to the number of rows without a usable label.
+        before: Mapping from metric to the score of the original model on the labeled rows. The metrics are
+            "accuracy" and "log loss", or "RMSE" for regression.
+        after: Mapping from metric to the cross-validated score of the adapted model on the labeled rows.
+        gain: Mean decrease of the cross-validated log loss or squared error per labeled row; positive if
+            adaptation helps.
         gain_error: Standard error of `gain`.
         n_folds: Number of folds of the cross-validation.
     """
@@ -63,7 +64,7 @@ class Adaptation:
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """Sentences on the fitted parameters, the number of labels, and the scores before and after."""
+        """Sentences about the fitted parameters, the number of labels, and the scores before and after."""
         lines = [f"{self.refit} fitted to {self.n_labels} labels"]
         if self.dropped:
             count = sum(self.dropped.values())
@@ -99,10 +100,10 @@ class LabelColumn:
     Attributes:
         name: Name of the column.
         classes: Class labels of the model; empty for regression.
-        target_type: Type of the target column in training.
-        environment: Name of the environment column; the table need not have this column.
-        unknown: Number of rows for each class that the model does not know, counted by `read`.
-        environments: Environments of the labeled rows, collected by `read`.
+        target_type: Data type of the target column in training.
+        environment: Name of the environment column, which the table may lack.
+        unknown: Mapping from class that the model does not know to its number of rows; `read` counts them.
+        environments: Environments of the labeled rows; `read` collects them.
     """
 
     name: str
@@ -119,7 +120,7 @@ class LabelColumn:
         return "category" if self.classes else "date" if is_date else "number"
 
     def read(self, columns: Mapping[str, Column]) -> NDArray[np.float64]:
-        """Return class numbers or real targets, `[rows]`; NaN for missing values and unknown classes."""
+        """Return class indices or real-valued targets, `[rows]`; NaN if missing or of an unknown class."""
         targets = self._targets(columns[self.name])
         if (environment := columns.get(self.environment)) is not None and environment.categories:
             codes = np.unique(environment.values[np.isfinite(targets)])
@@ -155,11 +156,11 @@ class LabelColumn:
 def fit_adaptation(
     logits: NDArray[Any], targets: NDArray[np.float64], labels: LabelColumn, task: Task
 ) -> tuple[Adaptation, Serving]:
-    """Fit an adaptation to labeled rows, and compute prediction sets and accuracy from the same rows.
+    """Fit an adaptation to labeled rows; also compute prediction sets and accuracy from these rows.
 
     Args:
         logits: Logits of the model, `[rows]` or `[rows, classes]`.
-        targets: Class numbers, or targets in their original unit, `[rows]`; NaN for rows without a label.
+        targets: Class indices, or targets in their original unit, `[rows]`; NaN for rows without a label.
         labels: Target column from which the targets were read.
         task: Prediction task.
 

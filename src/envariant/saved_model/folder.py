@@ -26,7 +26,7 @@ _REMEDY = "save the model again, or repeat the comparison that saved it"
 
 
 def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files of a saved model; after an interruption, either the old or the new model is complete.
+    """Write both files of a saved model; an interruption leaves either the old or the new model complete.
 
     Args:
         folder: Folder to write to, created if missing.
@@ -44,38 +44,39 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def check(folder: Path) -> None:
-    """Check that saving a model overwrites no files except those of an earlier model.
+    """Check that saving a model would overwrite no files except those of an earlier saved model.
 
     Raises:
-        EnvariantError: If a file with the name of a model file exists and is not part of a saved model.
+        EnvariantError: If a file named `model.safetensors` or `model.json` exists and is not part of a saved
+            model.
     """
     check_overwrite(folder / TENSORS, r'__metadata__":\{"(checksum|envariant\.model)"')
     check_overwrite(folder / TEXT, OURS)
 
 
 def check_adapted(folder: Path, original: Path) -> None:
-    """Check that saving an adapted model overwrites no files except those of an earlier adapted model.
+    """Check that saving an adapted model would overwrite no files except those of an earlier adapted model.
 
     Args:
         folder: Folder to which the adapted model will be saved.
         original: Folder of the original model.
 
     Raises:
-        EnvariantError: If the folder is that of the original model, or contains a model that is not adapted
-            or another file with the name of a model file.
+        EnvariantError: If the folder is that of the original model, or contains a model that is not adapted,
+            or another file named `model.safetensors` or `model.json`.
     """
     check(folder)
     if not (folder / TENSORS).exists():
         return
     if folder.resolve() == original.resolve() or not read(folder)[0].get("adaptation"):
-        raise EnvariantError(f"{folder}: has a model that was not adapted; choose another folder")
+        raise EnvariantError(f"{folder}: contains a model that is not an adapted one; choose another folder")
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the description and the tensors of a saved model.
 
     Raises:
-        EnvariantError: If the folder has no saved model, or the model is damaged or of another schema
+        EnvariantError: If the folder contains no saved model, or the model is damaged or has another schema
             version.
     """
     path = folder / TENSORS
@@ -86,7 +87,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (ValueError, RecursionError) as error:
         raise damaged(folder, error) from None
     if not isinstance(description, dict) or "schema" not in description:
-        raise EnvariantError(f"{path}: holds tensors, but no model saved by envariant")
+        raise EnvariantError(f"{path}: is a tensor file, but not a model saved by envariant")
     if description["schema"] != SCHEMA:
         raise EnvariantError(
             f"{path}: has schema {description['schema']}, but this version reads schema {SCHEMA}; "
@@ -105,5 +106,5 @@ def damaged(folder: Path, error: Exception) -> EnvariantError:
 
 
 def to_json(description: Mapping[str, Any]) -> str:
-    """Convert a description to JSON text."""
+    """Convert the description of a model to JSON text."""
     return json.dumps(description, ensure_ascii=False, indent=1) + "\n"

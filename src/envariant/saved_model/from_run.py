@@ -3,6 +3,7 @@
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.source import TableSource
 from envariant.data.validation_split import ValidationSplit
+from envariant.data.with_loss import named_loss
 from envariant.models import model_config
 from envariant.saved_model.network import SavedNetwork
 from envariant.training.result import TrainingResult
@@ -19,12 +20,11 @@ def network_of(
         replica: Index of the replica to save.
 
     Returns:
-        Table with the test environments of the run, network, names of the training environments, and
-        provenance.
+        Table with the run's test environments, network, names of the training environments, and provenance.
 
     Raises:
-        EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt by
-            name, or the run used another table.
+        EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt
+            because the model was not given by name, or the run used another table.
     """
     record, settings = result.record, result.record.spec
     if replica in result.checkpoints and replica not in result.finished:
@@ -36,12 +36,13 @@ def network_of(
         model_config(settings.model)
     except EnvariantError:
         raise EnvariantError(
-            f"model '{settings.model}': is not one of the library's, so a saved model cannot rebuild it; "
-            f"train a named model"
+            f"model '{settings.model}': is not a built-in model, so it cannot be rebuilt from a saved "
+            f"folder; train a built-in model"
         ) from None
     source = source.with_test_environments(settings.test_environments)
     split = ValidationSplit(source, settings.holdout_fraction) if settings.holdout_fraction else source
-    if split.sample(record.seeds[0].data).fingerprint() != record.fingerprints["data"]:
+    sample = split.sample(record.seeds[0].data)
+    if sample.fingerprint() != record.fingerprints["data"]:
         raise EnvariantError(
             f"{source.label}: is not the table that this run ({settings.data}) was trained on"
         )
@@ -51,6 +52,7 @@ def network_of(
         settings.hyperparameters,
         # Clone tensors, because they may be views of the whole replica stack.
         {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+        named_loss(sample.task, settings.loss, record.fingerprints.get("loss")),
     )
     environments = tuple(name for name in source.table.environments if record.roles[name] == "train")
     return (

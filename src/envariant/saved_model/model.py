@@ -48,26 +48,29 @@ Predict = Callable[..., torch.Tensor]
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class SavedModel(Displayed):
-    """Trained network or fitted predictor, with the encoding of its input columns and of its target.
+    """Trained network or fitted predictor, with the encodings of its input columns and its target.
 
     Attributes:
-        encoder: Encoder from table columns to inputs, fitted on the training environments.
+        encoder: Encoder that converts table columns to inputs, fitted on the training environments.
         task: "binary", "multiclass" or "regression".
         classes: Class labels in the order of the outputs; empty for regression.
         target: Name of the target column.
-        environment: Name of the environment column of the training table; not needed for prediction.
-        scale: Standard deviation of a regression target, used to rescale outputs; 1 for classes.
-        center: Mean of a regression target, added to rescaled outputs; 0 for classes.
+        environment: Name of the environment column in the training table; prediction does not need this
+            column.
+        scale: Standard deviation of a regression target, which multiplies the outputs; 1 for classification.
+        center: Mean of a regression target, which is added after multiplication by `scale`; 0 for
+            classification.
         predictor: Trained network with its model and algorithm, or fitted predictor.
         environments: Names of the training environments.
         reference: Distribution of each column in the training environments.
-        about: Mapping with the provenance: data, options, versions, command and date of the run.
-        target_type: Data type of the target column and of its class labels; predictions have the same type.
-        missing_values: Strings that the training table declared as missing values. None: missing values were
-            recognized in each column separately.
+        about: Provenance: mapping with data, options, versions, command and date of the run.
+        target_type: Data type of the target column and of its class labels; predictions have the same data
+            type.
+        missing_values: Strings that were declared as missing values for the training table. None: missing
+            values were recognized in each column separately.
         other_columns: Columns that the predictor needs in raw form, such as free text.
         density: Density of the inputs in the training environments, to flag unusual rows.
-        serving: Calibration, conformal scores and accuracy, computed from predictions for left-out
+        serving: Calibration, conformal scores and estimated accuracy, computed from predictions for left-out
             environments; None if the model was saved without them. `compare` adds them to the model that it
             recommends.
         adaptation: Intercept and slope fitted to a few labels of a new environment; None if there are none.
@@ -117,7 +120,7 @@ class SavedModel(Displayed):
             source: Table on which the run was trained.
             result: Result of the run.
             replica: Index of the replica to save.
-            about: Additional provenance to store: mapping from name to text.
+            about: Additional provenance: mapping from name to text, stored with the model.
 
         Raises:
             EnvariantError: If the replica does not exist or has not finished, the network's model was not
@@ -139,12 +142,12 @@ class SavedModel(Displayed):
         """Create a saved model from a predictor, which is fitted first if necessary.
 
         Args:
-            source: Table with the training rows; its test environments are not used.
+            source: Table with the training rows; rows of its test environments are not used.
             predictor: Predictor of the model. An unfitted predictor is fitted to all training rows of
                 `source`.
             name: Name of the method, stored in `about`. Default: name of the predictor.
             seed: Random seed of the fit.
-            about: Additional provenance to store: mapping from name to text.
+            about: Additional provenance: mapping from name to text, stored with the model.
 
         Raises:
             EnvariantError: If the predictor cannot be fitted to the data.
@@ -196,10 +199,10 @@ class SavedModel(Displayed):
         )
 
     def save(self, folder: Path | str) -> None:
-        """Save the model to a folder; after an interruption, either the old or the new model is complete.
+        """Save the model to a folder; an interruption leaves either the old or the new model complete.
 
-        `model.safetensors` contains the whole model. `model.json` repeats its description for people and
-        other programs; `load` does not use it.
+        `model.safetensors` contains the whole model. `model.json` repeats the model's description for people
+        and other programs; `load` does not read this file.
 
         Args:
             folder: Folder to write to, created if missing.
@@ -221,7 +224,7 @@ class SavedModel(Displayed):
                 those of scikit-learn, XGBoost and LightGBM. Only trust code that you know.
 
         Raises:
-            EnvariantError: If the folder has no saved model, or the model is damaged, of another schema
+            EnvariantError: If the folder contains no saved model, or the model is damaged, has another schema
                 version, or contains a type that is not trusted.
         """
         folder = as_path(folder, "folder")
@@ -263,8 +266,8 @@ class SavedModel(Displayed):
         The network maps encoded rows `[rows, width]` to raw outputs.
 
         Raises:
-            EnvariantError: If the model is neither a network nor linear, or the network's model or algorithm
-                is unknown to this version of the library.
+            EnvariantError: If the model is neither a network nor linear, or this version of the library does
+                not know the network's model or algorithm.
         """
         if isinstance(self.predictor, FittedLinear):
             module = self.predictor.module()
@@ -286,10 +289,10 @@ class SavedModel(Displayed):
         """Return a prediction for every row of a table, with the order and index of the input rows.
 
         Columns are matched by name; additional columns are ignored. Unknown categories are treated as rare
-        categories, missing values are imputed, and numbers are clipped at ten standard deviations;
-        `resembles` reports such values. Predictions are computed in float32, whatever the precision of
-        training. Models trained by ARM predict neighboring rows jointly: keep the rows of an environment
-        together.
+        categories, missing values are imputed, and numbers are clipped to ten standard deviations around the
+        mean; `resembles` reports such values. Predictions are computed in float32, even if training used
+        another precision. Models trained by ARM use neighboring rows as context: rows of the same environment
+        should be adjacent.
 
         Args:
             data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
@@ -352,10 +355,10 @@ class SavedModel(Displayed):
     def adapt(self, data: Any, *, encoding: str = "utf-8") -> "SavedModel":
         """Return a copy of the model, adapted to a new environment with a few labels.
 
-        An intercept, or an intercept and a slope, is fitted to the logits and shrunk, as in
-        `envariant.analysis.recalibrate`. The attribute `adaptation` of the copy contains cross-validated
-        scores. Prediction sets and estimated accuracy of the copy come from the same labels. An earlier
-        adaptation is replaced.
+        An intercept, and possibly a slope, of the logits is fitted to the labels and shrunk towards the
+        original model, as in `envariant.analysis.recalibrate`. The copy's attribute `adaptation` contains
+        cross-validated scores. The copy's prediction sets and estimated accuracy are computed from the same
+        labels. An earlier adaptation is replaced.
 
         Args:
             data: Path or data frame with the input columns and the target column. Rows without a label, or
@@ -389,8 +392,8 @@ class SavedModel(Displayed):
         The input of the ONNX model is `inputs`, float32 `[rows, width]`, in the order of `encoder.names`. For
         classification, its outputs are `logits` (`[rows]` for two classes, else `[rows, classes]`) and
         `probabilities` `[rows, classes]`; for regression, the output is `prediction` `[rows]` in the original
-        unit. The JSON file equals the `model.json` of `save`; its entry `encoder` contains the imputed value,
-        center, scale and categories of each column.
+        unit. The JSON file has the content of the file `model.json` that `save` writes. Its entry `encoder`
+        contains the imputed value, center, scale and categories of each column.
 
         Args:
             path: File to write, ending in .onnx.
@@ -416,23 +419,15 @@ class SavedModel(Displayed):
         """Return the content of `model.json`, and the arrays of the predictor."""
         fields = _FIELDS.dump_python(self, mode="json", exclude=dict(arrays.EXCLUDED))
         predictor, tensors = store(self.predictor)
-        return {
-            "schema": files.SCHEMA,
-            "inputs": list(self.encoder.names),
-            **fields,
-            "predictor": predictor,
-        }, tensors
+        own = {"schema": files.SCHEMA, "inputs": list(self.encoder.names)}
+        return {**own, **fields, "predictor": predictor}, tensors
 
     def _read(self, data: Any, encoding: str, labels: LabelColumn | None = None) -> Rows:
+        columns = (*self.encoder.columns, *self.other_columns)
+        target = {} if labels is None else {labels.name: (labels.kind, labels.classes)}
+        optional = () if labels is None else (labels.environment,)
         return read_rows(
-            data,
-            encoding,
-            (*self.encoder.columns, *self.other_columns),
-            self.reference,
-            self.missing_values,
-            {} if labels is None else {labels.name: (labels.kind, labels.classes)},
-            () if labels is None else (labels.environment,),
-            self.embedded,
+            data, encoding, columns, self.reference, self.missing_values, target, optional, self.embedded
         )
 
     def _outputs(self, predict: Predict, columns: Mapping[str, Column]) -> tuple[torch.Tensor, torch.Tensor]:

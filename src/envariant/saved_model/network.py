@@ -1,4 +1,4 @@
-"""`SavedNetwork`: a trained network that can be rebuilt from the name of its model and its weights."""
+"""`SavedNetwork`: a trained network that can be rebuilt from its weights and the name of its model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor, nn
 
 from envariant.core.tasks import Task
+from envariant.data.with_loss import with_loss
 from envariant.saved_model.validation import limited_to
 from envariant.training.result import rebuilt
 
@@ -17,15 +18,28 @@ _LONGEST_TEXT = 10_000
 
 
 @final
+class _Linked(nn.Module):
+    """Network that returns the predictions of its task, such as e^z for the Poisson loss."""
+
+    def __init__(self, module: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.module, self.task = module, task
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.task.predictions(self.module(inputs))
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class SavedNetwork:
     """Trained network of a saved model.
 
     Attributes:
         model: Specification of the model, such as `mlp(hidden=(32, 32))`.
-        algorithm: Name of the training algorithm; some algorithms wrap the model.
-        hyperparameters: Values of the algorithm's hyperparameters, by name.
-        weights: Parameters and buffers by name.
+        algorithm: Name of the training algorithm, which is needed because some algorithms wrap the model.
+        hyperparameters: Mapping from hyperparameter of the algorithm to its value.
+        weights: Mapping from name to parameter or buffer.
+        loss: Text of the loss by name, which can determine how outputs become predictions; "" for others.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -34,6 +48,7 @@ class SavedNetwork:
     algorithm: Annotated[str, Field(max_length=_LONGEST_TEXT)]
     hyperparameters: Mapping[str, Any]
     weights: Mapping[str, Tensor] = field(repr=False)
+    loss: Annotated[str, Field(max_length=_LONGEST_TEXT)] = ""
 
     def module(self, task: Task, width: int, environments: Sequence[str]) -> nn.Module:
         """Rebuild the trained network in evaluation mode.
@@ -44,19 +59,19 @@ class SavedNetwork:
             environments: Names of the training environments.
 
         Raises:
-            EnvariantError: If the model or the algorithm is unknown to this version of the library.
+            EnvariantError: If this version of the library does not know the model or the algorithm.
         """
         with limited_to(self.weights):
             module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
         module.load_state_dict(dict(self.weights))
-        return module.eval()
+        return (_Linked(module, with_loss(task, self.loss)) if self.loss else module).eval()
 
     def describe(self) -> dict[str, Any]:
         """Return the fields other than `weights` as a JSON-compatible dictionary."""
         return TypeAdapter(SavedNetwork).dump_python(self, mode="json", exclude={"weights"})
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights by their names in the safetensors file."""
+        """Return the trained weights: a mapping from name in the safetensors file to tensor."""
         return {f"{WEIGHTS}{name}": value for name, value in self.weights.items()}
 
     @classmethod

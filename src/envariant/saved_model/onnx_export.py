@@ -21,11 +21,11 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
     """Write a network to an ONNX file, and its description to a JSON file of the same name.
 
     Args:
-        network: Network in evaluation mode, from inputs `[rows, width]` to raw outputs.
+        network: Network in evaluation mode that maps inputs `[rows, width]` to raw outputs.
         task: Prediction task, which determines the outputs of the ONNX model.
         width: Number of inputs per row.
         path: File to write, ending in .onnx.
-        description: JSON text of the description.
+        description: Description of the network as JSON text.
 
     Raises:
         EnvariantError: If a package is missing, the file cannot be written, or the network processes several
@@ -40,7 +40,9 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
         except ImportError:
             raise EnvariantError(f"ONNX export needs {package}; pip install onnx onnxscript") from None
     if any(getattr(part, TOGETHER, 1) > 1 for part in network.modules()):
-        raise EnvariantError("ONNX export: this network predicts several rows jointly, which ONNX cannot")
+        raise EnvariantError(
+            "ONNX export: this network predicts several rows jointly, which cannot be exported to ONNX"
+        )
     with replacing(path) as part, warnings.catch_warnings():
         # PyTorch's exporter warns of future changes in PyTorch.
         warnings.simplefilter("ignore", FutureWarning)

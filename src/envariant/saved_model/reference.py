@@ -17,7 +17,7 @@ from envariant.data.tables.source import TableSource
 
 @final
 class RowCounter:
-    """Counter of new rows, in the bins of each column's stored distribution."""
+    """Counter of new rows in each bin of the stored column distributions."""
 
     def __init__(self, sketches: tuple[Sketch, ...]) -> None:
         self._sketches = sketches
@@ -26,7 +26,7 @@ class RowCounter:
         self._rows = 0
 
     def add(self, columns: Mapping[str, Column]) -> None:
-        """Count the rows of a chunk."""
+        """Add the rows of a chunk to the counts."""
         for k, sketch in enumerate(self._sketches):
             column = columns[sketch.name]
             self._counts[k] += sketch.tally(column.values, column.categories)
@@ -40,7 +40,7 @@ class RowCounter:
 
 
 def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:
-    """Return a `Sketch` per encoded column: its distribution in the given environments of a table."""
+    """Return the distribution (a `Sketch`) of each encoded column in the given environments of a table."""
     table = source.table
     positions = np.full(len(table.environments), -1)
     positions[[table.environments.index(name) for name in environments]] = np.arange(len(environments))
@@ -67,7 +67,7 @@ def density_of(source: TableSource, environments: Sequence[str]) -> InputDensity
 
 
 def recognized(column: Column, sketch: Sketch) -> Column:
-    """Return a column whose categories are spelled as in training."""
+    """Return a copy of a column in which categories are spelled as in training."""
     return replace(column, categories=sketch.recognized(column.categories))
 
 
@@ -75,8 +75,8 @@ def first_row(names: Sequence[str], typical: Sequence[Sketch] = ()) -> pd.DataFr
     """Return a table with a single row, for a trial prediction.
 
     Args:
-        names: Names of the columns; their values are missing unless `typical` has a sketch of the column.
-        typical: Sketches of columns that are set to their median or most frequent training value.
+        names: Names of the columns. A column without a sketch in `typical` has a missing value.
+        typical: Sketches of the columns that are set to their median or most frequent training value.
     """
     row: dict[str, Any] = dict.fromkeys(names)
     for sketch in typical:

@@ -33,18 +33,17 @@ def read_rows(
     optional: Sequence[str] = (),
     embedded: Sequence[tuple[str, str]] = (),
 ) -> Rows:
-    """Read the columns of a model in chunks of rows, with categories spelled as in training.
+    """Read the columns that a model needs in chunks of rows, with categories spelled as in training.
 
     Args:
         data: Path of a table, or data frame of pandas, polars or Arrow.
         encoding: Encoding of a text file.
         encodings: Encodings of the columns.
         reference: Distribution of each encoded column in training.
-        missing_values: Strings that the training table declared as missing values. None: missing values are
-            recognized in each column separately.
-        target: Mapping from the name of the target column to its kind and classes; empty if the target is not
-            read.
-        optional: Names of categorical columns that are read if the table has them.
+        missing_values: Strings that were declared as missing values for the training table. None: missing
+            values are recognized in each column separately.
+        target: Mapping from the name of the target column to its kind and classes; empty to skip the target.
+        optional: Names of categorical columns that are read only if the table contains them.
         embedded: Mapping from each text column that is replaced by features to the text of its encoder. A
             table may contain the feature columns instead.
 
@@ -83,7 +82,8 @@ def prediction_frame(
 ) -> pd.DataFrame:
     """Return a data frame of predictions.
 
-    It has a column `prediction` and, for classification, a column `P(…)` per class with its probability.
+    The data frame has a column `prediction` and, for classification, a column `P(…)` with the probability of
+    each class.
 
     Args:
         logits: Logits, or standardized predictions for regression.

@@ -40,19 +40,22 @@ class Served(Displayed):
         table: Data frame with one row per input row and the same index. Columns: `prediction`; for
             classification, `P(…)` with the calibrated probability of each class, and `set` with the classes
             of the prediction set, separated by " | "; for regression, `low` and `high`, the ends of the
-            prediction interval; `unlike`, whether the row is unlike the training rows. Results that are
-            missing have no column.
-        sets: Whether each class is in the prediction set of each row, `[rows, classes]`; None without
-            prediction sets.
+            prediction interval; `unlike`, whether the row is unlike the training rows. A result that could
+            not be computed has no column.
+        sets: Whether each class is in the prediction set of each row, `[rows, classes]`; None if there are no
+            such sets.
         level: Requested coverage of the prediction sets, on average over new environments.
-        threshold: Threshold of the prediction sets; None without prediction sets.
-        coverage: Coverage in each left-out environment with the threshold from the other environments.
-        score_name: "accuracy" or "RMSE"; "" without an estimate.
-        score: Estimated score of the batch with its 95 % prediction interval; None without an estimate.
-        score_method: Method of the estimate.
-        unlike_level: Share of rows similar to the training rows that are flagged as unlike them.
+        threshold: Threshold of the conformal scores in the prediction sets; None if there are no prediction
+            sets.
+        coverage: Coverage in each left-out environment, with the threshold computed from the other
+            environments.
+        score_name: Name of the estimated score, "accuracy" or "RMSE"; "" if there is no estimate.
+        score: Estimated score of the batch with its 95 % prediction interval; None if there is no estimate.
+        score_method: Name of the method that estimated the score.
+        unlike_level: False-positive rate of the column `unlike`: share of rows similar to the training rows
+            that are flagged.
         drift: Comparison with the training rows, column by column.
-        not_given: Missing results, each with the reason.
+        not_given: Results that could not be computed, each with the reason.
     """
 
     table: pd.DataFrame
@@ -74,7 +77,7 @@ class Served(Displayed):
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """Sentences on the estimated score, prediction sets, flagged rows, drift and missing results."""
+        """Sentences about the estimated score, prediction sets, flagged rows, drift and missing results."""
         rows = len(self.table)
         lines: list[str] = []
         if (score := self.score) is not None:
@@ -139,11 +142,12 @@ class ServedRows:
     """Collector of chunks of predicted rows; `result` returns the `Served` of all rows.
 
     Attributes:
-        serving: Temperature, conformal scores and estimate of the score; None if the model has none.
+        serving: Temperature, conformal scores and accuracy estimate of the model; None if the model has none.
         density: Density of the training inputs; None if the model has none.
         classes: Class labels; empty for regression.
         level: Requested coverage of the prediction sets.
-        unlike_level: Share of rows similar to the training rows that are flagged as unlike them.
+        unlike_level: False-positive rate of the column `unlike`: share of rows similar to the training rows
+            that are flagged.
     """
 
     serving: Serving | None
@@ -162,7 +166,7 @@ class ServedRows:
 
     @property
     def temperature(self) -> float:
-        """Divisor of the logits for calibration."""
+        """Temperature by which logits are divided for calibration."""
         return 1.0 if self.serving is None else self.serving.temperature
 
     @cached_property
@@ -181,7 +185,7 @@ class ServedRows:
         task: Task,
         target_type: TargetType,
     ) -> None:
-        """Add a chunk of rows with prediction sets and flags.
+        """Add a chunk of rows, and compute its prediction sets and flags.
 
         Args:
             frame: Predictions and calibrated probabilities.

@@ -1,4 +1,4 @@
-"""`Serving`: temperature, conformal scores and accuracy estimate, stored with a model to serve it."""
+"""`Serving`: temperature, conformal scores and accuracy estimate, stored with a model for prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,11 +29,12 @@ class Serving:
     """Calibration, conformal scores and accuracy estimate, from predictions for left-out environments.
 
     Attributes:
-        temperature: Divisor of the logits; 1 for regression, and if no other value is better.
-        environments: Names of the left-out environments. If `same_environment`: ("labels",).
-        scores: Quantiles of the conformal scores of each environment, `[environments, quantiles]`. The score
+        temperature: Temperature by which logits are divided; 1 for regression, or if no other value is
+            better.
+        environments: Names of the left-out environments; ("labels",) if `same_environment` is True.
+        scores: Quantiles of the conformal scores in each environment, `[environments, quantiles]`. The score
             of a row is −log of the probability of the true class, or |target − prediction|. If
-            `same_environment`: the scores of all labeled rows, `[1, rows]`.
+            `same_environment` is True: the scores of all labeled rows, `[1, rows]`.
         score: Estimator of the accuracy or RMSE of a batch.
         same_environment: Whether the scores come from labeled rows of the new environment.
     """
@@ -45,7 +46,7 @@ class Serving:
     same_environment: bool = False
 
     def threshold(self, alpha: float) -> tuple[ConformalThreshold, Mapping[str, float]]:
-        """Return the highest conformal score in a prediction set, and the coverage by left-out environment.
+        """Return the highest conformal score in prediction sets, and the coverage by left-out environment.
 
         Args:
             alpha: Allowed share of rows whose target is outside the prediction set.
@@ -62,18 +63,18 @@ def fit_serving(
     """Compute a `Serving` from predictions for environments that were left out of training.
 
     Args:
-        scores: For each environment: logits `[rows]` or `[rows, classes]`, or predictions of real targets
-            `[rows]`.
-        targets: For each environment: class numbers, or real targets, `[rows]`.
+        scores: For each environment: logits `[rows]` or `[rows, classes]`, or predictions of real-valued
+            targets `[rows]`.
+        targets: For each environment: class indices, or real-valued targets, `[rows]`.
         environments: Names of the environments.
-        regression: Whether targets are real numbers.
+        regression: Whether the targets are real-valued.
 
     Raises:
         EnvariantError: If there are fewer than three environments.
     """
     if len(environments) < FEWEST_ENVIRONMENTS:
         raise EnvariantError(
-            f"needs predictions in at least {FEWEST_ENVIRONMENTS} environments that were left out; got "
+            f"serving: needs predictions for at least {FEWEST_ENVIRONMENTS} held-out environments; got "
             f"{len(environments)}"
         )
     z, y = np.concatenate(scores), np.concatenate(targets)
@@ -97,9 +98,9 @@ def nonconformity(scores: Array, targets: Array, *, regression: bool) -> Array:
     The score is −log of the probability of the true class, or |target − prediction| for regression.
 
     Args:
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
-        targets: Class numbers, or real targets, `[rows]`.
-        regression: Whether targets are real numbers.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
+        targets: Class indices, or real-valued targets, `[rows]`.
+        regression: Whether the targets are real-valued.
     """
     if regression:
         return np.abs(targets - scores)

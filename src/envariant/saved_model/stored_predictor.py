@@ -1,4 +1,4 @@
-"""Convert the network or predictor of a saved model to a description and arrays, and back."""
+"""Convert the network or predictor of a saved model to a JSON-compatible description and arrays, and back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Predicting = SavedNetwork | FittedPredictor
 
 
 def store(predictor: Predicting) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a JSON-compatible description of a predictor, and its arrays by safetensors name.
+    """Return a JSON-compatible description of a predictor, and its arrays by name in the safetensors file.
 
     Raises:
         EnvariantError: If the predictor cannot be saved.
@@ -42,7 +42,7 @@ def restore(
         tensors: All tensors of the saved model, by name.
         task: Prediction task.
         width: Number of encoded inputs per row.
-        trusted: Full names of classes and functions that the description may refer to.
+        trusted: Full names of Python classes and functions that the description may refer to.
 
     Raises:
         ValueError: If the description or a tensor is invalid.
@@ -60,7 +60,7 @@ def restore(
 
 
 def columns_of(predictor: Predicting) -> tuple[str, ...]:
-    """Return the raw columns that a predictor needs; none if it uses encoded inputs."""
+    """Return the raw columns that a predictor needs; an empty collection if it uses encoded inputs."""
     return predictor.columns if isinstance(predictor, FittedPredictor) else ()
 
 
@@ -78,7 +78,7 @@ def described(
         target: Name and type of the target.
         columns: Names of the input columns.
         environments: Names of the training environments.
-        about: Mapping with the provenance of the model.
+        about: Provenance of the model: mapping from name to text.
     """
     if isinstance(predictor, SavedNetwork):
         method = f"{predictor.algorithm}, {predictor.model}"

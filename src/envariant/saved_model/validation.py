@@ -43,7 +43,7 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def limited_to(weights: Mapping[str, Tensor]) -> Generator[None]:
-    """Limit the size of a network built in the `with` block, before it uses memory.
+    """Limit the number and size of the weights of a network that is built in the `with` block.
 
     Args:
         weights: Stored weights of the network, by name.
@@ -76,10 +76,10 @@ def limited_to(weights: Mapping[str, Tensor]) -> Generator[None]:
 
 
 def check_columns(encoder: Encoder, reference: Sequence[Sketch], environments: Sequence[str]) -> None:
-    """Check the encoding of each column, and the column's distribution in the training environments.
+    """Check the encoding of each column and its stored distribution in the training environments.
 
     Raises:
-        ValueError: If a number is invalid, or the encoding and the distributions are inconsistent.
+        ValueError: If a number is invalid, or encoding and distribution of a column are inconsistent.
     """
     names = [column.name for column in encoder.columns]
     for what, each in (("columns", names), ("environments", environments)):
@@ -111,7 +111,7 @@ def check_columns(encoder: Encoder, reference: Sequence[Sketch], environments: S
 
 
 def check_other_columns(encoder: Encoder, others: Sequence[ColumnEncoding]) -> None:
-    """Check the columns that the predictor uses in raw form.
+    """Check the columns that the predictor uses without encoding.
 
     Raises:
         ValueError: If two columns have the same name, or the kind of a column is unknown.
@@ -124,7 +124,7 @@ def check_other_columns(encoder: Encoder, others: Sequence[ColumnEncoding]) -> N
 def check_target(
     task: str, classes: Sequence[str], target_type: TargetType, scale: float, center: float
 ) -> None:
-    """Check the classes, the type and the scale of the target.
+    """Check the classes, data type, scale and center of the target.
 
     Raises:
         ValueError: If classes, type, scale or center are invalid for the task.
@@ -199,10 +199,11 @@ def check_serving(serving: Serving | None, task: str) -> None:
 
 
 def check_adaptation(adaptation: Adaptation | None, task: str, n_classes: int) -> None:
-    """Check intercept and slope of an adapted model.
+    """Check the intercept and slope of an adapted model.
 
     Raises:
-        ValueError: If a value is not finite, or the number of intercepts does not match the classes.
+        ValueError: If a value is not finite, or the number of intercepts does not match the number of
+            classes.
     """
     if adaptation is None:
         return

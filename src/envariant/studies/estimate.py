@@ -1,4 +1,4 @@
-"""Estimate the number of runs and the training time of a study, from a few steps of each algorithm."""
+"""Estimate the number of runs of a study, and their training time from a few steps of each algorithm."""
 
 import time
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ class JobEstimate:
         algorithm: Name of the algorithm.
         runs: Number of runs of the job.
         steps: Number of updates per run; None if the time could not be measured.
-        seconds: Total time of the runs, one after another; None if the time could not be measured.
+        seconds: Total time in seconds if the runs are trained one after another; None if the time could not
+            be measured.
         problem: Reason why the time could not be measured; None if there was no problem.
     """
 

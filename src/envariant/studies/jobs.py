@@ -1,4 +1,4 @@
-"""Jobs: runs of a study that are trained together, as the replicas of one training run.
+"""Jobs: groups of runs of a study that are trained together, as the replicas of one training run.
 
 A job and its results can be sent to other processes and machines.
 """
@@ -37,10 +37,10 @@ class Job:
     """Runs of a study that are trained together.
 
     Attributes:
-        study: Study of the runs.
+        study: Study to which the runs belong.
         runs: Runs of one algorithm on the same data, with the same test environments.
         execution: Execution mode of the runs: the option `execution` of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack, such as "8GB". Default: half of the free memory.
+        memory: Memory limit of each replica stack, such as "8GB". Default: half of the free memory.
     """
 
     study: Study
@@ -49,7 +49,7 @@ class Job:
     memory: str | float | None = None
 
     def members(self) -> tuple[Member, ...]:
-        """Return the runs as replicas, each with its options and seeds."""
+        """Return the runs as replicas of one training run, each with its options and seeds."""
         shared = {"execution": self.execution, "memory": self.memory}
         specs = {
             stored.run.trial.number: self.study.spec_of(stored.run).but(**shared) for stored in self.runs
@@ -79,12 +79,12 @@ class Update:
     """Progress of a job: new metrics, finished runs or completed steps.
 
     Attributes:
-        record: Record of the job in the first update, otherwise None.
+        record: Record of the job's training run in the first update; None in later updates.
         rows: New metrics; `HistoryRow.replica` is the ID of the run.
         outcomes: Results of the runs that have ended.
         step: Number of updates that each run in `runs` has completed.
         runs: IDs of the runs that made progress.
-        event: Training event, which a `Recorder` stores; None in the first update.
+        event: Training event, to be stored by a `Recorder`; None in the first update.
     """
 
     record: Record | None = None
@@ -131,7 +131,7 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
 
 
 def unfinished(store: Store, study: Study) -> list[int]:
-    """Return the IDs of unfinished jobs whose data set and algorithm are part of the study."""
+    """Return the IDs of the unfinished jobs whose data set and algorithm are part of the study."""
     first = ((job, store.members(job)[:1]) for job in store.unfinished())
     return [job for job, runs in first if all(study.declares(r.run.data, r.run.algorithm) for r in runs)]
 
@@ -139,7 +139,7 @@ def unfinished(store: Store, study: Study) -> list[int]:
 def warn_of_remarks(study: Study) -> None:
     """Issue an `EnvariantWarning` for each remark on a study, such as a schedule that never takes effect.
 
-    The warning is attributed to the caller of the calling function.
+    Each warning points to the code that called the calling function.
 
     Args:
         study: Study to be trained.

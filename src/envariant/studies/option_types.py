@@ -1,9 +1,12 @@
 """Checks of the types and ranges of the fields of a `Study`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from envariant.core.errors import EnvariantError, shown
+from envariant.core.errors import EnvariantError, shown, unknown_name
+
+SPLITS = ("suggested", "each", "each-and-pairs")
+"""Ways to choose test environments without naming them."""
 
 
 def check_types(study: Any) -> None:
@@ -40,3 +43,30 @@ def check_types(study: Any) -> None:
     for label, declared in study.ranges.items():
         if not isinstance(declared, Mapping):
             raise EnvariantError(f"study: ranges of {label} must be a mapping; got {shown(declared)}")
+
+
+def splits(declared: object) -> object:
+    """Convert declared test environments to one of `SPLITS`, or to a tuple of tuples of names.
+
+    Args:
+        declared: One of `SPLITS`, or names, or lists of names.
+
+    Raises:
+        EnvariantError: If the value is neither one of `SPLITS` nor lists of names.
+    """
+    if isinstance(declared, str):
+        if declared not in SPLITS:
+            raise unknown_name("test_environments", declared, SPLITS, where="study")
+        return declared
+    if isinstance(declared, Sequence):
+        sets = [(each,) if isinstance(each, str) else each for each in cast("Sequence[Any]", declared)]
+        if all(isinstance(each, Sequence) and all(isinstance(name, str) for name in each) for each in sets):
+            different = tuple(tuple(each) for each in sets)
+            if not different or len({frozenset(names) for names in different}) < len(different):
+                raise EnvariantError(
+                    f"study: test_environments must be different sets of names; got {shown(declared)}"
+                )
+            return different
+    raise EnvariantError(
+        f"study: test_environments must be {', '.join(SPLITS)} or lists of names; got {declared!r}"
+    )

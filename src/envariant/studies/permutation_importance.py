@@ -1,4 +1,4 @@
-"""Additional metrics, permutation importance and predictions of the runs of a study.
+"""Further metrics, permutation importance and stored predictions of the runs of a study.
 
 Permutation importance compares a model's scores before and after the values of one column are shuffled
 (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
@@ -37,7 +37,7 @@ _CHANGED_NUMBERS = 4_000_000
 
 
 class Predict(Protocol):
-    """Type of a function that returns the logits of all models of a job in one environment."""
+    """Type of a function that returns the logits and targets of all models of a job in one environment."""
 
     def __call__(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
@@ -55,13 +55,13 @@ class Predict(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class StudyMeasurements:
-    """Measurements of a study's runs in validation and test environments.
+    """Additional measurements of a study's runs: metrics, permutation importance and predictions.
 
     Attributes:
         sample: Environments of the first run; names, sizes and task are the same for all runs.
-        roles: Mapping from environment to its role.
+        roles: Mapping from environment to its role: "train", "validation" or "test".
         metric: Metric used to compare the runs of the study.
-        columns: Mapping from table column to the range of its inputs; empty if the data are not a table.
+        columns: Mapping from table column to the slice of its inputs; empty if the data are not a table.
         store_predictions: Whether predictions are stored and permutation importance is measured.
     """
 
@@ -77,9 +77,9 @@ class StudyMeasurements:
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the study's metric in each environment; nothing if training already records this metric.
+        """Return the study's metric in each environment, unless training already records this metric.
 
-        If predictions are stored and rows have sample weights, the weighted metric is returned, too.
+        If predictions are stored and rows have sample weights, the result also contains the weighted metric.
         """
         kinds = [] if self.metric.name == self.sample.task.metric else [False]
         kinds += [True] if self.weighted else []
@@ -92,14 +92,15 @@ class StudyMeasurements:
 
     @property
     def weighted(self) -> bool:
-        """Whether the metric is also computed with sample weights."""
+        """Whether the metric is also computed with sampling weights."""
         return self.store_predictions and WEIGHT in self.sample.environments[0].attributes
 
     def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric after each column is shuffled or, in test environments, also replaced.
+        """Return the metric after shuffling each column and, in test environments, also after replacing it.
 
-        Shuffling a column within an environment removes its information on individual rows. Replacing it by
-        values from training environments also removes its information on the test environment.
+        Shuffling a column within an environment removes the column's information about individual rows.
+        Replacing its values with values from training environments also removes the column's information
+        about the test environment.
         """
         generator = torch.Generator().manual_seed(0)
         rows: list[HistoryRow] = []
@@ -142,7 +143,7 @@ class StudyMeasurements:
         return [each for each in self.untrained if each.name in some]
 
     def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
-        """Return each run's predictions for up to 1,000 rows per environment, the same rows in all runs.
+        """Return each run's predictions for up to 1,000 rows per environment; all runs use the same rows.
 
         With more than 50 classes, predictions are returned for fewer rows.
         """
@@ -208,7 +209,7 @@ class StudyMeasurements:
 
 
 def weighted_name(metric: Metric) -> str:
-    """Return the name under which the weighted metric is stored."""
+    """Return the name under which a metric computed with sampling weights is stored."""
     return f"weighted {metric.name}"
 
 
@@ -217,5 +218,5 @@ def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def evenly_spaced(size: int, most: int) -> Tensor:
-    """Return at most `most` evenly spaced row indices."""
+    """Return at most `most` evenly spaced indices of rows, for `size` rows."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()

@@ -35,10 +35,10 @@ def train_runs(
     memory: str | float | None = None,
     callbacks: Any = None,
 ) -> None:
-    """Train the unfinished runs of a study in a folder, and show the progress.
+    """Train the unfinished runs of the study in a folder, and show the progress.
 
     Args:
-        study: Study to train; its runs are already planned in the folder.
+        study: Study to train; its runs must already be planned in the folder.
         folder: Folder of the study.
         workers: Number of processes on this machine.
         executor: "local", or "ray" for a Ray cluster.
@@ -46,7 +46,7 @@ def train_runs(
         until: Value of `time.monotonic()` at which training on this machine stops. Default: no limit.
         progress: Whether to show progress. Default: see `show_sweep`.
         execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process. Default: half of the free memory.
+        memory: Memory limit of each replica stack, per process. Default: half of the free memory.
         callbacks: Objects whose methods are called during training on this machine.
 
     Raises:

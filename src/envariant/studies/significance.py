@@ -1,9 +1,10 @@
 """Test whether algorithms differ significantly from ERM after model selection.
 
-Runs are paired if they have the same data set, test environments and replica number; they then have the same
+Runs are paired if they have the same data set, test environments and replica number. Paired runs use the same
 rows, initial weights and batches. For each replica, the differences from ERM are averaged over test
-environments. The averages are independent, and a t test compares them with zero. Unlike a rank test, a t test
-can be significant with three replicas. Its conclusion holds for these test environments, not for others.
+environments. The averages are independent across replicas, and a t test compares their mean with zero. Unlike
+a rank test, a t test can be significant with three replicas. The conclusion holds only for these test
+environments.
 """
 
 import math
@@ -30,16 +31,18 @@ class AlgorithmScores:
 
     Attributes:
         algorithm: Name of the algorithm.
-        test: Mean score over test environments and replicas, with a 95 % interval (t over replicas).
-        worst: Score in the worst set of test environments, as a mean over replicas.
+        test: Mean score over test environments and replicas, with a 95 % confidence interval (Student's t
+            over replicas).
+        worst: Mean score over replicas in the worst set of test environments.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
-        gain: Mean paired difference from the baseline, with an interval that excludes 0 exactly if the
-            corrected p-value is below 0.05. None for the baseline, or without pairs.
-        improvement: Share of pairs in which the algorithm is better than the baseline; None without pairs.
-        p_value: P-value of the paired t test, Holm-corrected over all compared algorithms; None with fewer
-            than two pairs.
-        n_missing: Number of test environments and replicas for which no run was selected.
-        missing_reason: Reason of the first missing selection, or "".
+        gain: Mean paired difference from the baseline, with a confidence interval that excludes 0 if and only
+            if the corrected p-value is below 0.05. None for the baseline, or if there are no pairs.
+        improvement: Share of pairs in which the algorithm is better than the baseline; None if there are no
+            pairs.
+        p_value: P-value of the paired t test, Holm-corrected over all compared algorithms; None if there are
+            fewer than two pairs.
+        n_missing: Number of combinations of test environments and replica for which no run was selected.
+        missing_reason: Reason for the first missing selection; "" if none is missing.
     """
 
     algorithm: str
@@ -60,8 +63,8 @@ class Comparison(Displayed):
 
     Attributes:
         rows: Scores of each algorithm.
-        ranking: Mean ranks over data sets and test environments; None if there are fewer than three
-            algorithms or fewer than two sets of test environments.
+        ranking: Mean ranks of the algorithms over sets of test environments; None if there are fewer than
+            three algorithms or fewer than two such sets.
         verdict: Conclusion in one or two sentences.
     """
 

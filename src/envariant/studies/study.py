@@ -1,4 +1,4 @@
-"""Studies: data × test environments × algorithms × trials × replicas.
+"""Studies: all combinations of data, test environments, algorithms, trials and replicas.
 
 All runs are planned before training. Each run depends only on its data, test environments, algorithm, trial
 and replica number, so algorithms and trials can be added without changing existing runs.
@@ -21,15 +21,15 @@ from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line, listed, shown, unknown_name
 from envariant.core.paths import check_file
 from envariant.predictors import predictor
-from envariant.studies.option_types import check_types
+from envariant.studies.option_types import check_types, splits
 from envariant.studies.study_results import StudyResults
-from envariant.studies.trials import SearchSpace, recipe_of
+from envariant.studies.trials import SEARCHABLE, SearchSpace, recipe_of
+from envariant.training.content_hash import content_hash
 from envariant.training.option_text import text_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
     algorithm_identity,
     check_objects,
-    content_hash,
     remarks,
     resolve,
     resolve_algorithm,
@@ -41,9 +41,6 @@ from envariant.training.store import PlannedRun, Store, Trial
 
 MAX_RUNS = 1_000_000
 """Largest number of runs in a study, because all runs are planned in memory."""
-SPLITS = ("suggested", "each", "each-and-pairs")
-"""Ways to choose test environments without naming them."""
-_LARGEST_FILE = 10**6
 
 
 @final
@@ -53,10 +50,10 @@ class Study(Displayed):
 
     Attributes:
         data: Data sets: names, data sources or environment sets.
-        algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or algorithm, recipe, part and predictor
-            objects. Hyperparameters set in parentheses are fixed, not searched.
+        algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or Python objects: algorithms, recipes,
+            parts or predictors. Hyperparameters that are set in parentheses are fixed, not searched.
         name: Name of the study.
-        n_trials: Number of hyperparameter configurations per algorithm; the first has the default
+        n_trials: Number of trials (hyperparameter configurations) per algorithm; the first has the default
             settings of the data set.
         replicas: Number of replicas of each trial.
         test_environments: "suggested" for the default test environments of the data set, "each" for each
@@ -64,16 +61,18 @@ class Study(Displayed):
             leave-one-domain-out selection), or lists of names.
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
         lr_range: Factor r ≥ 1. Learning rates are sampled log-uniformly from [η/r, η·r], where η is the
-            default learning rate; with r = 1, all trials use η.
-        ranges: Mapping from algorithm to a mapping from hyperparameter or training option (`learning_rate`,
-            `average`, …) to a search range: a list of values, or a string such as `loguniform(1e2, 1e6)`.
-            These ranges replace those of the algorithm.
+            setting `learning_rate`, by default that of the data set; with r = 1, the learning rate is η. All
+            values of a schedule or of parameter groups are multiplied by one factor from [1/r, r].
+        ranges: Mapping from algorithm to a mapping from hyperparameter, or training option such as
+            `learning_rate` or `clip`, to a search range: a list of values, or a string such as
+            `loguniform(1e2, 1e6)` or `cosine(loguniform(1e-4, 1e-2))`. These ranges replace those of the
+            algorithm.
         seed: Base random seed of trials and replicas.
-        settings: Mapping with training options of all runs; `run_spec.SHARED` lists the allowed names.
+        settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
         store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
-            column importance.
-        importance_columns: Names of the table columns whose importance is measured; empty for all columns.
+            permutation importance.
+        importance_columns: Table columns whose permutation importance is measured; empty for all columns.
 
     Raises:
         EnvariantError: If a name is unknown or a value is not allowed.
@@ -99,13 +98,16 @@ class Study(Displayed):
             object.__setattr__(self, key, _several(getattr(self, key)))
             if not getattr(self, key):
                 raise EnvariantError(f"study: {key} is empty; give at least one")
-        object.__setattr__(self, "test_environments", _splits(self.test_environments))
+        object.__setattr__(self, "test_environments", splits(self.test_environments))
         check_types(self)
         object.__setattr__(self, "importance_columns", tuple(self.importance_columns))
         for key in self.settings:
             if key not in SHARED:
                 raise unknown_name("setting", key, SHARED, where="study")
-        RunSpec(data="", **self.settings)
+        plain = RunSpec(data="", **self.settings).to_dict()
+        # A mapping, such as weight decays by parameter group, is stored as its text.
+        kept = {k: plain[k] if isinstance(v, Mapping) else v for k, v in self.settings.items()}
+        object.__setattr__(self, "settings", kept)
         check_objects(self.settings)
         self._labeled("data")
         algorithms = self._labeled("algorithms")
@@ -139,18 +141,20 @@ class Study(Displayed):
     ) -> StudyResults:
         """Train all runs of the study and return the results; call again with the same folder to resume.
 
-        With several processes, a script must call this function below `if __name__ == "__main__":`. Classes
-        and functions that the study uses must then be defined in an importable module, not in the script or
-        notebook itself.
+        With several processes, a script must call this method below `if __name__ == "__main__":`, and classes
+        and functions that the study uses must be defined in an importable module, not in the script or
+        notebook.
 
         Args:
             out: Folder for the runs. Default: a temporary folder.
             workers: Number of processes; the CPU threads are divided among them.
             executor: "local", or "ray" for a Ray cluster.
             address: Address of the Ray cluster.
-            execution: How replicas are executed; see `RunSpec`.
-            memory: Memory limit of a replica stack per process, such as "8GB". Default: half of what is free.
-            progress: Whether to show progress. Default: a bar on a terminal or in a notebook, else lines.
+            execution: Execution mode of each job; see the option `execution` of `RunSpec`.
+            memory: Memory limit of each replica stack, per process, such as "8GB". Default: half of the free
+                memory.
+            progress: Whether to show progress. Default: a bar on a terminal or in a notebook, otherwise lines
+                of text.
             callbacks: Objects whose methods are called during training; see `envariant.train`.
 
         Raises:
@@ -180,7 +184,7 @@ class Study(Displayed):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the declaration as a dictionary for JSON or TOML; objects are converted to text."""
+        """Return the declaration as a dictionary for JSON or TOML, with objects converted to strings."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain |= {key: [text_of(each) for each in plain[key]] for key in ("data", "algorithms")}
         plain["settings"] = {key: _text(value) for key, value in self.settings.items()}
@@ -189,13 +193,13 @@ class Study(Displayed):
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """Names of the Python objects in the declaration; a stored study cannot restore them."""
+        """Names of the Python objects in the declaration, which a stored study cannot restore."""
         declared = (*self.data, *self.algorithms, *self.settings.values())
         return tuple(text_of(each) for each in declared if not isinstance(each, _PLAIN))
 
     @cached_property
     def sources(self) -> Mapping[str, EnvironmentSource]:
-        """Return the data sources by label."""
+        """Return a mapping from label to data source."""
         return {label: source_of(data) for label, data in self._labeled("data").items()}
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -234,24 +238,32 @@ class Study(Displayed):
         algorithms = self._labeled("algorithms")
         if not self.declares(run.data, run.algorithm):
             raise EnvariantError(
-                f"study: declares no {run.algorithm} on {run.data}; pass the study that does"
+                f"study: contains no run of {run.algorithm} on {run.data}; pass the study of this run"
             )
         known = predictor(algorithms[run.algorithm])
+        searched, own = self.searched_options, run.trial.hyperparameters
+        settings = {**self.settings, **{key: value for key, value in own.items() if key in searched}}
         return RunSpec(
             data=self.sources[run.data],
             algorithm=algorithms[run.algorithm],
-            hyperparameters=run.trial.hyperparameters,
+            hyperparameters={key: value for key, value in own.items() if key not in searched},
             learning_rate=None if known is not None else run.trial.learning_rate,
             test_environments=run.test_environments,
             holdout_fraction=self.holdout_fraction,
             seed=self.seed,
-            **{**self.settings, **run.trial.options},
+            **{key: value for key, value in settings.items() if key != "learning_rate"},
         )
 
-    def remarks(self) -> tuple[str, ...]:
-        """Return a message for each schedule that is scaled to the run length, or that never takes effect.
+    @property
+    def searched_options(self) -> tuple[str, ...]:
+        """Training options other than the learning rate that have a search range, in a fixed order."""
+        declared = {name for ranges in self.ranges.values() for name in ranges}
+        return tuple(name for name in SEARCHABLE if name in declared)
 
-        Another message is returned if the outputs of a user's model cannot be logits.
+    def remarks(self) -> tuple[str, ...]:
+        """Return a message for each schedule that is scaled to the run length or never takes effect.
+
+        A further message is returned if the study uses a user-defined model whose outputs cannot be logits.
         """
         collected: dict[tuple[str, str], str] = {}
         own_model = not isinstance(self.settings.get("model", ""), str)
@@ -272,13 +284,14 @@ class Study(Displayed):
                 # Runs that cannot be trained fail later, with their reason.
                 continue
             for trial in trials:
-                tried = resolve_algorithm(algorithm, trial.hyperparameters, source, config.steps)
+                own = {k: v for k, v in trial.hyperparameters.items() if k not in self.searched_options}
+                tried = resolve_algorithm(algorithm, own, source, config.steps)
                 for remark in remarks(tried, trial.learning_rate, config.steps, config.optimizer):
                     collected.setdefault((name, remark.partition(":")[0]), f"{name}: {remark}")
         return tuple(collected.values())
 
     def trials_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Trial, ...]:
-        """Return the trials of an algorithm without duplicates.
+        """Return the trials of an algorithm, without duplicates.
 
         Args:
             algorithm: Label of the algorithm.
@@ -286,8 +299,10 @@ class Study(Displayed):
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
-        steps = RunSpec(data="", **self.settings).steps
-        return space.trials(source, self.seed, self.n_trials, self.lr_range, steps)
+        shared = RunSpec(data="", **self.settings)
+        return space.trials(
+            source, self.seed, self.n_trials, self.lr_range, shared.steps, shared.learning_rate
+        )
 
     def _labeled(self, key: str) -> dict[str, Any]:
         """Return a mapping from label to data set or algorithm; check that labels are unique."""
@@ -341,11 +356,11 @@ def begin(folder: Path, study: Study) -> Store:
                     f"folder"
                 )
     elif any(count for state, count in store.counts().items() if state != "planned"):
-        raise EnvariantError(f"{folder}: holds a single run and no study; choose another folder")
+        raise EnvariantError(f"{folder}: holds a single run, not a study; choose another folder")
     identities = store.parse(store.fact("data") or "{}", dict)
     for label, source in study.sources.items():
         if identities.setdefault(label, source.identity()) != source.identity():
-            raise EnvariantError(f"{folder}: holds runs on other data named '{label}'; choose another folder")
+            raise EnvariantError(f"{folder}: has runs on different data named '{label}'; use another folder")
     store.plan(runs)
     store.set_fact("data", json.dumps(identities))
     store.set_fact("study", json.dumps(declared))
@@ -354,7 +369,7 @@ def begin(folder: Path, study: Study) -> Store:
 
 
 def stored_study(store: Store) -> Study:
-    """Return the study that was last declared in a store.
+    """Return the study that was most recently declared in a store.
 
     Raises:
         EnvariantError: If the store has no study, or its declaration contains Python objects.
@@ -362,7 +377,7 @@ def stored_study(store: Store) -> Study:
     declared, objects = store.declaration(), store.parse(store.fact("objects") or "[]", list)
     if objects:
         raise EnvariantError(
-            f"{store.folder}: was declared with objects ({listed(objects)}); pass the study itself"
+            f"{store.folder}: the study has objects ({listed(objects)}), which are not stored; pass the Study"
         )
     return of(declared, str(store.path))
 
@@ -375,8 +390,8 @@ def read(path: Path) -> Study:
     """
     check_file(path)
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise EnvariantError(f"{path}: is larger than 1 MB, so it declares no study")
+        if path.stat().st_size > 10**6:
+            raise EnvariantError(f"{path}: is larger than 1 MB, so it is not a study file")
         declared = tomllib.loads(path.read_text(encoding="utf-8"))
     except EnvariantError:
         raise
@@ -393,10 +408,10 @@ def of(declared: Mapping[str, Any], where: str) -> Study:
 
     Args:
         declared: Mapping from field of `Study` to value; `data` and `algorithms` are required.
-        where: Origin of the mapping, such as a file name, for error messages.
+        where: Origin of the mapping, such as a file name, used in error messages.
 
     Raises:
-        EnvariantError: If a key is missing or unknown, or a value is not allowed.
+        EnvariantError: If a required key is missing, a key is unknown, or a value is not allowed.
     """
     known = [f.name for f in fields(Study)]
     for key in declared:
@@ -420,30 +435,6 @@ _PLAIN = (str, bool, int, float, type(None))
 def _several(declared: Any) -> tuple[Any, ...]:
     """Convert a single value or a list of values to a tuple."""
     return tuple(declared) if isinstance(declared, list | tuple) else (declared,)
-
-
-def _splits(declared: object) -> object:
-    """Convert declared test environments to one of `SPLITS`, or to a tuple of tuples of names.
-
-    Raises:
-        EnvariantError: If the value is neither one of `SPLITS` nor a list of names or of lists of names.
-    """
-    if isinstance(declared, str):
-        if declared not in SPLITS:
-            raise unknown_name("test_environments", declared, SPLITS, where="study")
-        return declared
-    if isinstance(declared, Sequence):
-        sets = [(each,) if isinstance(each, str) else each for each in cast("Sequence[Any]", declared)]
-        if all(isinstance(each, Sequence) and all(isinstance(name, str) for name in each) for each in sets):
-            splits = tuple(tuple(each) for each in sets)
-            if not splits or len({frozenset(names) for names in splits}) < len(splits):
-                raise EnvariantError(
-                    f"study: test_environments must be different sets of names; got {shown(declared)}"
-                )
-            return splits
-    raise EnvariantError(
-        f"study: test_environments must be {', '.join(SPLITS)} or lists of names; got {declared!r}"
-    )
 
 
 def _text(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`StudyResults`: tables, significance tests, charts and the page of a study."""
+"""`StudyResults`: tables, significance tests, charts and HTML report of a study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,10 +80,10 @@ class StudyResults(Displayed):
         return select(self.runs, _rule(rule), pooled=pooled)
 
     def table(self, rule: str | Selection = TrainingValidation.name) -> ScoreTable:
-        """Return the scores in the test environments, with one row per algorithm, as in papers.
+        """Return the scores in the test environments, with one row per algorithm, in the layout of papers.
 
         Args:
-            rule: Rule that selects hyperparameters and step, or its name.
+            rule: Rule that selects the trial and step, or its name.
 
         Raises:
             EnvariantError: If the rule is unknown, or no run is finished.
@@ -135,7 +135,7 @@ class StudyResults(Displayed):
         return views().plot_scores(self.table(rule))
 
     def report(self, path: Path | str | None = None) -> Path:
-        """Write the study's page as a single HTML file that needs no internet access, and return its path.
+        """Write an HTML report on the study to a single file that needs no internet access; return its path.
 
         Args:
             path: File to write, ending in .html. Default: report.html in the folder of the study.
@@ -145,7 +145,7 @@ class StudyResults(Displayed):
         """
         page = self.folder / "report.html" if path is None else as_path(path, "path")
         if page.suffix not in (".html", ".htm"):
-            raise EnvariantError(f"{page}: the name of a page must end in .html")
+            raise EnvariantError(f"{page}: the file name of a report must end in .html")
         with Store(self.folder) as store:
             views().write_study_page(store, page)
         return page
@@ -178,12 +178,14 @@ def evaluated(table: pd.DataFrame) -> pd.DataFrame:
         first = f"; first error: {errors.iloc[0]}" if len(errors) else ""
         raise EnvariantError(f"study: no run is done{first}")
     if rows["metric"].nunique() > 1:
-        raise EnvariantError("study: the data sets have different metrics; make one study for each metric")
+        raise EnvariantError(
+            "study: the data sets have different metrics; run a separate study for each metric"
+        )
     return rows
 
 
 def environments_label(each: SelectionResult, *, with_data: bool) -> str:
-    """Return the test environments of a selection as text, preceded by the data set's name if needed."""
+    """Return the test environments of a selection as text, optionally preceded by the data set's name."""
     names: Sequence[str] = each.test_environments
     test = ", ".join(names) or "none"
     return f"{each.data}: {test}" if with_data else test

@@ -1,7 +1,7 @@
 """Export the runs of a study to experiment trackers: TensorBoard and MLflow.
 
-The store keeps all results. Finished runs are sent during or after a sweep; runs that a tracker already has
-are skipped.
+The store remains the complete record of all results. Finished runs are sent to a tracker during or after a
+sweep; runs that the tracker already has are skipped.
 """
 
 import json
@@ -30,7 +30,7 @@ def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[i
         folder: Folder of the study.
         tracker: Kind of tracker: "tensorboard" or "mlflow".
         destination: For TensorBoard, the log directory (default: in the study's folder). For MLflow, the
-            tracking address (default: `MLFLOW_TRACKING_URI`).
+            tracking URI (default: the environment variable `MLFLOW_TRACKING_URI`).
 
     Returns:
         Number of runs sent by this call, and number of runs sent before.
@@ -54,12 +54,12 @@ class BackgroundTracking:
         folder: Folder of the study.
         tracker: Kind of tracker: "tensorboard" or "mlflow".
         destination: For TensorBoard, the log directory (default: in the study's folder). For MLflow, the
-            tracking address (default: `MLFLOW_TRACKING_URI`).
+            tracking URI (default: the environment variable `MLFLOW_TRACKING_URI`).
         interval_s: Seconds between two checks for finished runs.
 
     Attributes:
         sent: Number of runs sent so far.
-        problem: Message of the last error, or "".
+        problem: Message of the last error; "" if there was none.
 
     Raises:
         EnvariantError: If the tracker is unknown, not installed, or cannot be reached.

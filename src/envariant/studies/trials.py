@@ -19,12 +19,22 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Schedule, schedule
 from envariant.core.search_space import LogUniform, Range, search_range
 from envariant.predictors import predictor
+from envariant.training.option_values import learning_rate as rate_of
+from envariant.training.parameter_groups import ByGroup
 from envariant.training.resolution import ResolvedAlgorithm, check_objects, resolve_algorithm, terms_of
-from envariant.training.run_spec import SEARCHABLE, RunSpec
+from envariant.training.run_spec import PYTHON_ONLY, SHARED, RunSpec
 from envariant.training.store import Trial
 
 RATE = "learning_rate"
 """Name of the learning rate among an algorithm's search ranges."""
+
+SEARCHABLE = tuple(
+    name
+    for name in SHARED
+    if name
+    not in (RATE, "steps", "evaluate_every", "precision", "device", "compile", "shared_init", *PYTHON_ONLY)
+)
+"""Training options, besides the learning rate, that can have a search range."""
 
 
 @final
@@ -35,8 +45,8 @@ class SearchSpace:
     Attributes:
         label: Label of the algorithm in the study.
         algorithm: Algorithm, or its name.
-        declared: Mapping from hyperparameter to a search range declared in the study; it replaces the range
-            of the algorithm.
+        declared: Mapping from hyperparameter to the search range that the study declares for it; this range
+            overrides the range of the algorithm.
     """
 
     label: str
@@ -44,7 +54,7 @@ class SearchSpace:
     declared: Mapping[str, Any]
 
     def ranges(self) -> dict[str, Range]:
-        """Return the search ranges that the study declares, by hyperparameter or `learning_rate`.
+        """Return a mapping from hyperparameter or training option to the search range set by the study.
 
         Raises:
             EnvariantError: If a range is invalid, or its hyperparameter is unknown or fixed.
@@ -58,11 +68,12 @@ class SearchSpace:
         for name, value in self.declared.items():
             settable = [h for h in hyperparameters if h.name == name]
             if name not in (RATE, *SEARCHABLE) and not settable:
-                known = [RATE, *(h.name for h in hyperparameters), *SEARCHABLE]
+                known = [RATE, *SEARCHABLE, *(h.name for h in hyperparameters)]
                 raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {self.label}")
             if any((h.part, h.field) in _fixed(self.algorithm) for h in settable):
                 raise EnvariantError(
-                    f"study: ranges of {self.label}: {name} is set in its brackets; remove one of them"
+                    f"study: ranges of {self.label}: {name} already has a fixed value in the name; remove "
+                    f"the value or the range"
                 )
             with _located(True, f"{self.label}: {name}"):
                 ranges[name] = search_range(value)
@@ -79,6 +90,7 @@ class SearchSpace:
         n_trials: int,
         lr_range: float,
         steps: int | None = None,
+        learning_rate: object = None,
     ) -> tuple[Trial, ...]:
         """Sample the trials of the algorithm, without duplicates.
 
@@ -86,31 +98,39 @@ class SearchSpace:
             source: Data source that suggests default settings.
             seed: Base random seed of the trials.
             n_trials: Number of trials; the first has the default settings of the data set.
-            lr_range: Factor r ≥ 1: learning rates are sampled from [η/r, η·r], where η is the default.
-            steps: Number of steps per run, to which suggested schedules are scaled. Default: the number of
-                steps suggested for the data set.
+            lr_range: Factor of at least 1 by which a sampled learning rate may differ from that of the first
+                trial; all values of a schedule or of parameter groups are multiplied by one factor.
+            steps: Number of steps of every run, to which suggested schedules are scaled. Default: the default
+                number of the data set.
+            learning_rate: Learning rate of the first trial. Default: that of the data set.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
         suggested = resolve_algorithm(self.algorithm, {}, source, steps)
-        rate, own = suggested.defaults.learning_rate, self.ranges()
-        rates = own.pop(RATE, LogUniform(rate / lr_range, rate * lr_range) if lr_range > 1 else None)
+        own = self.ranges()
+        usual = suggested.defaults.learning_rate if learning_rate is None else rate_of(learning_rate)
+        rate = str(usual) if isinstance(usual, Schedule | ByGroup) else usual
+        rates, unit = own.pop(RATE, None), 1.0 if isinstance(usual, Schedule | ByGroup) else usual
+        factors = LogUniform(unit / lr_range, unit * lr_range) if lr_range > 1 else None
         trials = [Trial(0, {}, rate)]
         for number in range(1, n_trials):
             generator = _generator(seed, self.label, number, "rate")
-            sampled_rate = rate if rates is None else rates.sample(generator)
+            if rates is not None or factors is None:
+                sampled_rate = rate if rates is None else rates.sample(generator)
+            else:
+                factor = factors.sample(generator)
+                scaled = str(usual.scaled(factor)) if isinstance(usual, Schedule | ByGroup) else factor
+                sampled_rate = scaled
             with _located(bool(self.declared), self.label):
                 sampled = self._sample(suggested, seed, number, own, steps)
-                options = {
-                    name: _option(within.sample(_generator(seed, self.label, number, name)))
-                    for name, within in own.items()
-                    if name in SEARCHABLE and name not in sampled
-                }
                 if self.declared:
-                    resolve_algorithm(self.algorithm, sampled, source)
+                    options = {name: sampled[name] for name in SEARCHABLE if name in sampled}
+                    own_values = {name: value for name, value in sampled.items() if name not in options}
+                    resolve_algorithm(self.algorithm, own_values, source)
                     RunSpec(data="", learning_rate=sampled_rate, **options)
-            trials.append(Trial(number, sampled, sampled_rate, options))
-        distinct = {(t.to_json(), t.learning_rate): t for t in reversed(trials)}
+                    check_objects(options)
+            trials.append(Trial(number, sampled, sampled_rate))
+        distinct = {(json.dumps(t.hyperparameters), t.learning_rate): t for t in reversed(trials)}
         return tuple(distinct.values())[::-1]
 
     def _sample(
@@ -127,10 +147,14 @@ class SearchSpace:
         in parentheses, as in `vrex(coefficient=10)`, are fixed. Hyperparameters of the whole loss are fixed
         unless the study declares a range for them.
         """
+        sampled: dict[str, Any] = {
+            name: _option(ranges[name].sample(_generator(seed, self.label, number, name)))
+            for name in SEARCHABLE
+            if name in ranges
+        }
         if not isinstance(suggested.trained, Composition):
-            return {}
+            return sampled
         fixed = _fixed(self.algorithm)
-        sampled: dict[str, Any] = {}
         recipe, length = recipe_of(self.algorithm), suggested.defaults.steps
         if isinstance(self.algorithm, Recipe):
             recipe, _ = recipe.rescale({}, length, steps or length)
@@ -152,8 +176,13 @@ class SearchSpace:
         return sampled
 
 
+def _option(value: object) -> object:
+    """Return the value of a training option; the word none stands for None, which text cannot hold."""
+    return None if value == "none" else value
+
+
 def recipe_of(algorithm: object) -> Recipe:
-    """Return the recipe of an algorithm, with its hyperparameters.
+    """Return the recipe of an algorithm, which lists the algorithm's hyperparameters.
 
     Raises:
         EnvariantError: If the algorithm is unknown.
@@ -165,11 +194,6 @@ def recipe_of(algorithm: object) -> Recipe:
         return algorithm
     built = as_algorithm(cast("Any", algorithm))
     return Recipe(built.name, "", built if isinstance(built, Composition) else Composition())
-
-
-def _option(value: object) -> object:
-    """Return the value of a training option; the word none stands for None, which text cannot hold."""
-    return None if value == "none" else value
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`Problem`: a small batch and a small network, with which algorithms are checked."""
+"""`Problem`: a small batch and a small network for checking algorithms."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,16 @@ TASKS: Mapping[str, Task] = {"binary": Binary(), "multiclass": Multiclass(3), "r
 class Problem:
     """Test problem for algorithms: a float64 batch of several environments and a small network.
 
-    Environments have different sizes. A problem is also the `Model` that is passed to algorithms.
+    The environments have different sizes. The problem itself is passed to algorithms as their `Model`.
 
     Attributes:
         task: Prediction task.
         batch: Rows of every environment.
-        params: Parameters of the network and of the algorithm's auxiliary networks, by name.
-        own: Auxiliary networks of the algorithm, by name.
-        module: Network returned by `Algorithm.wrap_model`; None if it is the original network.
-        has_features: Whether the network has features, the inputs of its head. If not, features have width 0.
+        params: Mapping from name to parameter, for the network and the algorithm's auxiliary networks.
+        own: Mapping from name to auxiliary network of the algorithm.
+        module: Network returned by `Algorithm.wrap_model`; None if the algorithm does not wrap the network.
+        has_features: Whether the network returns features, the inputs of its head; if not, the features have
+            width 0.
     """
 
     task: Task
@@ -72,7 +73,7 @@ class Problem:
 
     @property
     def context(self) -> TrainContext:
-        """`TrainContext` of the problem, an argument of `Algorithm.init`."""
+        """`TrainContext` of the problem, which is passed to `Algorithm.init`."""
         return TrainContext(
             tuple(f"environment {e}" for e in range(len(self.batch.sizes))),
             self.batch.sizes,
@@ -101,7 +102,7 @@ class Problem:
         return self.task.logits(features @ params["head.weight"].T + params["head.bias"])
 
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
-        """Return the output of an auxiliary network, given by name."""
+        """Return the output of the auxiliary network with a given name."""
         return functional_call(self.own[name], _of_network(params, name), (inputs,))
 
     def step(
@@ -116,7 +117,7 @@ class Problem:
         Args:
             algorithm: Algorithm to check.
             context: Step number, learning rate and random numbers.
-            params: Parameters by name. Default: those of the problem.
+            params: Mapping from name to parameter. Default: the parameters of the problem.
             state: State of the algorithm. Default: its initial state.
         """
         params = self.params if params is None else params
@@ -140,7 +141,7 @@ class Problem:
         return replace(self, own=own, params={**params, **added}, module=module if changed else None)
 
     def with_batch(self, environments: Sequence[tuple[Tensor, Tensor]]) -> Self:
-        """Return a copy of the problem with other rows.
+        """Return a copy of the problem with the given rows.
 
         Args:
             environments: Inputs and targets of each environment.
@@ -150,7 +151,7 @@ class Problem:
         return replace(self, batch=EnvironmentBatch(inputs, targets, sizes, self.task))
 
     def environments(self) -> list[tuple[Tensor, Tensor]]:
-        """Return inputs and targets of each environment."""
+        """Return a list with the inputs and targets of each environment."""
         return list(zip(*map(self.batch.split, (self.batch.inputs, self.batch.targets)), strict=True))
 
     def first(self, environments: int) -> Self:
@@ -192,6 +193,6 @@ def _of_network(params: Parameters, name: str) -> dict[str, Tensor]:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise an `AssertionError` with a message unless a condition is true."""
+    """Raise an `AssertionError` with the given message unless a condition is true."""
     if not condition:
         raise AssertionError(message)

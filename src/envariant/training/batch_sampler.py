@@ -15,7 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from envariant.core import counter_rng, step_context
-from envariant.core.environments import WEIGHT, EnvironmentSet
+from envariant.core.attributes import WEIGHT, training_weights
+from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.training.augmentation import Augmentation, check_unit_range
 from envariant.training.streaming import ReadAhead, Reader, StreamedInputs
@@ -47,6 +48,7 @@ class Rows:
         training: Names of the training environments, in order.
         sizes: Number of rows by environment.
         store: Store of an environment, which decodes the rows of all.
+        shares_batches: Whether replicas with equal batches get one tensor of inputs.
         reader: Reader of rows that stay on disk; None if all rows are in memory.
         index_device: Device on which the rows of a batch are chosen.
         bounds: Cumulative sampling weights of the training rows, `[1, rows]` if all replicas share the rows,
@@ -86,6 +88,7 @@ class Rows:
             self._inputs = torch.stack(inputs).to(device)
         else:
             self._inputs = StreamedInputs(self.reader, stores, self.axis)
+        self.shares_batches = self.axis is None and self.reader is None and store.shares_batches
         targets = [torch.cat([sample[name].targets for name in names]) for sample in distinct]
         self._targets = torch.stack(targets).to(device)
         # Rows on disk are chosen on the CPU, without waiting for a GPU.
@@ -100,13 +103,17 @@ class Rows:
     def _bounds(self, sets: Sequence[EnvironmentSet], device: torch.device) -> Tensor | None:
         training = [[sample[name] for name in self.training] for sample in sets]
         weighted = {WEIGHT in e.attributes for environments in training for e in environments}
-        if True not in weighted:
-            return None
         if len(weighted) > 1:
-            raise EnvariantError("environments: rows of some have weights and rows of others have none")
+            raise EnvariantError(
+                "environments: some environments have row weights and others have none; set weights for all "
+                "environments, or for none"
+            )
         bounds: list[Tensor] = []
         for environments in training:
-            sums = [e.attributes[WEIGHT].double().cumsum(0) for e in environments]
+            weights = [training_weights(e.attributes) for e in environments]
+            sums = [each.double().cumsum(0) for each in weights if each is not None]
+            if not sums:
+                return None
             bounds.append(torch.cat([k + (total / total[-1]) for k, total in enumerate(sums)]))
         return torch.stack(bounds).to(device)
 
@@ -196,7 +203,9 @@ class BatchSampler:
                 self._decode = _unchanged
             self.axes = (rows.axis if augmentation is None else 0, rows.axis)
         else:
-            self.axes = (0, 0)
+            # Trials of a study have equal seeds, so that one matrix product serves all of them.
+            alike = rows.shares_batches and augmentation is None and len(set(seeds)) == 1
+            self.axes = (None, None) if alike else (0, 0)
         self._below: Tensor | None = None
         if batch_size is not None:
             starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
@@ -205,7 +214,7 @@ class BatchSampler:
             self._owners = torch.arange(len(sizes)).repeat_interleave(batch_size).to(self._device)
         elif rows.bounds is not None:
             raise EnvariantError(
-                "environments: rows have weights, which minibatches follow; set a batch size"
+                "environments: rows have weights, which are used to sample minibatches; set batch_size"
             )
         self.of_a_pass = math.ceil(sum(sizes) / sum(self.sizes))
         self._first, self._keys = -1, torch.empty(0)
@@ -229,6 +238,9 @@ class BatchSampler:
             assert isinstance(whole, Tensor)
             return self._decode(whole).to(self._dtype), targets
         keys, index = self._draws(step)
+        if index is not None and self.axes == (None, None):
+            inputs, targets = self._rows.gather(index[:1])
+            return self._decode(inputs[0]), targets[0]
         if index is not None:
             ahead = self._ahead
             whole, targets = self._rows.gather(index, None if ahead is None else lambda: ahead.get(step))

@@ -18,7 +18,6 @@ from torch import Tensor
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError, first_line
 from envariant.models import FeaturizerAndHead
-from envariant.training.allocator import keep_freed_memory
 from envariant.training.batch_sampler import StackingError
 from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.execution import Execution, groups
@@ -29,6 +28,7 @@ from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig
 from envariant.training.step_program import StepProgram
+from envariant.training.streaming import waiting_notes
 
 
 @final
@@ -109,7 +109,6 @@ def run(
         EnvariantError: If data, model and algorithm are incompatible, or a single replica does not fit in
             memory.
     """
-    keep_freed_memory()
     programs: dict[Any, StepProgram] = {}
     for members in groups(replicas, execution.group):
         for part, checkpoint in _resumed(members, resume):
@@ -185,7 +184,7 @@ def _built(
             ) from error
         if checkpoint is not None:
             raise EnvariantError(
-                f"memory: a stack of {count} replicas, which this run was begun with, no longer fits; free "
+                f"memory: a stack of {count} replicas, with which this run started, no longer fits; free "
                 f"memory, or choose a new folder"
             ) from error
     else:
@@ -214,7 +213,8 @@ def _train(stack: ReplicaStack, config: RunConfig, notes: tuple[str, ...]) -> It
             with _errors_as_envariant(stack):
                 rows = stack.measure()
             finished, keep = stack.ended or stack.step == config.steps, config.keep.keeps(stack.step)
-            notes += stack.waiting_notes() if finished else ()
+            if finished:
+                notes += waiting_notes(stack.waited, stack.checkpoint().seconds)
             kept = partial(stack.answers, kept=True) if isinstance(config.keep, KeepBest) else None
             yield Evaluated(
                 stack.replicas, stack.step, rows, stack.checkpoint, finished, stack.answers, notes, keep, kept

@@ -51,7 +51,7 @@ class LinearProbe(Initializer):
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         task = environments.task
         if isinstance(task, Regression):
-            raise EnvariantError(f"{self.name}: needs classes; the task is regression")
+            raise EnvariantError(f"{self.name}: needs a classification task; the task is regression")
         module = fit.initial(environments)
         featurizer, head = featurizer_and_head(module, self.name)
         if not isinstance(head, nn.Linear):
@@ -87,7 +87,8 @@ class LinearProbe(Initializer):
         from sklearn.linear_model import LogisticRegression
 
         model: Any = LogisticRegression(max_iter=self.iterations, warm_start=True)
-        best, chosen = -1.0, (np.zeros(0), np.zeros(0), np.zeros(0))
+        best = -1.0
+        chosen: tuple[Any, Any, Any] = (np.zeros(0), np.zeros(0), np.zeros(0))
         with warnings.catch_warnings():
             # The number of iterations is part of the method.
             warnings.simplefilter("ignore", ConvergenceWarning)

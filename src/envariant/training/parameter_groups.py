@@ -4,7 +4,6 @@ A group is named by the beginning of its parameter names: `head` contains `head.
 matching name decides. Importing this module does not import PyTorch.
 """
 
-import keyword
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, cast, final
 
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, closest_name, listed
+from envariant.core.named_values import written
 from envariant.core.schedules import Schedule
-from envariant.core.specs import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,10 +39,8 @@ class ByGroup:
     others: Value | None = None
 
     def __str__(self) -> str:
-        words = {name: value for name, value in self.values if _is_word(name)}
-        pairs = tuple((name, value) for name, value in self.values if name not in words)
-        last = {} if self.others is None else {"others": self.others}
-        return str(Spec(NAME, pairs, {**words, **last}))
+        others = () if self.others is None else (("others", self.others),)
+        return written(NAME, (*self.values, *others))
 
     def resolve(self, steps: int) -> Self:
         """Convert relative switch points of the schedules to step numbers of a run of `steps` steps."""
@@ -53,6 +50,15 @@ class ByGroup:
 
         pairs = tuple((name, resolved(value)) for name, value in self.values)
         return type(self)(pairs, None if self.others is None else resolved(self.others))
+
+    def scaled(self, factor: float) -> Self:
+        """Return the groups with all values multiplied by a factor."""
+
+        def product(value: Value) -> Value:
+            return value.scaled(factor) if isinstance(value, Schedule) else value * factor
+
+        pairs = tuple((name, product(value)) for name, value in self.values)
+        return type(self)(pairs, None if self.others is None else product(self.others))
 
     def of(self, names: Iterable[str], option: str, default: float | None = None) -> dict[str, Value]:
         """Return the value of each parameter.
@@ -235,7 +241,3 @@ def _unknown_group(group: str, names: Iterable[str], option: str) -> EnvariantEr
         f"{option}: no parameter of the model belongs to the group '{group}'; {hint}groups are {first}, and "
         f"the beginnings of parameter names"
     )
-
-
-def _is_word(name: str) -> bool:
-    return name.isidentifier() and not keyword.iskeyword(name)

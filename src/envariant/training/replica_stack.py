@@ -21,6 +21,7 @@ from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.training import precision
 from envariant.training.accumulation import accumulated
+from envariant.training.allocator import keep_freed_memory
 from envariant.training.averaging.averaged_weights import AveragedWeights
 from envariant.training.batch_sampler import Rows, StackingError
 from envariant.training.checkpoint import Checkpoint, Failure, Stop
@@ -44,9 +45,6 @@ from envariant.training.validation_watch import ValidationWatch
 
 Change = Callable[[Tensor], Tensor]
 """Function from inputs `[…, rows, *shape]` to changed inputs of the same shape."""
-
-# Seconds of waiting that a user would not notice.
-_WORTH_SAYING = 1.0
 
 
 @final
@@ -88,6 +86,9 @@ class ReplicaStack:
         if len(replicas) > 1 and self.network.stochastic:
             raise StackingError("the model draws random numbers of its own, as dropout does")
         self._rows = Rows(sets, self._roles, device)
+        if self._rows.reader is None:
+            # Rows from disk are many blocks of several threads; the gaps between them would add up.
+            keep_freed_memory()
         self._trained = trained = training_rows(self._rows, sets, replicas, device)
         self._batches = sampler(trained, self.network, replicas, config)
         context = replace(
@@ -174,16 +175,6 @@ class ReplicaStack:
             if self._average is not None:
                 self._average.update(self._params, self._alive, step + 1)
         self.step, self._ended = step + 1, time.perf_counter()
-
-    def waiting_notes(self) -> tuple[str, ...]:
-        """Return a note if more than a tenth of the time was spent waiting for rows on disk."""
-        seconds = self._spent + self._ended - self._started
-        if self.waited <= max(0.1 * seconds, _WORTH_SAYING):
-            return ()
-        return (
-            f"data: {self.waited / seconds:.0%} of the time was spent waiting for rows from disk; "
-            f"storage=disk reads faster than storage=files, and a faster disk or more cores help",
-        )
 
     def rehearse(self) -> None:
         """Predict two rows, run one training step, and undo the step.
@@ -391,7 +382,8 @@ class ReplicaStack:
         shapes = {name: value.shape for name, value in self._views.items()}
         if {name: value.shape for name, value in saved.params.items()} != shapes:
             raise EnvariantError(
-                f"replica {saved.replicas[0]}: the checkpoint holds another model; choose a new folder"
+                f"replica {saved.replicas[0]}: the checkpoint belongs to a different model; choose a new "
+                f"folder"
             )
         for name, view in self._views.items():
             view.copy_(saved.params[name])

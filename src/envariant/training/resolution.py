@@ -1,15 +1,10 @@
 """Resolve the options of a run: look up names, and fill in the default settings of the data set."""
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch
-from torch import nn
-from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
-from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
 from envariant.algorithms import (
@@ -25,21 +20,22 @@ from envariant.algorithms import (
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, closest_name, unknown_name
-from envariant.core.losses import closure_content, content
 from envariant.core.schedules import Schedule
+from envariant.data.class_weighting import ClassWeighting
 from envariant.data.validation_split import ValidationSplit
 from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
 from envariant.training.augmentation import Augmentation, augmentation
 from envariant.training.averaging import averaging
+from envariant.training.content_hash import content_hash
 from envariant.training.early_stopping import stop_rule
 from envariant.training.execution import Execution, execution_request
 from envariant.training.keep_rules import keep_rule
 from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
-from envariant.training.option_text import text_of
-from envariant.training.parameter_groups import ByGroup, ParameterGroups, grouped
+from envariant.training.option_conflicts import check_full_batch, check_own_updates
+from envariant.training.parameter_groups import ParameterGroups, grouped
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
@@ -139,7 +135,9 @@ def resolve_algorithm(
     known = predictor(requested)
     if known is not None:
         if hyperparameters:
-            raise EnvariantError(f"{known.name}: takes no hyperparameters; set them in the object")
+            raise EnvariantError(
+                f"{known.name}: takes no hyperparameters; pass a predictor object with the settings you want"
+            )
         return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
     if isinstance(requested, Recipe):
         suggestion = source.default_settings(requested.name)
@@ -155,7 +153,8 @@ def resolve_algorithm(
             built = Recipe(built.name, "", built).build(hyperparameters)
         elif hyperparameters:
             raise EnvariantError(
-                "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
+                "hyperparameters: can be passed only with the name of an algorithm or with a composition; "
+                "for another algorithm object, set them when you construct it"
             )
         suggestion = source.default_settings(built.name)
         return ResolvedAlgorithm(
@@ -195,7 +194,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
         name = text.partition("(")[0].strip()
         if name in PREDICTORS:
             raise EnvariantError(
-                f"{name}: takes no settings as text; pass an object, as in {PREDICTORS[name].__name__}(…)"
+                f"{name}: takes no settings in a string; pass an object, as in {PREDICTORS[name].__name__}(…)"
             ) from None
         # A name that is registered is not misspelled, though its plug-in may be broken.
         known = name in RECIPES or name in composing.PLUGINS.names()
@@ -251,7 +250,7 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     algorithm = resolve_algorithm(requested.algorithm, requested.hyperparameters, source, steps)
     returns_updates = isinstance(algorithm.trained, Algorithm) and algorithm.trained.returns_updates
     if returns_updates:
-        _check_own_updates(algorithm.name, requested)
+        check_own_updates(algorithm.name, requested)
     suggested: dict[str, Any] = {
         "model": defaults.model,
         "steps": steps if fitted else defaults.steps,
@@ -263,8 +262,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         raise EnvariantError(
             f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
         )
-    if requested.accumulate > 1 and requested.augmentation is None and not fitted:
-        _check_batches(requested.batch_size or suggested["batch_size"])
+    if not fitted and (requested.batch_size or suggested["batch_size"]) == "full":
+        check_full_batch(requested)
     left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}
     complete = requested.but(**{**left_open, "steps": steps})
     named = {"data": source.name, "algorithm": algorithm.name}
@@ -273,8 +272,9 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         hyperparameters=algorithm.hyperparameters,
         evaluate_every=complete.evaluate_every or max(1, round(steps / 25)),
     ).described()
-    share, test = requested.holdout_fraction, requested.test_environments
-    rows = ValidationSplit(source, share, test) if share else source
+    share, test, weights = requested.holdout_fraction, requested.test_environments, requested.class_weights
+    split = ValidationSplit(source, share, test) if share else source
+    weighted = split if weights is None else ClassWeighting(split, weights, test)
     rate, groups = grouped(
         complete.learning_rate, complete.weight_decay, defaults.learning_rate, steps,
         weights_only=complete.decay_weights_only,
@@ -282,7 +282,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     return ResolvedRun(
         spec,
         RunSpec(**named, hyperparameters=algorithm.suggested, **suggested),
-        rows if requested.loss is None else WithLoss(rows, requested.loss),
+        # In studies and comparisons, the loss applies to the networks only.
+        weighted if requested.loss is None or fitted else WithLoss(weighted, requested.loss),
         algorithm,
         _config(complete, spec),
         _initializer(requested.init),
@@ -333,30 +334,6 @@ def remarks(
         optimizer: Optimizer of the run.
     """
     return (*algorithm.scaled, *idle_schedules(algorithm.trained, learning_rate, steps, optimizer))
-
-
-def _check_batches(batch_size: object) -> None:
-    if batch_size == "full":
-        raise EnvariantError(
-            'accumulate: batch_size is "full", so all batches of an update would be equal; set a batch_size'
-        )
-
-
-def _check_own_updates(name: str, requested: RunSpec) -> None:
-    """Check that no option of the optimizer is given for an algorithm that updates the weights itself."""
-    given = {
-        "optimizer": requested.optimizer is not None,
-        "weight_decay": requested.weight_decay or requested.decay_weights_only,
-        "learning rates by group": isinstance(requested.learning_rate, ByGroup),
-        "clip": requested.clip is not None,
-        "accumulate": requested.accumulate > 1,
-    }
-    if any(given.values()):
-        out = list(dict.fromkeys(["optimizer", "weight_decay", *(key for key in given if given[key])]))
-        raise EnvariantError(
-            f"{name}: makes its own updates at the run's learning rate; leave {', '.join(out[:-1])} and "
-            f"{out[-1]} out"
-        )
 
 
 def check_environments(
@@ -444,32 +421,3 @@ def _identities(
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)
     return identities
-
-
-def content_hash(value: object) -> str:
-    """Return a hash of a user's model or optimizer: structure, weights and source code.
-
-    Args:
-        value: Module, function, class or frozen dataclass.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    if isinstance(value, nn.Module):
-        digest.update(repr(value).encode())
-        for name, tensor in value.state_dict().items():
-            # A lazy layer has no weights yet.
-            own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
-            digest.update(name.encode() + own)
-        # The settings of PyTorch's losses are not part of their text.
-        digest.update(content(value).encode() if isinstance(value, _Loss) else b"")
-        return digest.hexdigest()
-    parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
-    if parts[0] is not None:
-        digest.update(repr((content_hash(parts[0]), parts[1], sorted(parts[2].items()))).encode())
-        return digest.hexdigest()
-    digest.update(f"{type(value).__qualname__} {text_of(value)}".encode())
-    digest.update(closure_content(value).encode())
-    try:
-        digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
-    except (OSError, TypeError):
-        digest.update(repr(value).encode())
-    return digest.hexdigest()

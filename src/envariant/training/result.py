@@ -1,5 +1,6 @@
 """Result of a run: its history, a summary by environment, and the trained models."""
 
+import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -205,15 +206,17 @@ class TrainingResult(Displayed):
         }
         return replace(self, checkpoints=states, kept={})
 
-    def model(self, replica: int = 0) -> nn.Module:
+    def model(self, replica: int = 0, module: nn.Module | None = None) -> nn.Module:
         """Return the trained network of one replica, in evaluation mode.
 
         Args:
             replica: Index of the replica.
+            module: Module to copy and load the weights into, for runs that were loaded from disk and whose
+                model is of your own class. Default: the network is built as for the run.
 
         Raises:
             EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or
-                the run was loaded from disk and its model was passed as an object.
+                the run was loaded from disk, its model was passed as an object, and no module is given.
         """
         saved = self.checkpoints.get(replica)
         if saved is None:
@@ -221,15 +224,18 @@ class TrainingResult(Displayed):
         record, spec = self.record, self.record.spec
         if not saved.params:
             raise EnvariantError(f"{spec.algorithm}: is not a network, so it has no module to return")
-        if self.build_model is not None:
+        own = module
+        if own is not None:
+            module = copy.deepcopy(own)
+        elif self.build_model is not None:
             module = self.build_model()
         else:
             try:
                 model_config(spec.model)
             except EnvariantError:
                 raise EnvariantError(
-                    f"model '{spec.model}': is not one of the library's; load "
-                    f"result.checkpoints[{replica}].params and .buffers into your own module"
+                    f"model '{spec.model}': is not a built-in model; pass your own module, as in "
+                    f"result.model({replica}, module)"
                 ) from None
             module = rebuilt(
                 spec.model,
@@ -244,8 +250,10 @@ class TrainingResult(Displayed):
         try:
             module.load_state_dict({name: tensors[name] for name in module.state_dict()})
         except (KeyError, RuntimeError):
+            changed = f"{spec.algorithm} changed the network"
+            reason = changed if own is None else "the given module is another one"
             raise EnvariantError(
-                f"model '{spec.model}': does not fit the weights, because {spec.algorithm} changed it; "
+                f"model '{spec.model}': cannot load the trained weights, because {reason}; "
                 f"load result.checkpoints[{replica}].params and .buffers into your own module"
             ) from None
         return module.eval()

@@ -6,7 +6,6 @@ Steps: resolve the options, load the data, pretrain the models, choose the execu
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from hashlib import blake2b
 from typing import Any, Protocol, cast, final
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from envariant.algorithms import Algorithm
 from envariant.core.environments import EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.data.with_loss import WithLoss
+from envariant.data.with_loss import WithLoss, loss_fingerprint
 from envariant.predictors import Predictor
 from envariant.training import engine, predictor_run, provenance
 from envariant.training.checkpoint import Checkpoint, ReplicaState
@@ -190,7 +189,7 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
     for other in resolved[1:]:
         differing = set(difference(other.spec, resolved[0].spec)) - {"hyperparameters", "learning_rate"}
         if differing:
-            raise EnvariantError(f"run: replicas trained together must agree in {', '.join(differing)}")
+            raise EnvariantError(f"run: replicas trained together must have the same {', '.join(differing)}")
     return [by_id[id(member.spec)] for member in members]
 
 
@@ -305,7 +304,7 @@ def _record(
     own = source.source.sample(members[0].seeds.data) if isinstance(source, WithLoss) else sample
     fingerprints = {"data": own.fingerprint()}
     if isinstance(source, WithLoss):
-        fingerprints["loss"] = blake2b(task.identity().encode(), digest_size=16).hexdigest()
+        fingerprints["loss"] = loss_fingerprint(task)
     record = Record(
         spec=spec,
         identity=resolved.identity,

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from envariant.core import specs
+from envariant.core.class_weights import class_weights
 from envariant.core.display import Displayed, Summary
 from envariant.core.errors import unknown_name
 from envariant.training.clipping import clipping
@@ -142,6 +143,12 @@ class RunSpec(BaseModel, Displayed):
         "Number of batches whose mean gradient makes one update; each batch has its own penalties.",
         ge=1,
         le=100_000,
+    )
+    class_weights: Any = _option(
+        None,
+        "Weights of the classes in training, for networks as frequencies in minibatches: balanced, weights "
+        'in the order of the classes, such as "weights(1, 5)", or by name, such as "weights(yes=5)"; '
+        "in Python also a mapping or sequence.",
     )
     precision: Literal["auto", "float32", "bfloat16", "tf32"] = _option(
         "auto",
@@ -273,6 +280,11 @@ class RunSpec(BaseModel, Displayed):
     def _decay(cls, value: object) -> object:
         return weight_decay(value)
 
+    @field_validator("class_weights")
+    @classmethod
+    def _weights(cls, value: object) -> object:
+        return class_weights(value)
+
     @field_validator("clip")
     @classmethod
     def _clip(cls, value: object) -> object:
@@ -362,6 +374,7 @@ _CONDITIONS = (
     "decay_weights_only",
     "clip",
     "accumulate",
+    "class_weights",
     "augmentation",
     "init",
     "freeze",
@@ -382,7 +395,6 @@ SHARED = tuple(
         "data",
         "algorithm",
         "hyperparameters",
-        "learning_rate",
         "test_environments",
         "holdout_fraction",
         *EXECUTION_ONLY,
@@ -391,12 +403,6 @@ SHARED = tuple(
 )
 """Options shared by all runs of a study; a study varies or sets the others itself."""
 
-SEARCHABLE = tuple(
-    name
-    for name in SHARED
-    if name not in {"adapt", "compile", "device", "evaluate_every", "precision", "shared_init", "steps"}
-)
-"""Options for which a study may declare search ranges, besides hyperparameters and the learning rate."""
 
 PYTHON_ONLY = ("adapt",)
 """Options that take a function and therefore have no command-line flag."""

@@ -21,8 +21,26 @@ _ROWS_PER_TASK = 8
 # Batches that are read ahead: at most `_MOST_AHEAD`, and at most about this many bytes.
 _MOST_AHEAD, _BYTES_AHEAD = 4, 256 * 2**20
 
+# Seconds of waiting that a user would not notice.
+_WORTH_SAYING = 1.0
+
 Request = tuple[InputStore, Tensor, int | None]
 """Store, row numbers, and the key of random transforms; no key for evaluation."""
+
+
+def waiting_notes(waited: float, seconds: float) -> tuple[str, ...]:
+    """Return a note if more than a tenth of the time was spent waiting for rows.
+
+    Args:
+        waited: Seconds of waiting.
+        seconds: Seconds of training and evaluation, including waiting.
+    """
+    if waited <= max(0.1 * seconds, _WORTH_SAYING):
+        return ()
+    return (
+        f"data: {waited / seconds:.0%} of the time was spent waiting for rows from disk; storage=disk reads "
+        f"faster than storage=files, and a faster disk or more cores help",
+    )
 
 
 @final

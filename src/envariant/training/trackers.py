@@ -5,6 +5,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -158,6 +159,7 @@ class MLflow(LiveTracker, Tracker):
             import mlflow  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise _missing("MLflow", '"envariant[tracking]"') from None
+        self._arguments = experiment, address
         self._mlflow: Any = mlflow
         self._sent: set[str] = set()
         self._incomplete: dict[str, str] = {}
@@ -175,6 +177,10 @@ class MLflow(LiveTracker, Tracker):
                         self._incomplete[each.data.tags[_TAG]] = each.info.run_id
         except self._mlflow.exceptions.MlflowException as error:
             raise _refused(error) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes of a study connect to the server themselves.
+        return type(self), self._arguments
 
     def has(self, run: int) -> bool:
         return str(run) in self._sent
@@ -248,6 +254,9 @@ class WeightsAndBiases(LiveTracker):
         self._wandb: Any = wandb
         self._options = {"project": project, **options}
         self._runs: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self._options), ()
 
     def begin(self, label: str, settings: Mapping[str, str], step: int) -> None:
         named = {"id": label, "name": label, "resume": "allow" if step else None}

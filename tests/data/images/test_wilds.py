@@ -262,8 +262,8 @@ def test_an_incomplete_download_is_rejected(tmp_path):
     [
         ("animals", "wilds: {root} must have a name such as camelyon17_v1.0, as in WILDS; for other "
          "images use metadata-images"),
-        ("fmow_v1.1", "wilds (for others use metadata-images): unknown data set 'fmow'; known: camelyon17, "
-         "iwildcam, rxrx1, waterbirds"),
+        ("poverty_v1.1", "wilds (for others use metadata-images): unknown data set 'poverty'; known: camelyon17, "
+         "celebA, fmow, iwildcam, rxrx1, waterbirds"),
         ("camelyon17_v1.0", "wilds: {root} is missing; name a folder"),
     ],
 )  # fmt: skip

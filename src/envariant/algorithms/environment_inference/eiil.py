@@ -15,17 +15,19 @@ from envariant.core.tasks import Task
 @final
 @dataclass(frozen=True)
 class EIIL(EnvironmentInference):
-    """max_q ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²], d_i = ∂ℓ_i(s·z_i)/∂s, s = 1. Creager et al. 2021.
+    """Environments that maximize ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²] over q. Creager et al. 2021.
 
-    q_i in [0, 1] is the share of row i in the second environment. ℓ_i is the loss of row i, and z_i are the
-    logits of row i from a reference model, which is trained by ERM on all training rows (`PooledMean`) and
-    then fixed. The objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if
-    d_i > 0, else 0. With the logistic loss, d_i < 0 exactly if row i is predicted correctly. The two
-    environments are then the correctly and the incorrectly predicted rows; their sizes usually differ a lot.
+    q_i in [0, 1] is the share of row i in the second environment. d_i = ∂ℓ_i(s·z_i)/∂s at s = 1 is the
+    derivative of the loss ℓ_i of row i with respect to a multiplier s of the logits z_i. The logits come from
+    a reference model, which is trained by ERM on all training rows (`PooledMean`) and then fixed. The
+    objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if d_i > 0, else 0.
+    With the logistic loss, d_i < 0 if and only if row i is predicted correctly. One environment then consists
+    of the correctly predicted rows and the other of the incorrectly predicted rows; their sizes usually
+    differ a lot.
 
     Attributes:
-        reference_steps: Number of training steps of the reference model; 0 for the number of steps of the
-            run.
+        reference_steps: Number of training steps of the reference model. With 0, it is trained for as many
+            steps as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
         method: Maximization method: "exact" for the solution above, or "ascent" for the paper's 10,000 steps
             of Adam, starting from random q.
@@ -45,7 +47,12 @@ class EIIL(EnvironmentInference):
 
 
 def objective(q: Tensor, slopes: Tensor) -> Tensor:
-    """Return the objective of `EIIL` for shares `q`, `[rows]`, and derivatives d in `slopes`, `[rows]`."""
+    """Return the objective of `EIIL` as a number.
+
+    Args:
+        q: Share q_i of each row in the second environment, `[rows]`.
+        slopes: Derivative d_i of each row, as defined in `EIIL`, `[rows]`.
+    """
     return ((q * slopes).mean() ** 2 + ((1 - q) * slopes).mean() ** 2) / 2
 
 

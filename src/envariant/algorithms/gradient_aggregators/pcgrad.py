@@ -14,10 +14,11 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class PCGrad(GradientAggregator):
-    """g_e ← g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f for all f ≠ e in random order; then the mean. Yu et al. 2020.
+    """Mean of projected gradients g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f. Yu et al. 2020, algorithm 1.
 
-    g_e and g_f are the gradients of environments e and f. Inner products are over all parameters, as in the
-    paper's algorithm 1. The paper sums the projected gradients; here, they are averaged.
+    g_e and g_f are the gradients of environments e and f. Each g_e is projected for all f ≠ e, one after
+    another in random order. Inner products are over all parameters. The paper sums the projected gradients;
+    here, they are averaged.
     """
 
     name: ClassVar[str] = "pcgrad"

@@ -19,12 +19,12 @@ _REFERENCE = 0.07
 @final
 @dataclass(frozen=True)
 class CAD(Penalty):
-    """mean_i −(T/0.07)·log Σ_j p(j | i) over the rows j of other environments. Ruan et al. 2022, eq. 9.
+    """Contrastive loss mean_i −(T/0.07)·log Σ_j p(j | i). Ruan et al. 2022, eq. 9.
 
-    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over all rows j ≠ i of the batch, and h_i are the features of row i.
-    Rows without another row of their class are left out. Equal regression targets count as one class. If
-    `flipped` is false, row i itself is left out; the released code counts it among the rows of its
-    environment.
+    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over all rows j ≠ i of the batch, where h_i are the features of row
+    i. The sum includes only rows j whose environment differs from the environment of row i. Rows without
+    another row of their class are left out. Equal regression targets count as one class. If `flipped` is
+    false, row i itself is left out; the released code counts it among the rows of its environment.
 
     Attributes:
         coefficient: Weight of the penalty.

@@ -17,15 +17,15 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class CLOvE(Penalty):
-    """(1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width). Wald et al. 2021.
+    """Calibration error (1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width).
 
-    E is the number of environments, and N the number of rows i, j of environment e in the batch. f_i is the
-    probability of the predicted class of row i; c_i is 1 if that class is correct, else 0, and has no
-    gradient. The calibration error is squared, because its square root has infinite slope at 0.
+    Wald et al. 2021. E is the number of environments, and N the number of rows i, j of environment e in the
+    batch. f_i is the probability of the predicted class of row i; c_i is 1 if that class is correct, else 0,
+    and has no gradient. The calibration error is squared, because its square root has infinite slope at 0.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper).
-        width: Width of the kernel, a difference of probabilities; positive.
+        width: Width of the kernel, as a difference of two probabilities; positive.
         max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
 

@@ -17,7 +17,7 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class CORAL(Penalty):
-    """mean_{e<f} [ mean_d (μ_e − μ_f)² + mean_dd' (C_e − C_f)² ], C covariances. Sun & Saenko 2016, eq. 1.
+    """Feature distance mean_{e<f} [ mean_d (μ_e − μ_f)² + mean_dd' (C_e − C_f)² ]. Sun & Saenko 2016, eq. 1.
 
     The outer mean is over pairs of environments e and f. μ_e and C_e are the mean vector and covariance
     matrix of the features in environment e; the inner means are over their entries d and dd'.

@@ -52,7 +52,7 @@ def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tenso
     Args:
         first: Moments of X.
         second: Moments of Y.
-        means: Whether to include the first term. If not, the second is divided by 4, as in the paper.
+        means: Whether to include the first term. If false, the second term is divided by 4, as in the paper.
     """
     distance = (first.covariance - second.covariance).square().mean()
     return (first.mean - second.mean).square().mean() + distance if means else distance / 4
@@ -86,7 +86,7 @@ def squared_mmd(
 
 
 def subsample(predicted: PredictedBatch, max_rows: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Sample rows from each environment; return the indices and the number of rows per environment.
+    """Sample rows from each environment; return their indices and the number of sampled rows per environment.
 
     Sampling limits the cost of penalties that compare all pairs of rows; a few hundred rows suffice.
 
@@ -110,6 +110,6 @@ def membership(sizes: Sequence[int], like: Tensor) -> Float[Tensor, "environment
 
     Args:
         sizes: Number of rows of each environment.
-        like: Tensor with the dtype and device of the result.
+        like: Tensor whose dtype and device the masks get.
     """
     return torch.block_diag(*(like.new_ones(1, size) for size in sizes))

@@ -17,14 +17,15 @@ from envariant.core.search_space import LogUniform, Uniform
 @final
 @dataclass(frozen=True)
 class Fishr(Penalty):
-    """(1/E) Σ_e mean_k (ṽ_e − ṽ̄)²_k, ṽ_e the variance of the head's per-row gradients. Ramé et al. 2022.
+    """Distance between gradient variances, (1/E) Σ_e mean_k (ṽ_e − ṽ̄)²_k. Ramé et al. 2022.
 
-    E is the number of environments e, k an entry of the head's weight or bias, and ṽ̄ the mean of all ṽ_e. The
-    gradient of row i is a_i ⊗ h_i for the weight and a_i for the bias, with features h_i and the derivative
-    a_i = ∂ℓ_i/∂z_i of the loss with respect to the logits. The variance over the N rows of environment e is
-    therefore v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)², without a backward pass for each row. As in the released code,
-    ṽ_e = v_e + γ/(1 − γ)·m_e with a moving average m_e of v_e. The newest variance has weight 1, and after
-    many steps the penalty is 1/(1 − γ)² times the penalty without moving average.
+    ṽ_e is the variance of the head's per-row gradients in environment e, and ṽ̄ the mean over all E
+    environments. The index k runs over the entries of the head's weight and bias. The gradient of row i is
+    a_i ⊗ h_i for the weight and a_i for the bias, with features h_i and the derivative a_i = ∂ℓ_i/∂z_i of the
+    loss with respect to the logits. Therefore, the variance over the N rows of environment e is
+    v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)², without a backward pass for each row. As in the released code,
+    ṽ_e = v_e + γ/(1 − γ)·m_e with a moving average m_e of v_e. The newest variance has weight 1. After many
+    steps, the penalty is therefore about 1/(1 − γ)² times as large as without the moving average.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper). The search range is meant for averages over

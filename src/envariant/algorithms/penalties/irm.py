@@ -15,11 +15,12 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class IRM(Penalty):
-    """(1/E) Σ_e ‖∇_{w|w=1} R_e(w·f)‖², with w a multiplier of the logits. Arjovsky et al. 2019, eq. IRMv1.
+    """Squared gradient (1/E) Σ_e ‖∇_{w|w=1} R_e(w·f)‖², w a multiplier of the logits. Arjovsky et al. 2019.
 
-    R_e(w·f) is the risk of environment e if the logits of the model f are multiplied by w; E is the number of
-    environments. For loss ℓ_i and logits z_i of row i, the derivative is the mean of d_i = ∂ℓ_i/∂z_i · z_i
-    over the rows of e (`Task.multiplier_derivatives`), so no second differentiation is needed.
+    This is equation IRMv1 of the paper. R_e(w·f) is the risk of environment e if the logits of the model f
+    are multiplied by w; E is the number of environments. For loss ℓ_i and logits z_i of row i, the derivative
+    is the mean of d_i = ∂ℓ_i/∂z_i · z_i over the rows of e (`Task.multiplier_derivatives`), so no second
+    differentiation is needed.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper). The penalty of a constant predictor is 0, so a

@@ -19,10 +19,10 @@ _GAMMAS = (1e-4, *distances.WIDE)
 @final
 @dataclass(frozen=True)
 class RDM(Penalty):
-    """MMD²(L_worst, L), the distance between two distributions of losses. Nguyen et al. 2023.
+    """Squared discrepancy MMD²(L_worst, L) between two distributions of losses. Nguyen et al. 2023.
 
-    L are the losses of all rows in the batch; L_worst are those in the environment with the largest risk.
-    Environments may differ in size; the released code requires equal sizes.
+    L are the losses of all rows in the batch; L_worst are the losses of the rows in the environment with the
+    largest risk. Environments may differ in size; the released code requires equal sizes.
 
     Attributes:
         coefficient: Weight of the penalty.
@@ -45,6 +45,6 @@ class RDM(Penalty):
 
 
 def worst_environment(predicted: PredictedBatch) -> Tensor:
-    """Return 1 for each row of the environment with the largest risk, and 0 for all other rows, `[rows]`."""
+    """Return a mask `[rows]`: 1 for rows of the environment with the largest risk, 0 for all other rows."""
     worst = predicted.risks.detach().argmax()
     return (predicted.batch.environment_of_rows() == worst).to(predicted.losses.dtype)

@@ -18,13 +18,13 @@ _PROJECTION = "selfreg-projection"
 @final
 @dataclass(frozen=True)
 class SelfReg(Penalty):
-    """min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}. Kim et al. 2021.
+    """Penalty min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}.
 
-    R is the risk, o are logits, h features, q = P(h) a learned projection, and d the mean squared difference.
-    ρ and ρ' are two random rows of the same class, for each row. mix v = λ·v_ρ + (1 − λ)·v_ρ', and
-    λ ~ Beta(½, ½) is sampled once per step. P is trained with the model; the released code never trains P. In
-    regression, ρ and ρ' must have the row's target, so they are usually the row itself, and the penalty
-    reduces to 0.3·min(1, R)·d(h, P(h)).
+    Kim et al. 2021. R is the risk, o are logits, h are features, q = P(h) is a learned projection, and d is
+    the mean squared difference. For each row, ρ and ρ' are two random rows of the same class. The mixtures
+    are mix v = λ·v_ρ + (1 − λ)·v_ρ', where λ ~ Beta(½, ½) is sampled once per step. P is trained with the
+    model; the released code never trains P. In regression, ρ and ρ' must have the same target as the row.
+    They are therefore usually the row itself, and the penalty reduces to 0.3·min(1, R)·d(h, P(h)).
 
     Attributes:
         coefficient: Weight of the penalty; 1 in the paper.
@@ -84,7 +84,7 @@ class SelfReg(Penalty):
 
 
 def partner_of_same(targets: Tensor, order: Tensor) -> Tensor:
-    """Return the index of a random row with the same target for each row (a permutation within classes).
+    """Return, for each row, the index of a random row with the same target (a permutation within classes).
 
     Args:
         targets: Targets, `[rows]`.

@@ -21,12 +21,13 @@ _BISECTION_STEPS = 52
 @final
 @dataclass(frozen=True)
 class EQRM(RiskAggregator):
-    """k with F(k) = α, where F is a Gaussian KDE of the risks. Eastwood et al. 2022, eq. 4.1.
+    """Quantile k with F(k) = α, where F is a smooth distribution of the risks. Eastwood et al. 2022, eq. 4.1.
 
-    For E environments with risks R_e of standard deviation s (divisor E − 1), the bandwidth is
-    b = 1.06·s·E^(−1/5). The first `burn_in` steps minimize the mean risk. The released code then restarts
-    Adam with a learning rate of 1e-6. To reproduce this, use `burn_in=2500`, optimizer `adam(reset=2500)` and
-    learning rate `step(1e-3, 1e-6, at=2500)`; all three step numbers must be equal.
+    F is the distribution function of a Gaussian kernel density estimate from the risks R_e of E environments.
+    Its bandwidth is b = 1.06·s·E^(−1/5), where s is the standard deviation of the risks (divisor E − 1). The
+    first `burn_in` steps minimize the mean risk. The released code then restarts Adam with a learning rate of
+    1e-6. To reproduce this, use `burn_in=2500`, optimizer `adam(reset=2500)` and learning rate
+    `step(1e-3, 1e-6, at=2500)`. All three step numbers must be equal.
 
     Attributes:
         quantile: α in (0, 1). For α close to 1, use the negative number a = log(1 − α) instead; k is then
@@ -50,7 +51,8 @@ class EQRM(RiskAggregator):
         super().__post_init__()
         if not (self.quantile < 0 or 0 < self.quantile < 1):
             raise EnvariantError(
-                f"EQRM: quantile must be in (0, 1), or log(1 − α) < 0, got {self.quantile:g}"
+                f"EQRM: quantile must be α in (0, 1), or the negative number log(1 − α); got "
+                f"{self.quantile:g}"
             )
 
     def switch_steps(self) -> Mapping[str, int]:
@@ -61,7 +63,7 @@ class EQRM(RiskAggregator):
         return torch.where(torch.as_tensor(predicted.context.step) < self.burn_in, mean, quantile), state
 
     def of_risks(self, risks: Tensor) -> Tensor:
-        """Return the quantile k of given risks, `[environments]`; the mean risk if all risks are equal."""
+        """Return the quantile k of the risks, `[environments]`; their mean if all risks are equal."""
         if len(risks) == 1:
             return risks.mean()
         # The quantile and its slopes are computed without autograd, which cannot differentiate a bisection.

@@ -13,9 +13,9 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class SumRisk(RiskAggregator):
-    """Σ_e R_e, the sum of the risks of all environments.
+    """Sum of risks Σ_e R_e over all environments.
 
-    With E environments, penalties have E times less relative weight than with `MeanRisk`.
+    With E environments, the same penalty coefficient has 1/E of the effect that it has with `MeanRisk`.
     """
 
     name: ClassVar[str] = "sum"

@@ -18,7 +18,7 @@ EPSILON = 1e-8
 
 
 def moments(params: Parameters) -> State:
-    """Return Adam's initial state: a step count of 0, and moments of 0 for every parameter."""
+    """Return Adam's initial state: a step count of 0, and zeros as the two moments of every parameter."""
     like = next(iter(params.values()), torch.zeros(()))
     zeros = {name: torch.zeros_like(value) for name, value in params.items()}
     return {"mean": zeros, "square": dict(zeros), "count": like.new_zeros(())}
@@ -65,12 +65,12 @@ def decayed(params: Parameters, gradients: Parameters, context: StepContext) -> 
 
 
 def gradients_of(loss: Callable[[Parameters], Tensor], params: Parameters) -> dict[str, Tensor]:
-    """Return the gradients of a loss by parameter name; empty if there are no parameters."""
+    """Return the gradients of a loss by parameter name; an empty dictionary if there are no parameters."""
     return grad(loss)(params) if params else {}
 
 
 def first_step(gradients: Parameters, rate: Any) -> dict[str, Tensor]:
-    """Return the change of each parameter in Adam's first step: about `rate` times the gradient's sign."""
+    """Return the update to subtract in Adam's first step: about `rate` times the sign of the gradient."""
     return {k: rate * g / (g.abs() + EPSILON) for k, g in gradients.items()}
 
 

@@ -26,13 +26,14 @@ _ADVERSARY, _EMBEDDING = "dann-discriminator", "dann-embedding"
 @final
 @dataclass(frozen=True)
 class DANN(TrainingStep):
-    """Alternate min_D L_D and min_θ R − λ·L_D, L_D = CE(D(h), e) + γ·GP. Ganin et al. 2016; Li et al. 2018.
+    """Adversarial training: alternate min_D L_D and min_θ R − λ·L_D. Ganin et al. 2016; Li et al. 2018.
 
-    R is the risk, θ are the parameters of the model, h are features, and CE is the cross-entropy of the
-    discriminator D for the environment e. The gradient penalty GP is the mean squared gradient of D's loss
-    with respect to D's input. CDANN adds an embedding of the class to the input of D, and weights rows so
-    that all classes have equal weight in CE. The model and D have separate Adam optimizers and are updated
-    alternately, as in DomainBed; the DANN paper updates both at once through a reversed gradient.
+    R is the risk, θ are the parameters of the model, and L_D = CE(D(h), e) + γ·GP is the loss of the
+    discriminator D. CE is the cross-entropy for the environment e, predicted from the features h. The
+    gradient penalty GP is the mean squared gradient of D's loss with respect to D's input. CDANN adds an
+    embedding of the class to the input of D, and weights rows so that all classes have equal weight in CE.
+    The model and D have separate Adam optimizers and are updated alternately, as in DomainBed; the DANN paper
+    updates both at once through a reversed gradient.
 
     Attributes:
         weight: λ, weight of the discriminator's loss.
@@ -71,7 +72,7 @@ class DANN(TrainingStep):
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         if self.conditional and context.task.name == "regression":
-            raise EnvariantError("cdann: needs classes, but the task is regression")
+            raise EnvariantError("cdann: needs a classification task, but the task is regression")
         if self.conditional and context.task.target_shape:
             raise EnvariantError(f"cdann: needs one target per row, but the task is {context.task.name}")
         own = adam.part(params, _ADVERSARY, _EMBEDDING)
@@ -131,12 +132,12 @@ class DANN(TrainingStep):
 
 
 def class_weights(targets: Tensor, weights: Tensor, classes: int) -> Tensor:
-    """Return row weights, `[rows]`, that have the same sum in every class of the batch.
+    """Rescale row weights, `[rows]`, so that their sum is the same in every class of the batch.
 
-    The sum is 1/C', where C' is the largest class number in the batch plus 1.
+    The sum is 1/C', where C' is 1 plus the largest class index in the batch.
 
     Args:
-        targets: Class of each row, `[rows]`.
+        targets: Class index of each row, `[rows]`.
         weights: Relative weight of each row within its class, `[rows]`.
         classes: Number of classes.
     """

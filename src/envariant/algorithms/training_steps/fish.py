@@ -1,4 +1,4 @@
-"""Fish: update the model on one environment after another, which aligns the environments' gradients."""
+"""Fish: update the model on one environment after another, so that the environments' gradients align."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -19,11 +19,12 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Fish(TrainingStep):
-    """θ ← θ + ε·(θ' − θ), θ' after one inner step on each environment in turn. Shi et al. 2021, algorithm 1.
+    """Update θ ← θ + ε·(θ' − θ), θ' after one inner step per environment. Shi et al. 2021, algorithm 1.
 
-    θ are the parameters, and θ' the parameters after the inner steps. To first order, the update increases
-    the inner products of the environments' gradients. As in DomainBed, the inner steps use Adam with the
-    run's learning rate, and moments are kept between steps. There is no outer optimizer.
+    θ are the parameters, and θ' the parameters after one inner step on each environment in turn. To first
+    order, the update increases the inner products of the environments' gradients. As in DomainBed, the inner
+    steps use Adam with the run's learning rate, and Adam's moments are kept from one training step to the
+    next. There is no outer optimizer.
 
     Attributes:
         meta_rate: ε in (0, 1], step size towards θ'.

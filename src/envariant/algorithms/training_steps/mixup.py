@@ -18,12 +18,12 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Mixup(TrainingStep):
-    """(1/E) Σ_pairs λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j), x̃ = λ·x_i + (1 − λ)·x_j. Yan et al. 2020.
+    """Mixed risk (1/E) Σ_pairs λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j). Yan et al. 2020.
 
     The E environments are put in random order, and each environment i is paired with the next one, j (the
     last with the first). x_i, y_i are rows and targets of environment i. R is the mean loss of model f on the
-    mixed rows x̃. Each pair has one λ ~ Beta(α, α). Rows are paired in batch order, up to the size of the
-    smaller environment.
+    mixed rows x̃ = λ·x_i + (1 − λ)·x_j. Each pair has one λ ~ Beta(α, α). Rows are paired in batch order, up
+    to the size of the smaller environment.
 
     Attributes:
         alpha: α > 0, parameter of the Beta distribution. With a small α, most rows are nearly unchanged.

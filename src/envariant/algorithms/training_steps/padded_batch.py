@@ -1,4 +1,4 @@
-"""Minibatches padded to equally many rows per environment, so that rows can be paired."""
+"""Minibatches padded to the same number of rows in every environment, so that rows can be paired."""
 
 from dataclasses import dataclass
 from typing import final
@@ -34,7 +34,7 @@ class PaddedBatch:
         return cls(*(torch.stack([_padded(piece, largest) for piece in part]) for part in parts))
 
     def at(self, order: Tensor) -> "PaddedBatch":
-        """Return the padded batch with its environments in another order."""
+        """Return the padded batch with its environments in the order `order`."""
         return PaddedBatch(self.inputs[order], self.targets[order], self.counts[order])
 
 

@@ -18,12 +18,13 @@ from envariant.core.tasks import Binary, Multiclass, Task
 @final
 @dataclass(frozen=True)
 class RSC(TrainingStep):
-    """Risk R of head(h ∘ mask), representation self-challenging. Huang et al. 2020, algorithm 1.
+    """Risk of head(h ∘ mask), called representation self-challenging. Huang et al. 2020, algorithm 1.
 
     h are the features, and ∘ is the elementwise product. u_i is the gradient of the true class's logit with
-    respect to the features of row i. The mask sets the features with the largest entries of u_i to 0. It is
-    applied only to the rows whose probability of the true class it decreases most. Masks have no gradient.
-    Only feature vectors are masked; the paper also masks spatial positions.
+    respect to the features of row i. The mask sets the features with the largest entries of u_i to 0. Only
+    those rows are masked whose predicted probability of the true class decreases most under the mask. The
+    mask is treated as a constant in the gradient. Only feature vectors are masked; the paper also masks
+    spatial positions.
 
     Attributes:
         features: Share of features to mask in a masked row, in [0, 1].
@@ -53,7 +54,7 @@ class RSC(TrainingStep):
     def mask(
         self, model: Model, params: Parameters, features: Tensor, logits: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """Return the final mask, `[rows, width]`: 0 for masked features, 1 for all others."""
+        """Return the final mask, `[rows, width]`: 0 for masked features of masked rows, 1 for all others."""
         feature_mask = self.feature_mask(model, params, features, batch)
         without = model.head(params, features * feature_mask)
         before, after = (_true_probability(batch.task, z, batch.targets) for z in (logits, without))
@@ -64,7 +65,7 @@ class RSC(TrainingStep):
     def feature_mask(
         self, model: Model, params: Parameters, features: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """Return the mask for all rows, `[rows, width]`: 0 for the largest entries of u_i, 1 for others."""
+        """Return the mask as if all rows were masked, `[rows, width]`: 0 at the largest entries of u_i."""
 
         def true_logits(h: Tensor) -> Tensor:
             return _true_logits(batch.task, model.head(params, h), batch.targets).sum()

@@ -22,14 +22,15 @@ _STYLE = "sagnet-style"
 @final
 @dataclass(frozen=True)
 class SagNet(TrainingStep):
-    """(1) min R(A(content, mixed style)); (2) min R(S(other content, style)); (3) flatten S. Nam et al. 2021.
+    """Minimization of R(A(content, mixed style)), with an adversary S on the style. Nam et al. 2021.
 
-    R is the risk, A the head of the model, and S a second head. The style of a row is the mean and variance
-    of its features; the content is the row's standardized features. Each training step has three parts. Part
-    (1) trains the featurizer and A on features whose style is mixed with another row's style. Part (2) trains
-    S to predict the class from the row's style and another row's content. Part (3) trains the featurizer so
-    that S predicts equal probabilities for all classes. Featurizer, A and S have separate Adam optimizers.
-    Features are vectors, as in DomainBed; the paper uses convolutional feature maps.
+    R is the risk, A the head of the model, S a second head, CE the cross-entropy, K the number of classes.
+    The style of a row is the mean and variance of its features; the content is the row's standardized
+    features. Each training step has three parts. Part (1) trains the featurizer and A on features whose style
+    is mixed with another row's style. Part (2) trains S to predict the class from the row's style and another
+    row's content. Part (3) trains the featurizer so that S predicts equal probabilities for all classes.
+    Featurizer, A and S have separate Adam optimizers. Features are vectors, as in DomainBed; the paper uses
+    convolutional feature maps.
 
     Attributes:
         weight: Weight of part (3).
@@ -114,7 +115,10 @@ def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
 
 
 def with_content_of(features: Tensor, order: Tensor) -> Tensor:
-    """Replace the content of row i by the content of row `order[i]`, without gradient; keep the style."""
+    """Replace the content of row i by the content of row `order[i]`, and keep the style of row i.
+
+    The new content is treated as a constant in the gradient.
+    """
     content, mean, variance = _content_and_style(features)
     return content[order].detach() * (variance + _TINY).sqrt() + mean
 

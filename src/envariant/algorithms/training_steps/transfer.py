@@ -18,7 +18,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Transfer(TrainingStep):
-    """Alternate min R and min_h λ·max_{‖a−w‖≤δ} [max_e R_e(a) − min_e R_e(a)]. Zhang et al. 2021.
+    """Alternation of min R and min_h λ·max_{‖a−w‖≤δ} [max_e R_e(a) − min_e R_e(a)]. Zhang et al. 2021.
 
     R is the risk, h are the features, and w are the weights of the model's head. The adversary a is another
     head within distance δ of w, and R_e(a) is the risk of environment e with this head. The term in brackets
@@ -30,7 +30,7 @@ class Transfer(TrainingStep):
 
     Attributes:
         weight: λ, weight of the risk gap.
-        delta: δ, Euclidean radius of the ball in the space of all weights and biases of the head.
+        delta: δ, Euclidean radius of the ball around w, in the space of all weights and biases of the head.
         climbs: Number of ascent steps of the adversary.
         rate: Learning rate of the ascent.
         descent: Optimizer of updates (1) and (2): "adam", or "sgd" for gradient descent.
@@ -110,7 +110,7 @@ def risk_gap(model: Model, adversary: Parameters, features: Tensor, batch: Envir
 
 
 def project(point: Parameters, center: Parameters, radius: Any) -> dict[str, Tensor]:
-    """Project parameters onto the ball with a given center and radius."""
+    """Project parameters onto the Euclidean ball with a given center and radius."""
     difference = {name: value - center[name] for name, value in point.items()}
     distance = torch.stack([value.square().sum() for value in difference.values()]).sum().sqrt()
     share = torch.clamp(radius / distance.clamp(min=1e-30), max=1)

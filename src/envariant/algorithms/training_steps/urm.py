@@ -29,7 +29,7 @@ _DISCRIMINATOR = "urm-discriminator"
 @final
 @dataclass(frozen=True)
 class URM(TrainingStep):
-    """Minimize R + a·BCE(D(h), 1); train D by BCE(D(u), 1) + a·BCE(D(h), 0). Krishnamachari 2024.
+    """Minimization of R + a·BCE(D(h), 1); D is trained by BCE(D(u), 1) + a·BCE(D(h), 0). Krishnamachari 2024.
 
     R is the risk, h are features, u are uniform random numbers, and BCE is the binary cross-entropy of the
     discriminator D. A tanh or ReLU is appended to the featurizer, and u is uniform on [−1, 1] for tanh or on

@@ -45,7 +45,7 @@ def sections(results: ComparisonResults, recommended: str) -> list[PageSection]:
 
 
 def to_dict(results: ComparisonResults, recommended: str) -> dict[str, Any]:
-    """Return the numbers of all applicable sections as a dictionary for JSON."""
+    """Return the numbers of all applicable sections as a JSON-serializable dictionary."""
     return {key: value for each in sections(results, recommended) for key, value in each.to_dict().items()}
 
 
@@ -129,7 +129,7 @@ def write(
 
 
 def check(folder: Path) -> None:
-    """Check that the report and the numbers would replace only files of an earlier comparison.
+    """Check that writing the report would overwrite only files of an earlier comparison.
 
     Raises:
         EnvariantError: If report.html or comparison.json exists and was not written by a comparison.

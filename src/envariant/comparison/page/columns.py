@@ -1,4 +1,4 @@
-"""Report section on columns: stability of their relation with the target, and importance."""
+"""Report section on columns: stability of their relation with the target, and their importance."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _ABSENT = (math.nan,) * 3
 @final
 @dataclass(frozen=True, eq=False)
 class Columns(PageSection):
-    """Section on how stable each column's relation with the target is, and how important columns are."""
+    """Section on the stability of each column's relation with the target, and on column importance."""
 
     anchor: ClassVar[str] = "columns"
     title: ClassVar[str] = "Which columns carry an unstable relation?"
@@ -74,7 +74,7 @@ class Columns(PageSection):
         ]
 
     def stability_table(self) -> TextTable:
-        """Return a table with the relation, pooled slope, extreme slopes and p-value of each column."""
+        """Return a table with the kind of relation, the slopes and the p-value of each column."""
         lines: list[tuple[str, ...]] = []
         for column in self.results.data.columns[:_MOST_ROWS]:
             slopes = known(dict(column.slopes))
@@ -96,7 +96,7 @@ class Columns(PageSection):
         return TextTable(header, tuple(lines), (note,))
 
     def importance_table(self) -> TextTable:
-        """Return a table with the decrease in performance after shuffling or replacing each column."""
+        """Return a table with the decrease in performance after each column is shuffled or replaced."""
         lines: list[tuple[str, ...]] = []
         for column in self.results.data.columns[:_MOST_ROWS]:
             losses: list[float] = []

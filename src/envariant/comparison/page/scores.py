@@ -206,7 +206,7 @@ def drop_rows(
 
 
 def runner_up(results: ComparisonResults) -> str:
-    """Return the method, other than the baseline, whose worst score is best; "" if there is none."""
+    """Return the non-baseline method with the best worst-environment score; "" if there is none."""
     others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
     return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")
 

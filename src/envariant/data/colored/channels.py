@@ -1,7 +1,7 @@
 """Colored MNIST with one training environment per color channel, to reproduce a course report.
 
-Color channels are not environments in the usual sense: a relation common to all channels need not hold if
-colors are swapped.
+Color channels are not environments in the usual sense: a relation that holds in all channels need not hold
+after colors are swapped.
 """
 
 from dataclasses import dataclass, field

@@ -1,9 +1,10 @@
-"""Construct colored digits: labels that follow the shape with noise, and colors that follow the label.
+"""Construct colored digits: labels depend on the digit with noise, and colors depend on the label with noise.
 
-The shape's class s is 0 or 1: digits 0–4 or 5–9. The label is y = s ⊕ Bern(label noise), and the color is
-c = y ⊕ Bern(flip), where ⊕ is exclusive or and Bern(p) is 1 with probability p. c is the channel that shows
-the digit. Within an environment, the color may predict the label better than the shape does. Only the
-relation between label and shape is the same in all environments. Arjovsky et al. 2019, section 5.2.
+The noise-free binary label s (`shape` in the code) depends only on the digit: digits 0–4 have one value and
+digits 5–9 the other. The label is y = s ⊕ Bern(label noise), and the color is c = y ⊕ Bern(flip), where ⊕ is
+exclusive or and Bern(p) is 1 with probability p. c is the index of the color channel that shows the digit.
+Within an environment, the color may predict the label better than the shape does. Only the relation between
+label and shape is the same in all environments. Arjovsky et al. 2019, section 5.2.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ class Theory:
 
     Attributes:
         shape_only: Accuracy of the best classifier that uses only the shape: 1 − label noise.
-        color_only: Accuracy if the color is predicted as the label: 1 − flip probability.
+        color_only: Accuracy of the classifier that predicts the color as the label: 1 − flip probability.
         bayes: Accuracy of the environment's Bayes classifier, which uses shape and color.
         bayes_risk: Risk of the Bayes classifier in nats: the entropy of the label given shape and color.
     """
@@ -54,7 +55,7 @@ def theory(label_noise: float, flip: float) -> Theory:
     The shape and the color are independent given the label.
 
     Args:
-        label_noise: Probability that the label differs from the class of the shape.
+        label_noise: Probability that the label differs from the noise-free label.
         flip: Probability that the color differs from the label.
     """
     q, e = label_noise, flip
@@ -87,7 +88,7 @@ def names(
     Args:
         train: Color flip probability of each training environment.
         test: Color flip probability of each test environment.
-        name: Function from flip probability to name.
+        name: Function that maps a flip probability to an environment name.
     """
     return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
@@ -101,17 +102,17 @@ def colored_environment(
     flipped_label: Bool[Tensor, " rows"],
     flipped_color: Bool[Tensor, " rows"],
 ) -> Environment:
-    """Build an environment of colored digits, with the attributes digit, shape and color.
+    """Build an environment of colored digits, with the row attributes digit, shape and color.
 
     The inputs, `[rows, 2, height, width]`, contain the image in the channel of its color, and zeros in the
     other channel.
 
     Args:
         name: Name of the environment.
-        images: Gray values in [0, 1], `[rows, height, width]`.
+        images: Grayscale images with values in [0, 1], `[rows, height, width]`.
         digits: Digit of each image, 0 to 9, `[rows]`.
-        shape: Class of each digit's shape, `[rows]`.
-        flipped_label: Mask of the rows whose label differs from the class of the shape, `[rows]`.
+        shape: Noise-free binary label of each row, which depends on its digit, `[rows]`.
+        flipped_label: Mask of the rows whose label differs from the noise-free label, `[rows]`.
         flipped_color: Mask of the rows whose color differs from the label, `[rows]`.
     """
     label = shape ^ flipped_label
@@ -123,12 +124,12 @@ def colored_environment(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """Remove the color from a copy of an environment, by summing the color channels."""
+    """Return a copy of an environment without color: the color channels are summed."""
     return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
 def standardized(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Standardize the inputs of an environment, then extend two channels by a third channel of zeros."""
+    """Standardize the inputs of an environment; append a third channel of zeros if there are two channels."""
     inputs = (environment.inputs - mean) / deviation
     if inputs.shape[1] == 2:
         inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)
@@ -140,7 +141,10 @@ def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
 
 
 def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sample uniform numbers in [0, 1) for label noise, then for colors, as in the IRM authors' code."""
+    """Sample one uniform number in [0, 1) per row for label noise, then one per row for colors.
+
+    The order is that of the IRM authors' code.
+    """
     return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 
@@ -148,9 +152,9 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
     """Downsample images to `size` × `size` pixels and scale their values to [0, 1].
 
     Args:
-        images: Gray values from 0 to `most`, `[rows, height, width]`.
+        images: Grayscale images with values from 0 to `most`, `[rows, height, width]`.
         size: Height and width of the result in pixels; pixels are selected at equal intervals.
-        most: Largest possible gray value.
+        most: Largest possible pixel value.
     """
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
@@ -166,8 +170,8 @@ class Facts:
         role: Default role of the environment, "train" or "test".
         rows: Number of rows.
         label_one: Share of rows with label 1.
-        color_agreement: Share of rows whose label equals the color.
-        shape_agreement: Share of rows whose label equals the class of the shape.
+        color_agreement: Share of rows whose color equals the label.
+        shape_agreement: Share of rows whose label equals the noise-free label.
         theory: Exact accuracies and risks of the environment.
     """
 
@@ -183,7 +187,7 @@ class Facts:
 class DigitSource(SpecSource):
     """Base class of all sources of colored digits, specified by `base:protocol(setting=value, …)`.
 
-    For gray images, the name `base` ends in `-grayscale`.
+    For grayscale images, the name `base` ends in `-grayscale`.
     """
 
     @classmethod
@@ -207,10 +211,10 @@ class DigitSource(SpecSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Base class of sources of colored digits; the seed determines order of rows, label noise and colors.
+    """Base class of colored digits; the seed determines the order of rows, the label noise and the colors.
 
     Attributes:
-        label_noise: Probability that the label differs from the class of the shape.
+        label_noise: Probability that the label differs from the noise-free label of the digit.
         train_flips: Probabilities that the color differs from the label, one per training environment.
         test_flips: Probabilities that the color differs from the label, one per default test environment.
         gray: Whether to sum the color channels, so that models cannot use the color (grayscale oracle).
@@ -273,15 +277,15 @@ class ColoredSource(DigitSource):
         uniforms: tuple[Tensor, Tensor],
         group: Callable[[Tensor], Tensor] = lambda number: number < 5,
     ) -> Environment:
-        """Build one environment from gray images and random numbers.
+        """Build one environment from grayscale images and random numbers.
 
         Args:
             name: Name of the environment.
-            images: Gray values in [0, 1], `[rows, height, width]`.
+            images: Grayscale images with values in [0, 1], `[rows, height, width]`.
             digits: Digit of each image, 0 to 9, `[rows]`.
             flip: Probability that the color differs from the label.
             uniforms: Uniform numbers in [0, 1) for label noise and for colors, `[rows]` each.
-            group: Function from digits to the class of the shape (true or false).
+            group: Function that maps digits to the noise-free binary label (true or false).
         """
         number = torch.from_numpy(digits.astype(np.int64))
         noise, color = uniforms
@@ -296,7 +300,7 @@ class ColoredSource(DigitSource):
         return grayscale(environment) if self.gray else environment
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
-        """Measure shares of rows in every environment, and compute exact accuracies and risks.
+        """Measure the properties of every environment, and compute its exact accuracies and risks.
 
         Args:
             sample: Environments returned by `sample`.

@@ -74,7 +74,7 @@ class ColoredMNIST(construction.ColoredSource):
 
         Args:
             name: Name of the environment.
-            images: Gray values from 0 to 255, `[rows, 28, 28]`.
+            images: Grayscale images with values from 0 to 255, `[rows, 28, 28]`.
             labels: Digit of each image, `[rows]`.
             flip: Probability that the color differs from the label.
             generator: Random number generator for label noise and colors.

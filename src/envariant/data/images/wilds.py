@@ -33,6 +33,7 @@ class Rows:
     labels: Sequence[str]
     environments: Sequence[str]
     splits: Sequence[str] | None = None
+    remarks: tuple[str, ...] = ()
 
     def listing(self, where: str) -> Listing:
         """Group the images by environment; an environment with several splits is divided into one per split.
@@ -77,7 +78,8 @@ class Rows:
             raise EnvariantError(
                 f"{where}: all rows come from '{shown(groups[0].name)}'; at least two environments are needed"
             )
-        return Listing(tuple(groups), classes, tuple(by_role["test"]), tuple(by_role["validation"]))
+        tests, validation = tuple(by_role["test"]), tuple(by_role["validation"])
+        return Listing(tuple(groups), classes, tests, validation, self.remarks)
 
 
 @final
@@ -102,7 +104,7 @@ class MetadataImages(ImageSource):
     metadata: str = field(default="metadata.csv", kw_only=True)
 
     def listing(self) -> Listing:
-        table = _Table(self.base, Path(self.root), self.metadata)
+        table = Table(self.base, Path(self.root), self.metadata)
         splits = None if self.split is None else table[self.split]
         rows = Rows(table[self.file], table[self.label], table[self.environment], splits)
         return rows.listing(self.base)
@@ -113,8 +115,9 @@ class MetadataImages(ImageSource):
 class Wilds(ImageSource):
     """Data source for a WILDS image data set in a folder downloaded by `wilds`, such as `camelyon17_v1.0`.
 
-    Supported data sets are camelyon17 (environments: five hospitals), iwildcam (camera traps), rxrx1
-    (experiments) and waterbirds (backgrounds).
+    Supported data sets are camelyon17 (environments: five hospitals), iwildcam (camera traps), fmow (regions
+    of the world), rxrx1 (experiments), waterbirds (backgrounds) and celebA (sex; the target is blond hair).
+    For the texts of civilcomments and amazon, see `wilds_table`.
 
     Attributes:
         splits: Whether to use the official splits for test and validation environments; otherwise
@@ -135,26 +138,37 @@ class Wilds(ImageSource):
         if named["name"] not in _SETS:
             where = f"{self.base} (for others use metadata-images)"
             raise unknown_name("data set", named["name"], _SETS, where=where)
-        table = _Table(self.base, root, "metadata.csv")
-        if not list(root.glob("RELEASE_v*.txt")):
-            raise EnvariantError(
-                f"{self.base}: {root} lacks its RELEASE_v….txt, which marks a complete download; download "
-                f"the data set again"
-            )
+        main = _TABLES.get(named["name"], "metadata.csv")
+        table = Table(self.base, root, main)
+        check_release(self.base, root)
         rows = _SETS[named["name"]](table)
         if not self.splits:
-            rows = Rows(rows.files, rows.labels, rows.environments)
+            rows = Rows(rows.files, rows.labels, rows.environments, remarks=rows.remarks)
         return rows.listing(f"{self.base}: {named['name']}")
 
 
+def check_release(base: str, root: Path) -> None:
+    """Check that the folder of a WILDS data set holds the file that marks a complete download.
+
+    Raises:
+        EnvariantError: If there is none.
+    """
+    if not list(root.glob("RELEASE_v*.txt")):
+        raise EnvariantError(
+            f"{base}: {root} lacks its RELEASE_v….txt, which marks a complete download; download the data "
+            f"set again"
+        )
+
+
 @final
-class _Table:
+class Table:
     """CSV file whose columns are read as text."""
 
     def __init__(self, base: str, root: Path, name: str) -> None:
         import pandas as pd
 
         path = root / name
+        self.root, self.base = root, base
         self._where = f"{base}: {path}"
         if not root.is_dir():
             what = "a file" if root.exists() else "missing"
@@ -172,9 +186,7 @@ class _Table:
             raise EnvariantError(f"{self._where}: has no rows")
 
     def __getitem__(self, name: str) -> list[str]:
-        if name not in self._columns:
-            raise unknown_name("column", name, self._columns, where=self._where)
-        column = self._columns[name]
+        column = self.texts(name)
         missing = [k for k, value in enumerate(column) if not value]
         if missing:
             raise EnvariantError(
@@ -183,12 +195,18 @@ class _Table:
             )
         return column
 
+    def texts(self, name: str) -> list[str]:
+        """Return a column whose values may be empty."""
+        if name not in self._columns:
+            raise unknown_name("column", name, self._columns, where=self._where)
+        return self._columns[name]
+
     def together(self, *names: str) -> Iterator[tuple[str, ...]]:
         """Yield the values of several columns, row by row."""
         return zip(*(self[name] for name in names), strict=True)
 
 
-def _camelyon17(table: _Table) -> Rows:
+def _camelyon17(table: Table) -> Rows:
     files = [
         f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
         for patient, node, x, y in table.together("patient", "node", "x_coord", "y_coord")
@@ -199,13 +217,13 @@ def _camelyon17(table: _Table) -> Rows:
     return Rows(files, table["tumor"], [f"center {center}" for center in table["center"]], splits)
 
 
-def _iwildcam(table: _Table) -> Rows:
+def _iwildcam(table: Table) -> Rows:
     # All images are in the folder train, including those for testing.
     files = [f"train/{file}" for file in table["filename"]]
     return Rows(files, table["y"], table["location_remapped"], table["split"])
 
 
-def _rxrx1(table: _Table) -> Rows:
+def _rxrx1(table: Table) -> Rows:
     files = [
         f"images/{experiment}/Plate{plate}/{well}_s{site}.png"
         for experiment, plate, well, site in table.together("experiment", "plate", "well", "site")
@@ -215,14 +233,68 @@ def _rxrx1(table: _Table) -> Rows:
     return Rows(files, table["sirna_id"], table["experiment"], splits)
 
 
-def _waterbirds(table: _Table) -> Rows:
+def _waterbirds(table: Table) -> Rows:
     backgrounds = {"0": "land", "1": "water"}
     environments = [backgrounds.get(code, code) for code in table["place"]]
     return Rows(table["img_filename"], table["y"], environments, table["split"])
 
 
-_SETS: Mapping[str, Callable[[_Table], Rows]] = {
+def _fmow(table: Table) -> Rows:
+    import pandas as pd
+
+    countries = Table(table.base, table.root, "country_code_mapping.csv")
+    regions = dict(zip(countries["alpha-3"], countries["region"], strict=True))
+    years = pd.to_datetime(pd.Series(table["timestamp"]), utc=True, format="ISO8601").dt.year.tolist()
+    files: list[str] = []
+    labels: list[str] = []
+    environments: list[str] = []
+    splits: list[str] = []
+    unused = 0
+    for k, (split, label, country) in enumerate(table.together("split", "category", "country_code")):
+        # Images until 2012 for training, of 2013 to 2015 for validation, from 2016 for testing.
+        late = years[k] >= 2016, years[k] >= 2013
+        role = {
+            ("train", False): "train",
+            ("val", False): "id_val",
+            ("test", False): "id_test",
+        }.get((split, late[1]))
+        role = "test" if split == "test" and late[0] else role
+        role = "val" if split == "val" and late[1] and not late[0] else role
+        if role is None:
+            unused += 1
+            continue
+        # The number of an image is the number of its row, with the unused rows.
+        files.append(f"images/rgb_img_{k}.png")
+        labels.append(label)
+        environments.append(regions.get(country, "Other"))
+        splits.append(role)
+    remarks = (f"{unused:,} rows are in no official split, and are left out",) if unused else ()
+    return Rows(files, labels, environments, splits, remarks)
+
+
+def _celeba(table: Table) -> Rows:
+    partition = Table(table.base, table.root, "list_eval_partition.csv")
+    role = dict(zip(partition["image_id"], partition["partition"], strict=True))
+    files = table["image_id"]
+    if missing := [file for file in files if file not in role]:
+        raise EnvariantError(
+            f"{table.base}: list_eval_partition.csv lacks {len(missing):,} of {len(files):,} images (first: "
+            f"{shown(missing[0])}); download it again"
+        )
+    labels = ["blond" if value == "1" else "not blond" for value in table["Blond_Hair"]]
+    environments = ["male" if value == "1" else "female" for value in table["Male"]]
+    return Rows(
+        [f"img_align_celeba/{file}" for file in files], labels, environments, [role[file] for file in files]
+    )
+
+
+_TABLES: Mapping[str, str] = {"fmow": "rgb_metadata.csv", "celebA": "list_attr_celeba.csv"}
+"""Name of the main table, if it is not metadata.csv."""
+
+_SETS: Mapping[str, Callable[[Table], Rows]] = {
     "camelyon17": _camelyon17,
+    "celebA": _celeba,
+    "fmow": _fmow,
     "iwildcam": _iwildcam,
     "rxrx1": _rxrx1,
     "waterbirds": _waterbirds,

@@ -32,7 +32,7 @@ _MOST_REMARKS = 12
 
 @final
 class Parts(NamedTuple):
-    """Components of a `Table`, with the attributes of `Table`."""
+    """Components of a `Table`. The attributes have the same names and meanings as in `Table`."""
 
     columns: tuple[Column, ...]
     target: Column
@@ -121,7 +121,7 @@ def assembled(
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:
-    """Return the log entries that require a warning as text, and one line with all omitted columns."""
+    """Return warnings: one line per notable log entry, and one line that lists all omitted columns."""
     lines = [str(entry) for entry in log if entry.notable]
     columns = [
         f"'{entry.column}' ({entry.what.removeprefix(_LEFT_OUT)})"

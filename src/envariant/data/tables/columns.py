@@ -47,8 +47,8 @@ class Column:
         values: Values, `[rows]`: float64 with NaN for missing values (dates in days since 1970), or int32
             codes of categories with −1 for missing values.
         categories: Categories in the order of their codes; empty for other kinds.
-        notation: Notation of numbers that were read from text; None for the notation of programming
-            languages.
+        notation: Notation of numbers that were read from text, such as a decimal comma; None for numbers as
+            written in programming languages.
         remarks: Sentences that explain how ambiguous strings were read.
         missing_as: Strings that were read as missing values.
     """
@@ -79,14 +79,14 @@ class Column:
         return replace(self, values=self.values[index])
 
     def texts(self) -> list[str | None]:
-        """Format the values as readable text, with None for missing values."""
+        """Format the values as readable strings, with None for missing values."""
         return self.type.format(self.values, self.categories)
 
     def fit(self, environments: NDArray[Any] | None = None) -> ColumnEncoding | None:
         """Fit the encoding as network inputs; return None if values are constant or nearly all missing.
 
         Args:
-            environments: Number of the environment of each row. Default: one environment.
+            environments: Index of the environment of each row. Default: one environment.
         """
         if rarely_observed(int(np.count_nonzero(~self.missing)), len(self)):
             return None
@@ -95,7 +95,7 @@ class Column:
 
 
 def rarely_observed(observed: int, rows: int) -> bool:
-    """Return whether a column has too few values: in less than 5 % of the rows, and in fewer than 100.
+    """Return whether a column has values in less than 5 % of the rows and in fewer than 100 rows.
 
     Such values often come from a few unusual rows, and a model cannot learn from them.
     """
@@ -219,7 +219,7 @@ def _numeric_remark(texts: ColumnChunk) -> list[str]:
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
-    """Return whether pandas inferred different types for chunks of one column, so text may be lost."""
+    """Return whether pandas inferred different types for chunks of a column, which may alter strings."""
     return len({chunk.kind for chunk in chunks if not chunk.blank}) > 1
 
 
@@ -251,7 +251,7 @@ def column_of_kind(
     """
     if chunk.kind not in (None, kind) and KINDS[chunk.kind].exclusive and not chunk.blank:
         raise EnvariantError(
-            f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
+            f"column '{name}': holds {chunk.kind}s, but the model was trained on a {kind} column of this name"
         )
     chunk = _as_text(chunk) if KINDS[kind].categorical else chunk
     if chunk.kind is None:
@@ -335,7 +335,7 @@ def joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
 
 
 def text_of(value: object) -> str:
-    """Convert a value to text in Unicode's composed form, without invisible characters; 3.0 becomes "3"."""
+    """Convert a value to a string in Unicode's composed form, without invisible characters; 3.0 gives "3"."""
     # 3 and 3.0 are the same value, independent of the pandas type of the chunk.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))

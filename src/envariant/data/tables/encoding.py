@@ -38,7 +38,7 @@ class Encoder:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Range of network inputs that encode each column, by column name."""
+        """Slice of the network inputs that encode each column, by column name."""
         ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
         return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 
@@ -59,7 +59,7 @@ def fit(columns: Iterable[Column], environments: NDArray[Any] | None = None) -> 
 
     Args:
         columns: Training rows of all columns.
-        environments: Number of the environment of each row. Default: one environment.
+        environments: Index of the environment of each row. Default: one environment.
     """
     encodings = (column.fit(environments) for column in columns)
     return Encoder(tuple(encoding for encoding in encodings if encoding is not None))

@@ -59,14 +59,15 @@ def what_it_is(start: bytes) -> str:
 def opened(
     path: Path, encoding: str, rows: int
 ) -> tuple[Callable[[], Iterator[pd.DataFrame]], list[str]] | None:
-    """Open a file that is not plain text; return a function that yields chunks of rows, and column names.
-
-    The result is None for text files.
+    """Open a file that is not plain text.
 
     Args:
         path: Path of the file; the suffix determines the format.
         encoding: Encoding of text in the file.
         rows: Number of rows per chunk.
+
+    Returns:
+        Function that yields chunks of rows, and the column names; None for text files.
 
     Raises:
         EnvariantError: If the file cannot be read, or a package for it is missing.

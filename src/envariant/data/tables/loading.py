@@ -30,7 +30,7 @@ Chunks = dict[str, list[ColumnChunk]]
 @final
 @dataclass(frozen=True, eq=False)
 class LoadedColumns:
-    """Columns of a table in chunks, before their kinds are inferred.
+    """Columns of a table, loaded in chunks, before their kinds are inferred.
 
     Attributes:
         table: Table that contains the columns.
@@ -197,8 +197,8 @@ def read_columns(
         optional: Names of columns in `kinds` that may be absent.
 
     Yields:
-        Index of the rows (of a pandas data frame; else row numbers from 0), and columns by name. An empty
-        table yields one chunk without rows.
+        Index of the rows, and columns by name. The index is that of a pandas data frame; for other tables, it
+        consists of row numbers from 0. An empty table yields one chunk without rows.
 
     Raises:
         EnvariantError: If the data cannot be read, a column is missing, or a value is not of the given

@@ -19,8 +19,8 @@ from envariant.data.tables.table import Table
 def frame_of(columns: Iterable[Column], texts: Collection[str] = ()) -> pd.DataFrame:
     """Convert columns to a data frame.
 
-    Numbers and Booleans become float64 with NaN for missing values, dates become dates, categories become
-    text with pandas' missing value, and free text becomes text with "" for missing values.
+    Numbers and Booleans become float64 with NaN for missing values, dates become datetime64 values,
+    categories become text with pandas' missing value, and free text becomes text with "" for missing values.
 
     Args:
         columns: Columns of the same length.

@@ -26,8 +26,8 @@ class ColumnSample:
     """Words for missing values, such as NA, in the first records of one column.
 
     Attributes:
-        counts: Number of fields by lower-case word and whether it is in quotes. All other strings are
-            counted as the word "".
+        counts: Number of fields by pair (lower-case word, whether the field is in quotes). Strings that are
+            not words for missing values are counted as the word "".
     """
 
     counts: Mapping[tuple[str, bool], int]
@@ -44,7 +44,10 @@ class ColumnSample:
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words for missing values without quotes; empty unless all other strings are in quotes, as in R."""
+        """Words for missing values without quotes; empty unless all other strings are in quotes.
+
+        R, for example, writes strings in quotes, but NA without quotes.
+        """
         marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
         return self.words - self.quoted_words if marks else frozenset()
 
@@ -54,7 +57,7 @@ def first_records(
 ) -> dict[str, ColumnSample]:
     """Find the words for missing values in the first records of each column.
 
-    If the file cannot be decoded, no words are found.
+    If the file cannot be decoded, the result contains no words.
 
     Args:
         path: Path of the text file.

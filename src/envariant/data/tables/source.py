@@ -101,7 +101,10 @@ class TableSource(SpecSource):
 
     @property
     def task(self) -> Task:
-        """Prediction task. Real targets are standardized on the training environments."""
+        """Prediction task of the table.
+
+        Real-valued targets are standardized by the mean and standard deviation of the training environments.
+        """
         return self.sample(0).task
 
     def _display(self) -> Summary:
@@ -130,7 +133,8 @@ def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
 
     Args:
         table: Table with the target.
-        training: Mask of the rows whose mean and standard deviation standardize real targets, `[rows]`.
+        training: Mask of the rows whose mean and standard deviation standardize real-valued targets,
+            `[rows]`.
     """
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
@@ -149,7 +153,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
         raise EnvariantError(f"{label}: all environments are held out; none is left to train on{lost}")
     encoder = fit((column.rows(training) for column in table.columns), codes[training])
     if not encoder.columns:
-        raise EnvariantError(f"{label}: no column varies in the training environments")
+        raise EnvariantError(f"{label}: no column varies in the training environments; add a column")
     targets = table.targets()
     task = task_of(table, training)
     if isinstance(task, Regression):

@@ -108,7 +108,7 @@ class Table(Displayed):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers; empty for regression."""
+        """Names of the classes, in the order of class indices; empty for regression."""
         return () if self.task == "regression" else self.target.categories
 
     @property
@@ -152,15 +152,15 @@ class Table(Displayed):
         return training
 
     def environments_until(self, test: Sequence[str]) -> tuple[str, ...]:
-        """Return the environments up to the last test environment if they are ordered, else all."""
+        """Return all environments; if they are ordered, only those up to the last test environment."""
         last = max((self.environments.index(name) for name in test), default=-1) if self.ordered else -1
         return self.environments[: last + 1] or self.environments
 
     def in_domain_environments(self, test: Sequence[str]) -> tuple[str, ...]:
         """Return the training environments whose validation rows give in-domain scores.
 
-        If environments are ordered, this is only the latest training environment, so that models are not
-        trained on later rows.
+        If environments are ordered, this is only the latest training environment. In-domain scores then come
+        from models that were not trained on later environments.
         """
         codes = np.unique(self.environment.values[self.training_rows(test)])
         return tuple(self.environments[code] for code in (codes[-1:] if self.ordered else codes))
@@ -178,7 +178,7 @@ class Table(Displayed):
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the class number (regression: target value) of each row, `[rows]`."""
+        """Return the class index (regression: target value) of each row, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:
@@ -362,6 +362,9 @@ def _read(
         None if missing_values is None else frozenset(map(str, several(missing_values, "missing_values")))
     )
     source = open_table(data, encoding, declared)
+    if isinstance(target, list):
+        remedy = "EnvironmentSet.from_huggingface(frame, target=[…]) reads several"
+        raise EnvariantError(f"{source.label}: a table has one target column; {remedy}")
     # Column names may be numbers or tuples; they are identified by their text.
     role_names = {"target": str(target), "environment": str(environment)}
     optional = {"sample_weight": sample_weight, "group": group}

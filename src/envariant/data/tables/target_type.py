@@ -1,4 +1,4 @@
-"""Store the type and values of a target column, so that predictions get the type of the user's column."""
+"""Store the type and values of a target column, so that predictions have the type of the original column."""
 
 import datetime
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class TargetType:
         """Return the original value of each predicted class, `[rows]`.
 
         Args:
-            codes: Number of the predicted class, `[rows]`.
+            codes: Class index of each prediction, `[rows]`.
             classes: Names of the classes, used if original values were not stored.
         """
         if self.dtype == "category":

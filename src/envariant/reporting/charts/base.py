@@ -59,12 +59,12 @@ def values(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
 
 
 def picked() -> alt.Parameter:
-    """Return the Altair selection with which a click on the legend or on a mark highlights a method."""
+    """Return an Altair selection that highlights a method when its legend entry or mark is clicked."""
     return alt.selection_point(name="picked", fields=["name"], bind="legend")
 
 
 def color(names: Sequence[str], *, legend: bool = True, field: str = "name") -> alt.Color:
-    """Return the Altair color encoding of a chart, with one color per method."""
+    """Return an Altair color encoding for charts, with one color per method."""
     own = method_colors(names)
     ordered = [printable(name) for name in baseline_first(names)]
     scale = alt.Scale(domain=ordered, range=[own[name] for name in baseline_first(names)])
@@ -74,7 +74,7 @@ def color(names: Sequence[str], *, legend: bool = True, field: str = "name") -> 
 
 
 def faded(selection: alt.Parameter, opacity: float = 1.0) -> Any:
-    """Return an opacity for Altair that is small for methods outside the selection."""
+    """Return an Altair opacity that is low for methods outside the selection."""
     return alt.when(selection).then(alt.value(opacity)).otherwise(alt.value(FADED))
 
 
@@ -91,15 +91,15 @@ def mark_height(value: float, label: str) -> list[alt.Chart]:
 
 
 def drawn(layer: Any, rows: Sequence[Mapping[str, Any]], field: str, kind: str = "") -> list[Any]:
-    """Return `[layer]`, limited to rows with a known value of a field; an empty list without such rows.
+    """Return `[layer]`, limited to rows in which a field has a value; `[]` if there are no such rows.
 
-    For a layer without rows, Vega prints warnings, and screen readers announce the empty layer.
+    An empty layer would make Vega print warnings and screen readers announce it.
 
     Args:
         layer: Layer of a chart.
         rows: Rows of the chart.
-        field: Name of the field whose value must be known.
-        kind: Use only rows whose field "kind" has this value. "": use all rows.
+        field: Name of the field that must have a value.
+        kind: Value that the field "kind" of the rows must have. "": any value.
     """
     known = [row for row in rows if _plain(row.get(field)) is not None and kind in ("", row.get("kind"))]
     is_kind = f" && datum.kind === '{kind}'" if kind else ""
@@ -107,7 +107,7 @@ def drawn(layer: Any, rows: Sequence[Mapping[str, Any]], field: str, kind: str =
 
 
 def note(text: str) -> alt.TitleParams:
-    """Return a chart title in normal weight, for a remark above the chart."""
+    """Return a chart title in normal font weight, used for a remark above the chart."""
     return alt.TitleParams(text, fontSize=12, fontWeight="normal")
 
 
@@ -116,7 +116,7 @@ def styled(chart: Any, description: str) -> Any:
 
     Args:
         chart: Altair chart without `config`.
-        description: One or two sentences on what the chart shows, for readers who cannot see it.
+        description: One or two sentences that describe the chart to readers who cannot see it.
     """
     styled: Any = chart.properties(description=printable(description))
     styled.config = _CONFIG
@@ -124,7 +124,7 @@ def styled(chart: Any, description: str) -> Any:
 
 
 def spec(chart: Chart) -> dict[str, Any]:
-    """Return the Vega-Lite specification of a chart; control characters are escaped."""
+    """Return the Vega-Lite specification of a chart, with control characters escaped."""
     # Rows are checked by the functions that make charts; validating each of them takes seconds.
     return _mapped(chart.to_dict(validate=False), printable)
 
@@ -146,7 +146,7 @@ def rows_of(document: Mapping[str, Any]) -> list[Row]:
 
 
 def svg(chart: Chart) -> str:
-    """Convert a chart to SVG text for a light background; equal charts give identical text."""
+    """Convert a chart to SVG text for a light background; identical charts give identical text."""
     text = conversion.svg(_fixed_ink(chart))
     # Vega numbers clipping paths over all charts of the process.
     numbers = {old: str(new) for new, old in enumerate(dict.fromkeys(_CLIP.findall(text)))}
@@ -162,7 +162,8 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
         scale: Pixels of the PNG per pixel of the chart.
 
     Raises:
-        EnvariantError: If the file cannot be written, or another file exists at the path.
+        EnvariantError: If the file cannot be written, or a file that Envariant did not write exists at the
+            path.
     """
     check_overwrite(path, r"\A<!-- envariant -->|Software\x00envariant")
     if path.suffix == ".svg":

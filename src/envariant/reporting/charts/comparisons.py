@@ -1,4 +1,4 @@
-"""Charts of comparisons: score drops, causes of drops, scores after adaptation, and columns."""
+"""Charts of comparisons: score drops and their causes, scores after adaptation, and columns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ _PART_COLORS = ("#d9720f", "#a3613a", "#2f7fd6")
 @final
 @dataclass(frozen=True)
 class DropRow:
-    """Row of the chart `drops`: in-domain and out-of-domain scores in one environment or of one run.
+    """Row of the chart `drops`: in-domain and out-of-domain scores for one environment or run.
 
     Attributes:
         label: Label of the row.
-        id_score: In-domain score; NaN if it is not known.
-        ood_score: Out-of-domain score, with its interval.
+        id_score: In-domain score; NaN if unknown.
+        ood_score: Out-of-domain score with its confidence interval.
         other: Out-of-domain score of a second method; None if there is none.
-        constant: Score of a constant prediction; NaN if it is not known.
+        constant: Score of a constant prediction; NaN if unknown.
     """
 
     label: str
@@ -51,7 +51,7 @@ class DropRow:
 def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]) -> Chart:
     """Draw in-domain and out-of-domain scores, one row per environment or run.
 
-    A thin line joins the two scores; intervals are wide and pale.
+    A thin line joins the two scores; confidence intervals are drawn as wide, pale bars.
 
     Args:
         rows: Rows from top to bottom.
@@ -83,10 +83,10 @@ def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]
 
 
 def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]) -> Chart:
-    """Draw in-domain and out-of-domain scores of environments in order of time.
+    """Draw the in-domain and out-of-domain scores of environments in chronological order.
 
     Args:
-        rows: Environments in order of time.
+        rows: Environments in chronological order.
         metric: Name of the metric.
         names: Legend entries of the in-domain score, the out-of-domain score, the second method and the
             constant prediction.
@@ -140,11 +140,12 @@ def _scores(
 
 
 def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Interval], label: str) -> Chart:
-    """Draw the parts of each drop as stacked bars, with the total and its interval.
+    """Draw the parts of each score drop as stacked bars, with the total drop and its confidence interval.
 
     Args:
-        parts: Mapping from environment to the three parts of its drop: level, slope and ranking.
-        totals: Mapping from environment to its drop, with the interval.
+        parts: Mapping from environment to the three parts of its score drop: calibration level, calibration
+            slope and ranking.
+        totals: Mapping from environment to its score drop with confidence interval.
         label: Label of the horizontal axis.
     """
     data: list[Row] = [
@@ -181,7 +182,7 @@ def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Inter
 @final
 @dataclass(frozen=True)
 class LabelPoint:
-    """Point of the chart `label_curves`: score of a model adapted with a number of labels.
+    """Point of the chart `label_curves`: score of a model adapted with a given number of labels.
 
     Attributes:
         n_labels: Number of labeled rows from the new environment.
@@ -240,11 +241,11 @@ class ColumnRow:
 
     Attributes:
         column: Name of the column.
-        slopes: Mapping from environment to the slope of the column; environments without a known slope are
+        slopes: Mapping from environment to the slope of the column; environments with unknown slope are
             absent.
         unstable: Whether the slopes differ significantly.
-        limits: Prediction interval of the slope in the next environment; None if it is not known.
-        importance: Mapping from method to the decrease of its score when the column is shuffled.
+        limits: Prediction interval of the slope in a new environment; None if unknown.
+        importance: Mapping from method to the decrease of its score when the column's values are shuffled.
     """
 
     column: str
@@ -300,7 +301,7 @@ def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
 
 
 def column_importance(rows: Sequence[ColumnRow], metric: str, methods: Sequence[str]) -> Chart:
-    """Draw how much the score of each method decreases when a column is shuffled.
+    """Draw how much the score of each method decreases when the values of a column are shuffled.
 
     Args:
         rows: Columns from top to bottom.

@@ -1,4 +1,4 @@
-"""Conversion of charts by vl-convert, also in forked processes."""
+"""Conversion of charts to SVG and PNG by vl-convert; it also works in forked processes."""
 
 import json
 import os
@@ -18,12 +18,12 @@ sys.stdout.buffer.write(result if isinstance(result, bytes) else result.encode()
 
 
 def svg(document: dict[str, Any]) -> str:
-    """Return a Vega-Lite specification as SVG text."""
+    """Convert a Vega-Lite specification to SVG text."""
     return _converted("vegalite_to_svg", json.dumps(document)).decode()
 
 
 def png(document: dict[str, Any], scale: float) -> bytes:
-    """Return a Vega-Lite specification as PNG."""
+    """Convert a Vega-Lite specification to a PNG image."""
     return _converted("vegalite_to_png", json.dumps(document), scale=scale)
 
 

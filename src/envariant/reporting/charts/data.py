@@ -1,4 +1,4 @@
-"""Charts of data: number of rows by environment and class; correlation shift against diversity shift."""
+"""Charts of data: row counts by environment and class; correlation shift against diversity shift."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,7 +70,8 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
     """Draw correlation shift against diversity shift, with one labeled point per environment or pair.
 
     Args:
-        shifts: Mapping from a name to a measured shift, or a list of shifts, which are named by their groups.
+        shifts: Mapping from the name of a point to a measured shift, or a list of shifts, whose points are
+            named "first → second" after the compared groups.
     """
     if not isinstance(shifts, Mapping):
         shifts = {f"{shift.first} → {shift.second}": shift for shift in shifts}

@@ -1,4 +1,4 @@
-"""Chart of the distribution of columns in every environment."""
+"""Charts of the distribution of each column in every environment."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,14 +29,14 @@ _OTHER = "other"
 def distributions(frames: Mapping[str, pd.DataFrame], name: str, more: Sequence[str] = ()) -> Chart:
     """Draw the distribution of each column, one panel per column and one color per environment.
 
-    Numeric columns are drawn as histograms with bins of equal width, between the 0.5 % and the 99.5 %
-    quantile over all environments. Categorical columns are drawn as the shares of their most frequent
-    categories. Missing values are not drawn.
+    Numeric columns are drawn as histograms with bins of equal width, from the 0.5 % quantile to the 99.5 %
+    quantile of all rows. For categorical columns, the shares of the most frequent categories are drawn.
+    Missing values are not drawn.
 
     Args:
         frames: Mapping from environment to its columns; all environments have the same columns.
         name: Name of the data.
-        more: Remarks on rows or columns that are not drawn, as sentences.
+        more: Sentences shown above the chart, such as remarks on rows or columns that are not drawn.
     """
     environments = list(frames)
     pick = picked()

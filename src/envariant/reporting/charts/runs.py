@@ -1,4 +1,4 @@
-"""Charts of runs: scores during training, by value of a setting, and by size of a shift."""
+"""Charts of runs: scores during training, scores by value of a setting, and scores by size of a shift."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -45,11 +45,12 @@ _ROLES = ("test", "train", "validation")
 def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> Chart:
     """Draw the score during training, one panel per environment and one curve per run.
 
-    Curves are means over replicas; bands span all replicas.
+    A curve is the mean over replicas; the band around it spans all replicas.
 
     Args:
         results: Results of the runs, with the same metric.
-        names: Names of the runs. Default: the algorithm, and settings in which the runs differ.
+        names: Names of the runs. Default: the name of the algorithm, and settings that differ between the
+            runs.
     """
     names = list(names or labels(results))
     record = results[0].record
@@ -114,7 +115,7 @@ def _steps(result: TrainingResult) -> list[int]:
 
 
 def references_of(record: Record) -> list[tuple[float, str]]:
-    """Return the scores of chance and of the optimal predictor with their labels, if they are known."""
+    """Return the labeled scores of random guessing and of the optimal predictor, if they are known."""
     is_accuracy = record.metric == "accuracy"
     marks = ((record.chance, "chance"), (record.optimum, "optimum"))
     return [
@@ -129,7 +130,7 @@ def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "l
 
     Args:
         results: Results of the runs, by value of the setting.
-        setting: Name of the setting, the label of the horizontal axis.
+        setting: Name of the setting, used as the label of the horizontal axis.
         scale: Scale of the horizontal axis: "linear", "log", or "symlog" (logarithmic, including 0).
     """
     record = next(iter(results.values())).record
@@ -188,7 +189,7 @@ def lines(
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
         scales: Scales of the horizontal and vertical axes: "linear", "log" or "symlog".
-        marks: Mapping from a name to the height of a horizontal reference line.
+        marks: Mapping from the name of a horizontal reference line to its height.
     """
     rows: list[Row] = [
         {"name": name, "x": x, "y": y}
@@ -213,10 +214,10 @@ def lines(
 
 
 def has_shift_scale(results: Sequence[TrainingResult]) -> bool:
-    """Return whether all runs have the same environments, and at least three names contain a shift value.
+    """Return whether all runs have the same environments, and at least three names give a shift value.
 
-    Such names consist of the shifted quantity and its value, as in flip-0.9 or year-2019. Numbers alone, and
-    names such as site-1, do not count.
+    Such names consist of the shifted quantity and its value, as in flip-0.9 or year-2019. A number alone, or
+    a name such as site-1, does not count.
     """
     roles = results[0].record.roles if results else {}
     same = all(result.record.roles == roles for result in results)
@@ -228,7 +229,8 @@ def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None =
 
     Args:
         results: Results of runs on the same environments, such as flip-0.1, …, flip-0.9.
-        names: Names of the runs. Default: the algorithm, and settings in which the runs differ.
+        names: Names of the runs. Default: the name of the algorithm, and settings that differ between the
+            runs.
 
     Raises:
         EnvariantError: If fewer than three environments have a shift value, or the runs have different
@@ -236,8 +238,8 @@ def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None =
     """
     if not has_shift_scale(results):
         raise EnvariantError(
-            "shift curve: needs runs on the same environments, at least 3 of them with names that give the "
-            "value of a shift, such as flip-0.1"
+            "shift curve: needs runs on the same environments; the names of at least 3 environments must "
+            "contain the value of a shift, such as flip-0.1"
         )
     record, names = results[0].record, list(names or labels(results))
     word, positions = _positions(record.roles)

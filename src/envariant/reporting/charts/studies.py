@@ -1,4 +1,4 @@
-"""Charts of studies: rankings with intervals, critical differences, candidates and hyperparameters."""
+"""Charts of studies: rankings with intervals, critical differences, candidate runs and hyperparameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ class RankingRow:
 
     Attributes:
         name: Label of the row.
-        values: Score of each replica; empty if there are only published scores.
-        published: Mapping from publication to the score of the method there.
-        interval: Mean and interval. Default: Student's t interval over the values.
+        values: Score of each replica; empty if only published scores are known.
+        published: Mapping from publication to the published score of the method.
+        interval: Mean and confidence interval. Default: Student's t interval computed from `values`.
     """
 
     name: str
@@ -60,7 +60,7 @@ def ranking(
         rows: Methods from top to bottom.
         label: Label of the horizontal axis.
         marks: Mapping from a name, such as "chance", to a reference value.
-        bounds: Smallest and largest possible score; intervals are cut at these values.
+        bounds: Smallest and largest possible score; confidence intervals are cut at these values.
     """
     data: list[Row] = []
     for row in rows:
@@ -128,7 +128,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     Args:
         names: Names of the methods.
         ranks: Mean rank of each method over environments; 1 is best.
-        distance: Critical difference: smallest significant difference of two mean ranks. Demšar 2006.
+        distance: Critical difference: smallest significant difference between two mean ranks (Demšar 2006).
     """
     order = sorted(range(len(names)), key=lambda k: ranks[k])
     sorted_names, sorted_ranks = [names[k] for k in order], [ranks[k] for k in order]
@@ -167,7 +167,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
 
 
 def indistinguishable(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
-    """Return first and last index of each group of methods whose mean ranks do not differ significantly."""
+    """Return the first and last index of each group of methods without significant rank differences."""
     groups: list[tuple[int, int]] = []
     for first, start in enumerate(ranks):
         last = max(k for k, rank in enumerate(ranks) if rank - start < distance)
@@ -221,7 +221,7 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
 
 
 def hyperparameters(values_of: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Chart:
-    """Draw validation and test scores of runs against hyperparameters, one panel per hyperparameter.
+    """Draw the validation and test scores of runs against each hyperparameter, one panel per hyperparameter.
 
     Args:
         values_of: Table of hyperparameters: one row per run, one column per hyperparameter.

@@ -72,19 +72,20 @@ def sweep(
 ) -> None:
     """Train all planned runs of the study in a folder, and resume unfinished runs.
 
-    Several processes may train one study: each trains jobs that no other process is training. The call
-    returns when all runs of the study have ended, including those of other processes.
+    Several processes may train the same study; no two processes train the same job at the same time. The call
+    returns when all runs of the study have ended, including runs that other processes train.
 
     Args:
         folder: Folder of the study.
         study: Study to train. Required if the study was declared with Python objects. Default: the study
             stored in the folder.
         execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
+        memory: Memory limit of each replica stack, per process, such as "8GB". Default: half of the free
+            memory.
         workers: Number of processes; the CPU threads are divided among them.
         on_progress: Function called after every step of a run in this process.
-        until: Time on the clock of `time.monotonic` at which training stops; the next call resumes. Default:
-            no limit.
+        until: Value of `time.monotonic()` at which training stops; a later call resumes it. Default: no
+            limit.
         callbacks: Objects whose methods are called during training (`training.callbacks.Callback`); every
             process has its own copies.
 
@@ -153,7 +154,8 @@ def _work(folder: Path, plan: _Plan, on_progress: ProgressCallback = ignore) -> 
         while not plan.is_over:
             left = unfinished(store, plan.study)
             trained = [job for job in left if _train_if_free(store, job, plan, on_progress)]
-            new = None if plan.is_over else store.claim(plan.workers, plan.study.declares)
+            options = plan.study.searched_options
+            new = None if plan.is_over else store.claim(plan.workers, plan.study.declares, options)
             if new is not None:
                 _train_if_free(store, new, plan, on_progress)
             elif not (left := unfinished(store, plan.study)):

@@ -1,7 +1,7 @@
-"""Train the runs of a study on a Ray cluster; only the calling process writes to the store.
+"""Train the runs of a study on a Ray cluster, where only the calling process writes to the store.
 
 If a worker dies, its job is restarted on another node with the same results. The results of a job are stored
-when the whole job has finished.
+only when the whole job has finished.
 """
 
 import time
@@ -48,7 +48,8 @@ def sweep(
             stored in the folder.
         address: Address for `ray.init`. Default: the running cluster, or a new one on this machine.
         execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per worker, such as "8GB". Default: half of the free memory.
+        memory: Memory limit of each replica stack, per worker, such as "8GB". Default: half of the free
+            memory.
         on_progress: Function called after every finished run.
 
     Raises:
@@ -75,7 +76,7 @@ def sweep(
 
 
 def train(job: Job) -> JobResult:
-    """Train a job from the start on a worker.
+    """Train a job from the start in a worker process.
 
     Args:
         job: Job with the runs to train.
@@ -101,7 +102,9 @@ def _drive(ray: Any, remote: Any, store: Store, template: Job, on_progress: Prog
     with ExitStack() as locks:
         while True:
             while len(under_way) < _AHEAD * cores:
-                number = waiting.pop(0) if waiting else store.claim(cores, template.study.declares)
+                study = template.study
+                new = store.claim(cores, study.declares, study.searched_options) if not waiting else None
+                number = waiting.pop(0) if waiting else new
                 if number is None:
                     break
                 recorder = Recorder.open(store, number)

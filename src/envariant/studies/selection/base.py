@@ -14,18 +14,18 @@ from envariant.core.errors import EnvariantError
 @final
 @dataclass(frozen=True)
 class SelectedRun:
-    """Run, and step within the run, selected by a rule.
+    """Run that was selected by a rule, and the selected step within this run.
 
     Attributes:
         run: ID of the run in the study.
-        step: Number of updates after which the model was selected.
+        step: Number of updates after which the selected model was evaluated.
         algorithm: Name of the algorithm.
-        trial: Number of the hyperparameter configuration.
-        validation: Mean score on the validation rows of the training environments.
+        trial: Number of the trial (hyperparameter configuration).
+        validation: Mean score on the validation rows of all training environments.
         test: Mean score over test environments.
         test_worst: Score in the worst test environment.
         p_value: P-value of the invariance test; None if there was no test.
-        remark: Remark of the rule on its selection, or "".
+        remark: Remark of the rule on this selection; "" if there is none.
     """
 
     run: int
@@ -50,7 +50,7 @@ class SelectedRun:
 @final
 @dataclass(frozen=True)
 class NoSelection:
-    """Result of a rule that selected no run, with the reason."""
+    """Result of a rule that could not select a run, with the reason."""
 
     reason: str
 
@@ -59,9 +59,9 @@ class Selection(ABC):
     """Base class of model selection rules; subclasses are frozen dataclasses whose fields are settings.
 
     Attributes:
-        name: Name of the rule on pages, in tables and in JSON.
+        name: Name of the rule on HTML pages, in tables and in JSON.
         uses_test: Whether the rule uses test scores (oracle selection).
-        about: Short description of the criterion, for pages.
+        about: Short description of the criterion, for HTML pages.
     """
 
     name: ClassVar[str]
@@ -73,10 +73,11 @@ class Selection(ABC):
         """Select one of the candidates.
 
         Args:
-            candidates: Rows of `Store.table()` among which to choose: all finished runs of one replica with
+            candidates: Rows of `Store.table()` from which to choose: all finished runs of one replica with
                 the same data and test environments, one row per evaluated step. The column `score` is the
-                validation score, negated if lower is better.
-            others: Rows of runs with the same replica and data, but other test environments.
+                validation score, multiplied by −1 if lower is better.
+            others: Rows of `Store.table()` for runs with the same replica and data but other test
+                environments.
         """
 
 
@@ -113,8 +114,8 @@ class SelectionResult(Displayed):
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
     """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
 
-    If the study has runs with a single test environment, runs with several test environments have no result
-    of their own; only rules such as leave-one-domain-out use them.
+    If the study has runs with a single test environment, no result is returned for runs with several test
+    environments. Only rules such as leave-one-domain-out then use these runs.
 
     Args:
         table: Result of `Store.table()` for the study.
@@ -175,13 +176,13 @@ def _check_scores(runs: pd.DataFrame) -> None:
 
 
 def best(candidates: pd.DataFrame, column: str) -> Any:
-    """Return the row with the highest value in a column; ties are broken by lowest run ID and step."""
+    """Return the row with the highest value in a column; ties go to the lowest run ID, then lowest step."""
     ordered = candidates.sort_values(["run", "step"], kind="stable")
     return ordered.iloc[int(ordered[column].to_numpy().argmax())]
 
 
 def signed(table: pd.DataFrame, scores: "pd.Series[float]") -> "pd.Series[float]":
-    """Return scores with the sign changed where lower is better, so that higher is always better."""
+    """Return scores such that higher is always better: scores are multiplied by −1 if lower is better."""
     return scores * (2 * table["higher_is_better"].fillna(1).astype(float) - 1)
 
 

@@ -7,8 +7,9 @@ from envariant.training.averaging.ema import EMA
 from envariant.training.averaging.ma import MovingAverage
 from envariant.training.averaging.swa import SWA
 from envariant.training.averaging.swad import SWAD
+from envariant.training.averaging.wise_ft import WiSEFT
 
-AVERAGES: dict[str, type[Averaging]] = {each.name: each for each in (EMA, MovingAverage, SWA, SWAD)}
+AVERAGES: dict[str, type[Averaging]] = {each.name: each for each in (EMA, MovingAverage, SWA, SWAD, WiSEFT)}
 """Averaging rules by name."""
 
 
@@ -25,4 +26,4 @@ def averaging(requested: object) -> Averaging | None:
     raise EnvariantError(f"average must be a text such as ema(0.99), or an Averaging; got {shown(requested)}")
 
 
-__all__ = ["AVERAGES", "EMA", "SWA", "SWAD", "Averaging", "MovingAverage", "averaging"]
+__all__ = ["AVERAGES", "EMA", "SWA", "SWAD", "Averaging", "MovingAverage", "WiSEFT", "averaging"]

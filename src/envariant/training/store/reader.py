@@ -17,7 +17,7 @@ from envariant.core.errors import EnvariantError
 from envariant.core.paths import check_file
 from envariant.training.history import COLUMNS, FULL, HistoryRow
 from envariant.training.record import Record
-from envariant.training.store.rows import OPTIONS, STATES, PlannedRun, Predictions, StoredRun, Trial
+from envariant.training.store.rows import STATES, PlannedRun, Predictions, StoredRun, Trial
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -410,7 +410,5 @@ def _among(runs: Sequence[int] | None) -> str:
 
 def _stored(row: tuple[Any, ...], sets: dict[int, tuple[str, ...]]) -> StoredRun:
     number, data, test_set, algorithm, trial, hyperparameters, rate, replica, identity = row
-    settings = json.loads(hyperparameters)
-    options = settings.pop(OPTIONS, {})
-    own = Trial(trial, settings, json.loads(rate), options)
+    own = Trial(trial, json.loads(hyperparameters), json.loads(rate))
     return StoredRun(number, PlannedRun(data, sets[test_set], algorithm, own, replica, identity=identity))

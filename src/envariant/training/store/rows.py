@@ -9,8 +9,6 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-OPTIONS = "run options"
-"""Key of a trial's training options among its stored hyperparameters."""
 STATES = ("planned", "running", "done", "failed")
 
 
@@ -23,18 +21,11 @@ class Trial:
         number: Index of the trial; trial 0 has the default settings of the data set.
         hyperparameters: Hyperparameters that override the defaults, by name.
         learning_rate: Learning rate: a number, or a schedule as a string.
-        options: Training options that override those of the study, by name.
     """
 
     number: int
     hyperparameters: Mapping[str, Any]
     learning_rate: float | str
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def to_json(self) -> str:
-        """Return hyperparameters and training options as JSON text."""
-        options = {OPTIONS: dict(self.options)} if self.options else {}
-        return json.dumps({**self.hyperparameters, **options})
 
 
 @final

@@ -28,7 +28,7 @@ from envariant.training.store.reader import (
     checksum,
     create_tables,
 )
-from envariant.training.store.rows import OPTIONS, PlannedRun, RunOutcome
+from envariant.training.store.rows import PlannedRun, RunOutcome
 
 
 @final
@@ -97,7 +97,10 @@ class Store(StoreReader):
             execute("UPDATE runs SET id = -1 - id, checksum = NULL WHERE job = ?", (job,))
 
     def claim(
-        self, among: int = 1, declares: Callable[[str, str], bool] = lambda data, algorithm: True
+        self,
+        among: int = 1,
+        declares: Callable[[str, str], bool] = lambda data, algorithm: True,
+        options: Sequence[str] = (),
     ) -> int | None:
         """Create a job from planned runs that can train together, the earliest first.
 
@@ -106,13 +109,16 @@ class Store(StoreReader):
                 the planned runs, so that jobs become smaller and all processes end at about the same time.
             declares: Function that returns whether this process can train runs of a given data set and
                 algorithm.
+            options: Names among the hyperparameters in which the runs of a job must agree.
 
         Returns:
             ID of the new job; None if no planned run can be trained by this process.
         """
+        agreeing = ", ".join(f"json_extract(hyperparameters, '$.{name}')" for name in options)
         with self._transaction() as execute:
             planned = execute(
-                f"SELECT data, test_set, algorithm, {_OPTIONS} FROM runs WHERE state = 'planned' ORDER BY id"
+                f"SELECT data, test_set, algorithm, json_array({agreeing}) FROM runs "
+                "WHERE state = 'planned' ORDER BY id"
             )
             first = next((row for row in planned if declares(row[0], row[2])), None)
             if first is None:
@@ -121,7 +127,7 @@ class Store(StoreReader):
             execute(
                 "UPDATE runs SET state = 'running', job = ?, checksum = NULL "
                 "WHERE id IN (SELECT id FROM runs WHERE state = 'planned' AND data = ? AND test_set = ? "
-                f"AND algorithm = ? AND {_OPTIONS} IS ? ORDER BY id "
+                f"AND algorithm = ? AND json_array({agreeing}) = ? ORDER BY id "
                 "LIMIT (SELECT (COUNT(*) + ? - 1) / ? FROM runs WHERE state = 'planned'))",
                 (job, *first, among, among),
             )
@@ -279,9 +285,6 @@ class Store(StoreReader):
             self._connection.executemany(f"UPDATE {table} SET checksum = ? WHERE rowid = ?", sums)
 
 
-# Runs with different training options cannot train together.
-_OPTIONS = f"json_extract(hyperparameters, '$.\"{OPTIONS}\"')"
-
 INSERT_VALUE = (
     "INSERT OR REPLACE INTO history "
     f'SELECT run, step, environment, role, metric, kind, "column", value, value, {HISTORY_CODE} FROM '
@@ -333,7 +336,7 @@ def _insert(execute: Any, run: PlannedRun) -> int:
             run.algorithm,
             run.trial.number,
             run.replica,
-            run.trial.to_json(),
+            json.dumps(dict(run.trial.hyperparameters)),
             json.dumps(run.trial.learning_rate),
         ),
     ).lastrowid

@@ -13,12 +13,15 @@ NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.csv")))
 
 
 def find(path: Path) -> Path:
-    """Return the path of a bundled table, if `path` is its name and not an existing file; else `path`."""
+    """Return the path of a bundled table if `path` is its name; otherwise, return `path`.
+
+    An existing file takes precedence over a bundled table of the same name.
+    """
     return _FOLDER / f"{path}.csv" if str(path) in NAMES and not path.exists() else path
 
 
 def heart_disease() -> "pd.DataFrame":
-    """Load the heart disease table: 920 patients of four hospitals, with the target `disease` (yes or no).
+    """Load the heart disease table: 920 patients from four hospitals, with the target `disease` (yes or no).
 
     The environments are in column `hospital`: Cleveland, Hungary, Long Beach and Switzerland. The share of
     patients with the disease differs between hospitals (36 % to 93 %), and some hospitals did not record

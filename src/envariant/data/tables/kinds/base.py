@@ -99,8 +99,9 @@ class ColumnEncoding:
         scale: Standard deviation of the numbers in the training rows.
         indicator: Whether an additional input marks missing values.
         categories: Categories with a separate input each.
-        other: Whether there is one common input for rare categories.
-        notation: Notation of the numbers in text; None for the notation of programming languages.
+        other: Whether one additional input represents all rare categories.
+        notation: Notation of numbers that were read from text; None for numbers as written in programming
+            languages.
     """
 
     name: str
@@ -171,7 +172,7 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def format(self, values: Values, categories: Categories) -> list[str | None]:
-        """Format values as readable text, with None for missing values."""
+        """Format values as readable strings, with None for missing values."""
 
     def as_text(self, values: Values) -> ColumnChunk:
         """Convert numbers to a text chunk, so that they can be joined with text chunks of the same column."""
@@ -188,7 +189,7 @@ class ColumnKind(ABC):
             name: Name of the column.
             values: Values, `[rows]`.
             categories: Categories in the order of their codes.
-            environments: Number of the environment of each row. Default: one environment.
+            environments: Index of the environment of each row. Default: one environment.
         """
 
     @abstractmethod
@@ -204,7 +205,7 @@ class ColumnKind(ABC):
         """Describe the kind and the encoding, for the preprocessing log."""
 
     def unusable(self, values: Values) -> str:
-        """Return the reason why no model can use a non-constant column; "" if there is no such reason."""
+        """Return the reason why no model can use a column that is not constant; "" if there is none."""
         return ""
 
     def class_names(self, values: Values) -> list[str]:
@@ -231,7 +232,7 @@ class NumericKind(ColumnKind):
         """Parse strings as numbers; NaN for strings that are not of this kind."""
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
-        """Return the number notation of a text column; None if `parse` needs no notation."""
+        """Return the notation of the numbers in a text column; None if `parse` needs no notation."""
         del texts, decimal_comma
         return None
 
@@ -267,8 +268,8 @@ class NumericKind(ColumnKind):
             row = int(wrong[0])
             value = chunk.texts[chunk.values[row]] if chunk.kind is None else f"{values[row]:g}"
             raise EnvariantError(
-                f"column '{name}': holds '{quoted(value)}' in row {first_row + row + 1}; the model learned "
-                f"from a {self.name} of that name. {self.correction}, or leave it empty"
+                f"column '{name}': holds '{quoted(value)}' in row {first_row + row + 1}, but the model "
+                f"was trained on a {self.name} column of this name. {self.correction}, or leave it empty"
             )
         return Parsed(self.checked(name, values, first_row))
 
@@ -327,6 +328,6 @@ class NumericKind(ColumnKind):
 
 
 def quoted(text: str) -> str:
-    """Shorten a text to one line, for use in an error message."""
+    """Shorten a string to one line, for use in an error message."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= _LONGEST_QUOTE else line[:_LONGEST_QUOTE] + "…"

@@ -26,7 +26,7 @@ _DATE = re.compile(
 @final
 @dataclass(frozen=True)
 class Date(NumericKind):
-    """Dates, stored as days since 1970 in local time, and encoded as number of the day and season."""
+    """Dates, stored as days since 1970 in local time, and encoded as the number of days and the season."""
 
     name: ClassVar[str] = "date"
     ordered: ClassVar[bool] = True
@@ -37,7 +37,7 @@ class Date(NumericKind):
         return _days(rows) if pd.api.types.is_datetime64_any_dtype(rows) else None
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Convert dates to days since 1970; NaN for other strings, and if day and month are ambiguous."""
+        """Convert dates to days since 1970; NaN for other strings, or if day and month are ambiguous."""
         matches = [_DATE.fullmatch(text) for text in texts]
         year_last = [match for match in matches if match and match["first"]]
         # Dates with dots are written day first; with other separators, a number above 12 decides.

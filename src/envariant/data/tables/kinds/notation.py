@@ -75,19 +75,20 @@ class Notation:
     def is_certain(self, texts: Sequence[str]) -> bool:
         """Return whether the decimal separator is unambiguous for these strings.
 
-        It is unambiguous if the other separator would make some strings invalid, or give the same numbers.
+        This is the case if some strings would be invalid with the other separator, or if both separators give
+        the same numbers.
         """
         other = Notation("," if self.decimal == "." else ".", self.affix).parse(texts)
         return not np.isfinite(other).all() or np.array_equal(self.parse(texts), other)
 
     def agrees_with(self, other: "Notation | None") -> bool:
-        """Return whether numbers in both notations have the same unit; currencies are not units."""
+        """Return whether numbers in both notations have the same unit; a currency is not a unit."""
         affixes = {"" if _is_currency(each.affix) else each.affix for each in (self, other or Notation())}
         return len(affixes) == 1
 
 
 def plain(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Convert numbers such as -1.5e3, in the notation of programming languages; NaN for other strings."""
+    """Convert strings such as "-1.5e3", as in programming languages, to numbers; NaN for other strings."""
     numbers = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(dtype=np.float64)
     # Unlike pandas, Python rounds to the nearest number.
     return np.array([float(t) if n == n else n for t, n in zip(texts, numbers.tolist(), strict=True)])
@@ -96,7 +97,7 @@ def plain(texts: Sequence[str]) -> NDArray[np.float64]:
 def infer_notation(
     texts: Sequence[str], counts: NDArray[np.int64], decimal_comma: bool | None
 ) -> Notation | None:
-    """Return the notation in which most rows of a column are numbers, or None if there is none.
+    """Return the notation that reads the most rows of a column as numbers; None if there is none.
 
     Args:
         texts: Distinct strings of the column.
@@ -160,7 +161,7 @@ def may_have_grouping_points(texts: Sequence[str]) -> bool:
 
 
 def may_be_thousands(values: NDArray[np.float64]) -> bool:
-    """Return whether numbers may be misread integers, for example 1.234 if the file means 1,234."""
+    """Return whether numbers may be misread integers, for example 1.234 if the file means 1234."""
     is_small = (np.abs(values) < 1000) & ((np.abs(values) >= 1) | (values == 0))
     return bool((is_small & (np.round(values, 3) == values)).all())
 

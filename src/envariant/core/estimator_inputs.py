@@ -1,0 +1,43 @@
+"""Inputs of scikit-learn estimators: environment columns, targets, and standardization."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.preprocessing import StandardScaler
+
+from envariant.core.errors import EnvariantError, unknown_name
+
+
+def split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[Any, Any]:  # noqa: N803
+    """Separate the environment labels from the table, and return both.
+
+    Args:
+        X: Table.
+        environments: Environment labels, or the name of their column in the table.
+
+    Raises:
+        EnvariantError: If the table has no such column.
+    """
+    if not isinstance(environments, str):
+        return X, environments
+    if not hasattr(X, "columns"):
+        raise EnvariantError(
+            f"environments='{environments}' is a column name, but X is of type {type(X).__name__} without "
+            f"column names; pass a DataFrame, or one label per row"
+        )
+    if environments not in X.columns:
+        raise unknown_name("column", environments, map(str, X.columns), where="environments")
+    return X[[name for name in X.columns if name != environments]], X[environments]
+
+
+def plain_targets(y: Any) -> Any:
+    """Convert nullable pandas Booleans and integers to NumPy types; scikit-learn would use floats."""
+    dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", np.dtype(object))
+    return y.to_numpy(dtype=dtype) if dtype.kind in "biu" and not y.isna().any() else y
+
+
+def mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation of each column; for constant columns, 1 instead of the latter."""
+    scaler: Any = StandardScaler().fit(columns)
+    return scaler.mean_, scaler.scale_

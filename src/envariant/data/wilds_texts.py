@@ -1,0 +1,80 @@
+"""Texts of WILDS (CivilComments, Amazon) as tables, for features of texts and for `compare`."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envariant.core.errors import EnvariantError, unknown_name
+from envariant.data.images.wilds import Table, check_release
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_IDENTITIES = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "black", "white")
+# Splits of amazon are numbers; −1 is in no split.
+_AMAZON_SPLITS = {"0": "train", "1": "val", "2": "id_val", "3": "test", "4": "id_test"}
+_BASE = "wilds_table"
+
+
+def wilds_table(folder: str | Path) -> "pd.DataFrame":
+    """Read the texts of civilcomments or amazon as a table: text, target, environment and split.
+
+    In civilcomments, the target is whether most readers found the comment toxic. The environment is the first
+    of eight identities that at least half of the readers saw mentioned, or "none"; a column for each identity
+    tells whether it is mentioned. In amazon, the target is the number of stars, the environment is the
+    product category, and `group` is the reviewer; the split is the official one, by reviewer.
+
+    Args:
+        folder: Folder of the data set, such as `civilcomments_v1.0`.
+
+    Raises:
+        EnvariantError: If the folder has another name, or a file or column is missing.
+    """
+    root = Path(folder).expanduser()
+    named = re.fullmatch(r"(?P<name>.+)_v[\d.]+", root.name)
+    readers = {"amazon": _amazon, "civilcomments": _civilcomments}
+    if named is None or named["name"] not in readers:
+        name = root.name if named is None else named["name"]
+        raise unknown_name("data set", name, readers, where=f"{_BASE} (folders such as amazon_v2.1)")
+    table = readers[named["name"]](root)
+    check_release(_BASE, root)
+    return table
+
+
+def _civilcomments(root: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    table = Table(_BASE, root, "all_data_with_identities.csv")
+    mentioned = pd.DataFrame({name: pd.to_numeric(pd.Series(table[name])) >= 0.5 for name in _IDENTITIES})
+    first = mentioned.idxmax(axis=1).where(mentioned.any(axis=1), "none")
+    toxic = pd.to_numeric(pd.Series(table["toxicity"])) >= 0.5
+    columns = {
+        "text": table.texts("comment_text"),
+        "target": toxic,
+        "environment": first,
+        "split": table["split"],
+    }
+    return pd.concat([pd.DataFrame(columns), mentioned], axis=1)
+
+
+def _amazon(root: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    reviews = Table(_BASE, root, "reviews.csv")
+    splits = Table(_BASE, root, "splits/user.csv")["split"]
+    text = reviews.texts("reviewText")
+    if len(splits) != len(text):
+        raise EnvariantError(
+            f"{_BASE}: {root / 'splits' / 'user.csv'} has {len(splits):,} rows, and reviews.csv has "
+            f"{len(text):,}; download the data set again"
+        )
+    frame = pd.DataFrame(
+        {
+            "text": text,
+            "target": [int(float(stars)) for stars in reviews["overall"]],
+            "environment": reviews["category"],
+            "group": reviews["reviewerID"],
+            "split": [_AMAZON_SPLITS.get(str(int(float(split))), "") for split in splits],
+        }
+    )
+    return frame[frame["split"] != ""].reset_index(drop=True)

@@ -45,7 +45,7 @@ def differences(first: ResolvedRun, second: ResolvedRun) -> Sequence[tuple[str, 
         second: The same run with another number of steps.
     """
     pairs: list[tuple[str, Any, Any]] = [("learning_rate", first.learning_rate, second.learning_rate)]
-    pairs.append(("learning_rate", first.groups, second.groups))
+    pairs.append(("learning_rate", first.groups.rates, second.groups.rates))
     pairs += [
         (f.name, getattr(first.config, f.name), getattr(second.config, f.name))
         for f in fields(RunConfig)

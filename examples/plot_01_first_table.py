@@ -2,10 +2,10 @@
 Compare methods on a table
 ==========================
 
-You have a table in which one column says where each row came from, and want to know
-whether a model that is trained here will work there. `envariant.compare` holds out
-each environment once, fits ordinary models and domain-generalization methods to the
-others, and says which to use.
+You have a table with rows from several sites, such as hospitals, and want to know
+whether a model will also work at a new site. `envariant.compare` holds out each
+environment once, fits ordinary models and domain-generalization methods to the others,
+and says which method to use.
 """
 
 # %%
@@ -21,8 +21,8 @@ patients.groupby("hospital")["disease"].agg(
 
 # %%
 # One call trains everything. Linear models and boosted trees are always fitted;
-# `algorithms` names what else to try. The data check is printed first: here, columns
-# that some hospitals did not record, and zeros that mean "missing".
+# `algorithms` names the other methods to try. The data check is printed first: here, it
+# finds columns that some hospitals did not record, and zeros that mean "missing".
 
 answer = envariant.compare(
     patients,
@@ -38,8 +38,9 @@ answer = envariant.compare(
 print(answer.verdict)
 
 # %%
-# Scores in hospitals that took no part in training, and the same as a picture: a line
-# joins the score of a model that knew the hospital and that of a model that did not.
+# The table shows scores in hospitals that took no part in training. The chart compares
+# them with the scores of models that were also trained on the hospital; a line joins
+# the two.
 
 answer.table.round(3)
 
@@ -49,7 +50,7 @@ chart = answer.plot()
 chart
 
 # %%
-# The recommended method is trained again on all rows and can predict at once;
+# The recommended method is trained again on all rows and is ready for predictions;
 # `answer.page` is a report for colleagues.
 
 answer.best_model.predict(patients.head())
@@ -57,6 +58,6 @@ answer.best_model.predict(patients.head())
 # %%
 # .. admonition:: When not
 #
-#    With two environments only one is left for training: then nothing can be said about
-#    methods that compare environments. And if you can label twenty patients of the new
+#    With two environments, only one is left for training, so that methods that compare
+#    environments cannot be judged. And if you can label twenty patients of the new
 #    hospital, do so: the report says how much they help.

@@ -2,13 +2,13 @@
 What a verdict means
 ====================
 
-A drop in a new environment has several possible causes, and the remedies differ. Here
-are two synthetic tables, one in which a column changes its meaning and one in which
-only the prevalence changes, and what the comparison says about them.
+A drop in a new environment has several possible causes, which need different remedies.
+This example compares methods on two synthetic tables. In the first, a column changes
+its meaning; in the second, only the prevalence changes.
 """
 
 # %%
-# In the first table `marker` follows from the target. In the last site its sign is
+# In the first table, `marker` depends on the target. At the last site, its sign is
 # reversed.
 
 import numpy as np
@@ -35,9 +35,9 @@ concept = envariant.compare(flipped, **settings)
 print(concept.verdict)
 
 # %%
-# Site D's score is worse than chance, whatever the method: without rows of D nothing in
-# the training data says that the marker will change. The verdict says that predictions
-# are reversed there, and the next steps name the column.
+# At site D, the scores of all methods are worse than chance: without rows of D, nothing
+# in the training data shows that the marker will change. The verdict says that
+# predictions are reversed there, and the next steps name the column.
 
 print(concept.recommendation.next_steps[0])
 
@@ -48,7 +48,7 @@ chart = concept.plot()
 chart
 
 # %%
-# In the second table the positive class is more frequent in site D, and nothing else
+# In the second table, the positive class is more frequent at site D, and nothing else
 # differs.
 
 y = (rng.random(1600) < np.where(site == "D", 0.85, 0.4)).astype(int)
@@ -61,7 +61,7 @@ label = envariant.compare(prevalence, **settings)
 print(label.verdict)
 
 # %%
-# The results also hold the kinds of shift found at every site.
+# The results also contain the kinds of shift found at every site.
 
 for name, cause in label.results.causes.items():
     print(name, (cause.shift.kinds if cause.shift else None) or "no shift found")
@@ -70,4 +70,4 @@ for name, cause in label.results.causes.items():
 # .. admonition:: When not
 #
 #    "No significant drop" does not mean "no drop". The verdict states how large a drop
-#    cannot be ruled out; with small environments that can be a lot.
+#    cannot be ruled out. With small environments, this can be a large drop.

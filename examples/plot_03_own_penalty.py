@@ -48,8 +48,8 @@ mine = Composition(penalties=(MeanLogit(),))
 check_algorithm(mine)
 
 # %%
-# A study compares it with ERM and V-REx on the small relative of Colored MNIST, with
-# two trials each.
+# A study compares the new penalty with ERM and V-REx on colored digits, a small version
+# of Colored MNIST, with two trials each.
 
 from envariant.studies import Study
 
@@ -73,4 +73,4 @@ chart
 #
 #    The mean logit can agree between environments although the network relies on the
 #    color, so do not expect much of this penalty. A study with few trials and three
-#    replicas can tell large differences from chance, not small ones.
+#    replicas can distinguish large differences from chance, but not small ones.

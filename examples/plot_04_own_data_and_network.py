@@ -2,13 +2,12 @@
 Your own data and network in a study
 ====================================
 
-Everything that a study takes by name it also takes as an object: data, network,
-algorithm, optimizer.
+A study accepts data, networks, algorithms and optimizers by name or as objects.
 """
 
 # %%
-# Three sensors measure short signals. The frequency tells the class everywhere. The
-# offset tells it too, but not in the third sensor.
+# Three sensors measure short signals. The frequency of a signal indicates its class for
+# every sensor. The offset also indicates the class, but not for the third sensor.
 
 import torch
 from torch import nn
@@ -43,8 +42,8 @@ signals = EnvironmentSet(
 signals
 
 # %%
-# The network is any `torch.nn.Module`; pass a function that returns a new one. Its
-# outputs are logits.
+# The network can be any `torch.nn.Module` whose outputs are logits. Pass a function or
+# class that returns a new network.
 
 
 class Recurrent(nn.Module):
@@ -75,6 +74,6 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    Two training environments in which the offset agrees with the class in 95 % and 80
-#    % of the rows are enough for a penalty to notice. If both had 95 %, no method could
-#    know that the offset is spurious.
+#    In the two training environments, the offset agrees with the class in 95 % and 80 %
+#    of the rows. This difference is enough for a penalty to detect that the offset is
+#    spurious. If both had 95 %, no method could know that the offset is spurious.

@@ -2,15 +2,15 @@
 Colored MNIST: the example that started it
 ==========================================
 
-Label digits by whether they are below five, flip a quarter of the labels, and color
-each digit so that the color agrees with the label in 80 % and 90 % of the training
-rows, but in 10 % of the test rows. A network that looks at the color is wrong in the
-test environment.
+The label states whether a digit is below five, and is wrong for a quarter of the
+digits. The color agrees with the label in 80 % and 90 % of the training rows, but only
+in 10 % of the test rows. A network that uses the color is therefore wrong in the test
+environment.
 """
 
 # %%
-# To keep this page quick and offline, it makes the same data from the 1,797 digits of
-# scikit-learn, each moved by up to one pixel in every direction.
+# To run quickly and without a download, this example constructs the data from the 1,797
+# digits of scikit-learn, each shifted by up to one pixel in every direction.
 # `envariant.data.colored_mnist("irm")` is the original, with 60,000 digits.
 
 import numpy as np
@@ -79,6 +79,6 @@ chart
 #
 # .. admonition:: When not
 #
-#    A method that wins here has shown that it can drop one strong feature whose
-#    strength differs between two large training environments, with hyperparameters
-#    chosen by looking at the test environment. Real data are seldom like this.
+#    A method that wins here has shown that it can ignore one strong feature whose
+#    strength differs between two large training environments, with hyperparameters that
+#    were chosen with the test environment. Real data are seldom like this.

@@ -2,13 +2,13 @@
 Penalty schedules, and what goes wrong
 ======================================
 
-A penalty that is strong from the first step keeps the network from learning anything;
-one that comes too late changes nothing. Runs that look wrong are diagnosed, with a
-likely cause and a remedy.
+A penalty that is strong from the first step prevents the network from learning
+anything; a penalty that starts too late changes nothing. Envariant diagnoses such runs
+and names a likely cause and a remedy.
 """
 
 # %%
-# The same method with four schedules of its coefficient.
+# The same method is trained with four schedules of its coefficient.
 
 import envariant
 from envariant.reporting.charts import curves
@@ -57,4 +57,4 @@ for name, run in runs.items():
 # .. admonition:: When not
 #
 #    Choosing the switch point by the test accuracy is oracle selection.
-#    :doc:`plot_07_selection` shows what is left when you may not.
+#    :doc:`plot_07_selection` shows rules that do not use test labels.

@@ -2,9 +2,9 @@
 Choose hyperparameters without test labels
 ==========================================
 
-A study of two methods with several trials, and three rules that choose among the
-trials: training-domain validation, invariance selection and the oracle. Only the
-oracle looks at the test environment, which nobody can do in practice.
+This example trains two methods with several trials and compares three rules that choose
+among the trials: training-domain validation, invariance selection and the oracle. Only
+the oracle uses labels of the test environment, which are unknown in practice.
 """
 
 # %%
@@ -28,10 +28,11 @@ chart
 
 # %%
 # Training-domain validation prefers the trial that uses the color, because the color
-# helps on held- out training rows. Invariance selection asks first whether the target
-# given the prediction depends on the environment. The oracle is an upper bound.
+# helps on held-out training rows. Invariance selection first tests whether the target
+# still depends on the environment once the prediction is known. The oracle is an upper
+# bound.
 #
 # .. admonition:: When not
 #
 #    Invariance selection needs enough held-out rows to notice a dependence. With few
-#    rows every trial passes, and the rule is the same as training-domain validation.
+#    rows, every trial passes, and the rule then equals training-domain validation.

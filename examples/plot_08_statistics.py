@@ -7,7 +7,7 @@ Many papers report three replicas. What can be concluded from them?
 
 # %%
 # Differences between methods are paired: replica k of both has the same data, the same
-# initial weights and the same batches. `envariant.analysis` has the tests as plain
+# initial weights and the same batches. In `envariant.analysis`, the tests are simple
 # functions of arrays.
 
 import numpy as np
@@ -21,7 +21,8 @@ print("probability that mine is better", analysis.probability_of_improvement(min
 
 # %%
 # A signed-rank test of three pairs cannot be significant at 5 %: its smallest p value
-# is 2/2³ = 0.25. A paired t test can, if the differences agree.
+# is 2/2³ = 0.25. A paired t test can be significant if the three differences are
+# similar.
 
 from scipy import stats
 
@@ -35,8 +36,8 @@ print("paired t    p =", round(float(stats.ttest_rel(mine, erm).pvalue), 4))
 print(analysis.holm([0.012, 0.03, 0.2]))
 
 # %%
-# How large must a difference be to be found? Simulate: replicas with a standard
-# deviation of 0.02, as in small studies.
+# How large must a difference be to be detected? A simulation answers this for replicas
+# with a standard deviation of 0.02, as in small studies.
 
 import matplotlib.pyplot as plt
 
@@ -58,6 +59,6 @@ figure.show()
 # %%
 # .. admonition:: When not
 #
-#    Replicas measure the noise of training, not that of the rows: a small test
-#    environment gives the same optimistic answer three times. `envariant.compare`
-#    resamples rows as well.
+#    Replicas measure the noise of training, not the noise of the rows: with a small
+#    test environment, three replicas can agree on the same wrong answer.
+#    `envariant.compare` resamples rows as well.

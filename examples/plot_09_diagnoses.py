@@ -2,13 +2,14 @@
 Read the diagnoses of a run
 ===========================
 
-A training run can end without an error and still be worthless. `result.diagnoses`
-lists what looks wrong, with the measured values, a likely cause and a remedy.
+A training run can end without an error and still be worthless. `result.diagnoses` lists
+possible problems, with the measured values, a likely cause and a remedy.
 """
 
 # %%
-# Three mistakes on purpose: a network that ends in a sigmoid although logits are
-# expected, a penalty that never acts, and a penalty that is far too strong.
+# Each of three runs contains a deliberate mistake: a network that ends in a sigmoid
+# although logits are expected, a penalty that never takes effect, and a penalty that is
+# far too strong.
 
 import torch
 

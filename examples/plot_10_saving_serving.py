@@ -2,8 +2,8 @@
 Save a model, serve it, and watch for drift
 ===========================================
 
-The model that a comparison recommends is stored in a folder, without pickle. Loaded
-somewhere else, it predicts new tables and says whether they still look like the
+The model that a comparison recommends is stored in a folder, without pickle. It can be
+loaded anywhere, predicts new tables, and reports whether they still resemble the
 training data.
 """
 
@@ -30,22 +30,23 @@ answer = envariant.compare(
 sorted(path.name for path in (folder / "model").iterdir())
 
 # %%
-# Anyone can load the folder. Files are checked against their checksums first.
+# Anyone can load the model from the folder. The checksums of the files are verified
+# first.
 
 model = envariant.load_model(folder / "model")
 model.predict(new.head())
 
 # %%
-# `serve` adds what one needs before acting on a prediction: calibrated probabilities, a
-# set of classes meant to contain the true one in 90 % of rows of a new hospital, and a
-# flag for rows that resemble none of the training hospitals.
+# `serve` adds the information that one needs before acting on a prediction: calibrated
+# probabilities, a set of classes that should contain the true class in 90 % of the rows
+# of a new hospital, and a flag for rows that resemble none of the training hospitals.
 
 served = model.serve(new, level=0.9)
 served.table.head().round(2)
 
 # %%
-# The summary estimates the accuracy of the batch without its labels, and tests each
-# column for drift, corrected for their number.
+# The summary contains an estimate of the accuracy of the batch without its labels, and
+# a drift test of each column, corrected for the number of columns.
 
 print("\n".join(served.summary))
 print(
@@ -67,8 +68,8 @@ for name, each in {"before": model, "after": adapted}.items():
     )
 
 # %%
-# The sizes of the prediction sets: a set of both classes says that the model does not
-# know.
+# The chart shows the sizes of the prediction sets. A set with both classes means that
+# the model cannot decide between them.
 
 import matplotlib.pyplot as plt
 
@@ -82,4 +83,4 @@ figure.show()
 # .. admonition:: When not
 #
 #    Drift of the inputs is neither necessary nor sufficient for a loss of accuracy. A
-#    few labels of new rows tell more.
+#    few labels of new rows are more informative.

@@ -2,15 +2,15 @@
 Reproduce published work
 ========================
 
-A reproduction is one file: sections that train runs and state claims. A claim holds
-or fails by its numbers. The course report that this library began with is one of
-them, run by ``envariant reproduce sjtu-2023``: :doc:`its page
+A reproduction is one file with sections that train runs and test claims. Whether a
+claim holds is computed from the results. One reproduction tests the course report with
+which this library began; it is run by ``envariant reproduce sjtu-2023``: :doc:`its page
 <../reproductions/sjtu-2023/report>`.
 """
 
 # %%
-# A section requests runs by name and yields figures and claims. The docstring states
-# the claim of the source.
+# A section declares runs by name and yields figures and claims. Its docstring states
+# the claim of the publication.
 
 import tempfile
 from pathlib import Path
@@ -39,8 +39,8 @@ conditions = {"quick": "two replicas, 200 steps", "full": "five replicas, 200 st
 mine = Reproduction("mine", "V-REx and ERM", "A small example.", conditions, (vrex,))
 
 # %%
-# The command line runs it, stores every run and writes the page. From Python, one
-# section is a loop over its findings.
+# `envariant reproduce` trains and stores all runs and writes the page. In Python, a
+# loop over the findings of a section is enough.
 
 findings = list(vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")))
 for claim in findings:
@@ -55,7 +55,8 @@ chart = next(
 chart
 
 # %%
-# Published figures are loaded from files with their sources, never typed in by hand.
+# Published figures are loaded from files that name their sources; they are never typed
+# in by hand.
 
 from envariant import published
 

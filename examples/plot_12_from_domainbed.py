@@ -2,8 +2,9 @@
 Coming from DomainBed
 =====================
 
-The same algorithms and selection rules under other names: this page translates. Most
-search ranges are the same; those of IRM and V-REx start at a coefficient of 100.
+Envariant has the same algorithms and selection rules as DomainBed under other names,
+which this page lists. Most search ranges are the same; those of IRM and V-REx start at
+a coefficient of 100.
 
 ====================================  ==========================================
 DomainBed                             Envariant
@@ -23,8 +24,9 @@ test-domain validation                oracle
 """
 
 # %%
-# A minibatch run as DomainBed would do it: minibatches per environment, a share held
-# out for validation, IRM's estimate of the squared gradient on two halves of the batch.
+# This run follows DomainBed: minibatches from each environment, a validation share of
+# each environment, and IRM's estimate of the squared gradient on two halves of the
+# batch.
 
 import envariant
 
@@ -46,7 +48,7 @@ chart = result.plot()
 chart
 
 # %%
-# Search ranges of every algorithm are declared with it:
+# Every algorithm declares its search ranges:
 
 from envariant.core.search_space import ranges
 
@@ -54,9 +56,8 @@ for name, searched in ranges(envariant.algorithms.recipe("irm").default).items()
     print(name, searched)
 
 # %%
-# Every algorithm is tested against an independent second implementation. What
-# DomainBed's code does differently from the papers is listed in
-# :doc:`../guide/released_code`.
+# Every algorithm is tested against an independent second implementation.
+# :doc:`../guide/released_code` lists where DomainBed's code differs from the papers.
 #
 # .. admonition:: When not
 #

@@ -289,7 +289,7 @@ WRONG = [
     ("runs track study --to wandb", "--to", '"tensorboard", "mlflow"'),
     ("report", "report: needs at least one run"),
     ("report nowhere", "nowhere: holds no runs"),
-    ("report study", "study: holds a study of many runs, whose page is its report.html"),
+    ("report study", "study is a study of many runs, and its page is study/report.html"),
     ("report study study", "report: study is given twice; give it once"),
     ("report study -o page.txt", "page.txt: the name of a page must end in .html"),
     # reproduce, algorithms, demo, data

@@ -1,7 +1,7 @@
 """Envariant: out-of-distribution generalization for data from several environments.
 
-The public names are imported on first use, so that `import envariant` and the command line's help load
-neither PyTorch nor other large packages.
+Public names are imported on first use. `import envariant` and the command-line help therefore load neither
+PyTorch nor other large packages.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Scikit-learn estimators for tables whose rows come from several environments.
+"""Scikit-learn estimators for tables with rows from several environments.
 
 Fitted estimators store NumPy arrays, text and the user's parameters, and can be cloned, pickled and used in
 parameter searches like any scikit-learn estimator.
@@ -48,7 +48,7 @@ _BATCH = 256
 
 @contextmanager
 def _errors_in_one_line() -> Generator[None]:
-    """Convert scikit-learn's errors for invalid input, which may have several lines, to one-line errors."""
+    """Within a `with` block, convert scikit-learn's errors for invalid input to one-line errors."""
     try:
         yield
     except EnvariantError:
@@ -178,10 +178,10 @@ class InvariantEstimator(BaseEstimator, ABC):
 
     @abstractmethod
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
-        """Return the task, the encoded targets `[rows]`, and the fitted attributes used for prediction."""
+        """Return the task, the encoded targets `[rows]`, and fitted attributes needed for prediction."""
 
     def _settings(self, environments: int, *, labeled: bool) -> dict[str, Any]:
-        """Return the settings for training; ERM replaces an algorithm whose environments are missing."""
+        """Return the settings of training; without environments, the algorithm may be replaced by ERM."""
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
             "hyperparameters": _mapping(self.hyperparameters or {}),
@@ -223,7 +223,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         return int(state)
 
     def _network(self) -> tuple[nn.Module, Task]:
-        """Return the rebuilt network with its trained weights, and its task."""
+        """Return the network with its trained weights, and the task."""
         task = task_named(self.settings_["task"], self.settings_["outputs"])
         shape, builder = self.mean_.shape, model_builder(self.settings_["model"])
 
@@ -259,15 +259,16 @@ class InvariantEstimator(BaseEstimator, ABC):
 
 @final
 class InvariantClassifier(ClassifierMixin, InvariantEstimator):
-    """Classifier for tables whose rows come from several environments: sites, years, instruments.
+    """Classifier for tables with rows from several environments, such as sites, years or instruments.
 
     Columns are standardized by the mean and standard deviation of the training rows. The same
     `random_state`, rows and parameters give bit-identical predictions.
 
     Args:
-        algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (see `envariant
-            algorithms`), recipe, part such as `VREx()`, or `Algorithm`.
-        hyperparameters: Hyperparameters of a named algorithm by name; they override those in `algorithm`.
+        algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (`envariant algorithms`
+            lists all names), recipe, part such as `VREx()`, or `Algorithm`.
+        hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name; these values
+            override values in `algorithm`.
         model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
             module, or module with initial weights.
         steps: Number of optimizer updates. By default, the coefficients of irm and vrex increase after a
@@ -281,10 +282,11 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
             computed in float64 on the CPU.
         device: Device to train on: "cpu", "cuda" or "auto".
-        infer_environments: Whether to infer two environments by EIIL if `fit` receives none: rows that a
-            reference model predicts well, and rows that it predicts poorly. `hyperparameters` may include
-            those of EIIL, such as `reference_steps`. Ignored if the algorithm needs no environments.
-        random_state: Seed of initialization and batch order. Default: a new seed for each fit.
+        infer_environments: Whether to infer two environments by EIIL if `fit` receives none: one with the
+            rows that a reference model predicts well, and one with the rows that it predicts poorly.
+            `hyperparameters` may include those of EIIL, such as `reference_steps`. Ignored if the algorithm
+            does not need environments.
+        random_state: Seed of initial weights and batch order. Default: a new seed for each fit.
         verbose: Whether to show progress.
 
     Attributes:
@@ -294,7 +296,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         environments_: Names of the training environments; "all" if `fit` received none.
         environment_column_: Name of the environment column, if any; `predict` accepts `X` with or without it.
         settings_: Settings of training: algorithm, hyperparameters, model and task.
-        weights_: Trained weights of the network by name, as arrays.
+        weights_: Mapping from name to array with the trained weights of the network.
         mean_: Mean of each input column.
         scale_: Standard deviation of each input column.
         result_: `TrainingResult` of the run; None in an unpickled estimator.
@@ -323,7 +325,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         return np.column_stack([expit(-outputs), expit(outputs)])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Return logits: `[rows]` for two classes, positive for the second; otherwise `[rows, classes]`."""
+        """Return logits: `[rows]` for two classes (positive for the second), else `[rows, classes]`."""
         return self._outputs(X)
 
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
@@ -338,24 +340,25 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
 
 @final
 class InvariantRegressor(RegressorMixin, InvariantEstimator):
-    """Regressor for tables whose rows come from several environments, trained on the squared error.
+    """Regressor, trained on the squared error, for tables with rows from several environments.
 
     Targets are standardized for training, so that penalty coefficients do not depend on the unit of the
     target. Predictions are in the original unit.
 
     Args:
-        algorithm: Name, recipe, part or `Algorithm`; see `InvariantClassifier` for details of all parameters.
-        hyperparameters: Hyperparameters of a named algorithm by name.
+        algorithm: Name, recipe, part or `Algorithm`. The parameters are described in detail in
+            `InvariantClassifier`.
+        hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name.
         model: Name, `ModelConfig`, function that returns a new module, or module.
         steps: Number of optimizer updates.
-        batch_size: Rows of each environment per step, "full" or "auto".
+        batch_size: Number of rows per environment and step, "full" or "auto".
         learning_rate: Learning rate of the optimizer.
         weight_decay: L2 coefficient applied by the optimizer.
         optimizer: Name, `OptimizerConfig` or `torch.optim` class.
-        precision: Precision of matrix products in training.
-        device: Device to train on.
+        precision: Precision of matrix products in training: "float32", "bfloat16" or "auto".
+        device: Device to train on: "cpu", "cuda" or "auto".
         infer_environments: Whether to infer two environments by EIIL if `fit` receives none.
-        random_state: Seed of initialization and batch order.
+        random_state: Seed of initial weights and batch order.
         verbose: Whether to show progress.
 
     Attributes:
@@ -377,7 +380,7 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     target_scale_: float
 
     def predict(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Return the predicted target of each row, `[rows]`, in its original unit."""
+        """Return the predicted target of each row, `[rows]`, in the original unit of the target."""
         return self._outputs(X) * self.target_scale_ + self.target_mean_
 
     def _encode_targets(self, y: NDArray[Any]) -> tuple[Task, NDArray[Any], dict[str, Any]]:
@@ -386,7 +389,7 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
 
 
 def _requested(settings: Mapping[str, Any]) -> Any:
-    """Return the requested algorithm; if `settings` require it, a recipe infers its environments."""
+    """Return the requested algorithm, with inferred environments if `settings` require it."""
     requested = settings["algorithm"]
     if not settings["inferred"]:
         return requested
@@ -413,7 +416,7 @@ def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
 
 
 def _split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[Any, Any]:  # noqa: N803
-    """Return the table without its environment column, and the environment labels."""
+    """Separate the environment labels from the table, and return both."""
     if not isinstance(environments, str):
         return X, environments
     if not hasattr(X, "columns"):
@@ -439,12 +442,12 @@ def _mapping(hyperparameters: object) -> dict[str, Any]:
 
 
 def _plain(y: Any) -> Any:
-    """Convert nullable pandas Booleans and integers to NumPy's; scikit-learn would convert them to floats."""
+    """Convert nullable pandas Booleans and integers to NumPy types; scikit-learn would use floats."""
     dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", np.dtype(object))
     return y.to_numpy(dtype=dtype) if dtype.kind in "biu" and not y.isna().any() else y
 
 
 def _mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of each column; for constant columns, the deviation is 1."""
+    """Return mean and standard deviation of each column; for constant columns, 1 instead of the latter."""
     scaler: Any = StandardScaler().fit(columns)
     return scaler.mean_, scaler.scale_

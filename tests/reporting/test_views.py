@@ -51,7 +51,7 @@ def test_columns_that_are_not_drawn_are_counted():
     each = EnvironmentSet("wide", (Environment("a", inputs, torch.rand(30)),), Regression())
     chart = each.plot(most=4)
     assert list(panels(chart)) == ["target", "input 0", "input 1", "input 2", "input 3"]
-    assert chart.to_dict(validate=False)["title"]["text"] == "5 more columns are not drawn."
+    assert chart.to_dict(validate=False)["title"]["text"] == "Not drawn: 5 columns."
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8), (2, 8, 8)])
@@ -86,10 +86,7 @@ def test_colored_digits_keep_their_colors_and_are_saved(tmp_path):
 
 def test_more_environments_than_fit_are_counted():
     parts = tuple(Environment(f"e{k}", torch.rand(2, 1, 4, 4), torch.tensor([0.0, 1.0])) for k in range(15))
-    assert (
-        "3 more environments are not drawn"
-        in EnvironmentSet("many", parts, Binary()).plot(most=2).description
-    )
+    assert "Not drawn: 3 environments" in EnvironmentSet("many", parts, Binary()).plot(most=2).description
 
 
 def test_runs_are_drawn_in_one_chart():

@@ -1,9 +1,9 @@
-"""Base classes of algorithms and their parts, and `TrainContext`, which describes a run to them.
+"""Base classes of algorithms and their parts, and `TrainContext`, a description of the training run.
 
-An algorithm is a pure function from a minibatch to gradients. It has no mutable state, takes random numbers
-only from its context, and never branches in Python on a hyperparameter's value: the engine replaces
-hyperparameters and the step number by tensors in order to run many replicas as one program. Most algorithms
-are compositions (`composition.py`) of
+An algorithm is a pure function from a minibatch to gradients. It has no mutable state and takes random
+numbers only from its context. It never branches in Python on a hyperparameter's value, because
+hyperparameters and the step number may be tensors: the engine runs many replicas as one program. Most
+algorithms are compositions (`composition.py`) of
 
     risk aggregator  ×  penalties, each with a coefficient schedule  ×  gradient aggregator.
 """
@@ -99,16 +99,16 @@ class Model(Protocol):
     def __call__(self, params: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
-        """Return the head's logits for features `[rows, width]`."""
+        """Return the logits of the model's head for features `[rows, width]`."""
         ...
 
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
-        """Return the output of the auxiliary network `name` for given inputs."""
+        """Return the output of the auxiliary network `name` for `inputs`."""
         ...
 
 
 class Algorithm(ABC):
-    """Base class of algorithms, which compute gradients from the model's parameters and a minibatch.
+    """Base class of algorithms: functions from model parameters and a minibatch to gradients.
 
     Attributes:
         environment_inference: Method that infers the training environments; None to use the environments of
@@ -125,12 +125,12 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def minimum_environments(self) -> int:
-        """Smallest number of training environments for which the algorithm is meaningful."""
+        """Smallest number of training environments that the algorithm needs."""
 
     @property
     @abstractmethod
     def needs_features(self) -> bool:
-        """Whether the algorithm uses the features that the head receives; if not, features have width 0."""
+        """Whether the algorithm uses the features (the inputs of the head); if not, features have width 0."""
 
     @property
     def stochastic(self) -> bool:
@@ -139,12 +139,12 @@ class Algorithm(ABC):
 
     @property
     def depends_on_sizes(self) -> bool:
-        """Whether an environment's weight depends on its number of rows; see `Part.depends_on_sizes`."""
+        """Whether the weight of an environment depends on its number of rows; see `Part.depends_on_sizes`."""
         return False
 
     @property
     def returns_updates(self) -> bool:
-        """Whether `gradients` returns parameter updates (θ ← θ − update), so the run needs no optimizer."""
+        """Whether `gradients` returns parameter updates, applied as θ ← θ − update without an optimizer."""
         return False
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
@@ -168,15 +168,15 @@ class Algorithm(ABC):
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         """Return additional networks by name, initialized from PyTorch's default generator.
 
-        Their parameters are trained together with the model's. Parameter names begin with the network's name
-        and a dot.
+        The networks are trained together with the model. Names of their parameters begin with the network's
+        name and a dot.
         """
         del context
         return {}
 
     @abstractmethod
     def init(self, params: Parameters, context: TrainContext) -> State:
-        """Return the algorithm's initial state, whose keys and shapes must not change during training.
+        """Return the initial state. Keys and shapes of the state must not change during training.
 
         Args:
             params: Parameters of the model and of the auxiliary networks.
@@ -195,12 +195,12 @@ class Algorithm(ABC):
         Args:
             model: Model as a function of its parameters.
             params: Parameters of the model and of the auxiliary networks.
-            batch: Rows of every training environment.
+            batch: Minibatch with rows of every training environment.
             state: State returned by `init` or by the previous call.
             context: Step number, learning rate and random numbers.
 
         Returns:
-            Gradients with the keys of `params`, the new state, and metrics.
+            Gradients by parameter name (same keys as `params`), the new state, and metrics by name.
         """
 
 
@@ -212,13 +212,14 @@ class Part(ABC):
     Attributes:
         name: Name in specifications such as `vrex + and-mask`.
         paper: Authors, year, and arXiv number or venue.
-        minimum_environments: Smallest number of training environments for which the part is meaningful.
-        needs_features: Whether the part uses the features that the head receives.
+        minimum_environments: Smallest number of training environments that the part needs.
+        needs_features: Whether the part uses the features (the inputs of the head).
         needs_linear_head: Whether the head must be one linear layer.
         needs_classes: Whether the part is undefined for regression.
         stochastic: Whether the part uses random numbers.
-        depends_on_sizes: Whether an environment's weight depends on its number of rows. If not, repeating all
-            rows of an environment does not change the gradients, except for divisors such as n − 1.
+        depends_on_sizes: Whether the weight of an environment depends on its number of rows. If false,
+            duplicating all rows of one environment leaves the gradients unchanged, apart from divisors such
+            as n − 1.
     """
 
     name: ClassVar[str]
@@ -254,7 +255,7 @@ class Part(ABC):
         return {}
 
     def switch_steps(self) -> Mapping[str, int]:
-        """Return each hyperparameter that is a step number, with the first step at which it takes effect.
+        """Return the hyperparameters that are step numbers, by name, with the first step that each affects.
 
         The default values of these hyperparameters are scaled to the length of the run, like the step numbers
         in schedules.
@@ -262,10 +263,10 @@ class Part(ABC):
         return {}
 
     def coefficient_at(self, step: int) -> float:
-        """Return the coefficient of this part in the loss at a step.
+        """Return the coefficient of this part in the loss at a given step.
 
-        With `normalize_loss`, the whole loss is divided by the largest coefficient of any part, if this
-        exceeds 1.
+        If `normalize_loss` is set, the whole loss is divided by the largest coefficient of all parts if that
+        coefficient exceeds 1.
         """
         del step
         return 1.0
@@ -276,10 +277,10 @@ class RiskAggregator(Part):
 
     @abstractmethod
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Combine the environments' risks into the risk to minimize; also return the new state.
+        """Return the combined risk to minimize, and the new state.
 
         Args:
-            predicted: Batch with its predictions, losses and risks.
+            predicted: Batch with predictions, losses, and risks of all environments.
             state: Current state of this aggregator.
         """
 
@@ -300,7 +301,7 @@ def as_coefficient(value: Schedule | str | float, where: str) -> Schedule:
 
 
 class _WithCoefficient(Part, ABC):
-    """Base class of parts whose value is multiplied by a coefficient that may change during training."""
+    """Base class of penalties: parts multiplied by a coefficient, which may change during training."""
 
     coefficient: Schedule
 
@@ -318,10 +319,10 @@ class Penalty(_WithCoefficient):
 
     @abstractmethod
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty, not yet multiplied by its coefficient, and the new state.
+        """Return the penalty, before it is multiplied by its coefficient, and the new state.
 
         Args:
-            predicted: Batch with its predictions, losses and risks.
+            predicted: Batch with predictions, losses, and risks of all environments.
             state: Current state of this penalty.
         """
 
@@ -334,25 +335,26 @@ class GradientPenalty(_WithCoefficient):
 
     @abstractmethod
     def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Float[Tensor, ""], State]:
-        """Return the penalty, not yet multiplied by its coefficient, and the new state.
+        """Return the penalty, before it is multiplied by its coefficient, and the new state.
 
         Args:
-            gradients: Gradients `[environments, *shape]` of the risks, by parameter name.
+            gradients: Gradients of the environments' risks by parameter name, `[environments, *shape]`.
             state: Current state of this penalty.
         """
 
 
 class TrainingStep(Part):
-    """Base class of training steps that are not sums of risks and penalties, such as nested updates.
+    """Base class of training steps that do more than minimize risks and penalties, such as nested updates.
 
-    `batch.risk` and `batch.mean` give all environments equal weight, whatever their numbers of rows. A mean
-    over the rows of the batch would weight environments by size.
+    Use `batch.risk` and `batch.mean` for averages: they give all environments equal weight. A mean over all
+    rows of the batch would give more weight to larger environments.
 
     Attributes:
         returns_updates: Whether `gradients` returns parameter updates instead of gradients for the run's
-            optimizer. Such a step adds `context.weight_decay` times the parameters to their gradients.
-        aggregates_risk: Whether the step computes its risk by `batch.risk`, so that the algorithm's risk
-            aggregator takes effect.
+            optimizer. If true, `gradients` must apply weight decay itself: it adds `context.weight_decay`
+            times each parameter to the gradient of this parameter.
+        aggregates_risk: Whether the step computes its risk by `batch.risk`, and therefore supports other risk
+            aggregators than the mean.
     """
 
     returns_updates: ClassVar[bool] = False
@@ -372,10 +374,10 @@ class GradientAggregator(Part):
     def combine(
         self, gradients: Mapping[str, Tensor], state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """Combine the environments' gradients; return one gradient per parameter, the new state and metrics.
+        """Return one combined gradient per parameter, the new state and metrics.
 
         Args:
-            gradients: Gradients `[environments, *shape]`, by parameter name.
+            gradients: Gradients of the environments' risks by parameter name, `[environments, *shape]`.
             state: Current state of this aggregator.
             context: Step number, learning rate and random numbers.
         """
@@ -386,7 +388,8 @@ class EnvironmentInference(Part):
 
     Attributes:
         count: Number of inferred environments.
-        reference_steps: Number of training steps of the reference model; 0 for as many as the run.
+        reference_steps: Number of training steps of the reference model. With 0, it is trained for as many
+            steps as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
     """
 
@@ -403,7 +406,7 @@ class EnvironmentInference(Part):
     def environments(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"], task: Task
     ) -> Int[Tensor, " rows"]:
-        """Return the number of each row's inferred environment, counted from 0.
+        """Return the index of the inferred environment of each row, counted from 0.
 
         Args:
             logits: Logits of the reference model for every row.

@@ -1,6 +1,7 @@
 """Generate descriptions of all algorithms from docstrings, for the terminal and `docs/algorithms.md`.
 
-The first paragraph of a part's docstring is its formula, and the section `Attributes` describes its settings.
+The first paragraph of a part's docstring states its formula, and the section `Attributes` describes its
+settings.
 """
 
 import dataclasses
@@ -60,12 +61,12 @@ class Description:
     Attributes:
         name: Name of the recipe.
         summary: One-sentence summary.
-        kind: Type of the first part, such as "penalty".
+        kind: Kind of the algorithm's first part, such as "penalty".
         parts: Name, kind, formula and explanation of each part, in the order of `Recipe.parts`.
         needs: Requirements on data and model.
-        settings: Name, default, search range (or None) and meaning of each hyperparameter.
-        paper: Papers on the parts, separated by semicolons.
-        example: Example command line.
+        settings: Name, default, search range (None if not searched) and meaning of each hyperparameter.
+        paper: Papers that introduced the parts, separated by semicolons.
+        example: Command line that trains the algorithm.
     """
 
     name: str
@@ -95,7 +96,7 @@ class Description:
 
 
 def describe(recipe: Recipe) -> Description:
-    """Return the description of a recipe."""
+    """Describe the algorithm of a recipe, based on the docstrings of its parts."""
     texts = {part.name: _docstring(part) for part in recipe.parts}
     meanings = {name: text[2] for name, text in texts.items()} | {LOSS: _docstring(recipe.default)[2]}
     settings = tuple(
@@ -176,7 +177,7 @@ def _example(recipe: Recipe) -> str:
 
 
 def _docstring(part: object) -> tuple[str, str, dict[str, str]]:
-    """Return the first paragraph of a dataclass's docstring, the other paragraphs, and its attributes."""
+    """Split a dataclass's docstring into first paragraph, other paragraphs, and attribute descriptions."""
     lines = (inspect.getdoc(type(part)) or "").splitlines()
     cut = lines.index("Attributes:") if "Attributes:" in lines else len(lines)
     paragraphs = [" ".join(p.split()) for p in "\n".join(lines[:cut]).split("\n\n") if p.strip()]

@@ -43,10 +43,10 @@ def as_algorithm(
     """Convert a string, recipe, part or algorithm object to an algorithm.
 
     Args:
-        algorithm: String ("vrex", "vrex + and-mask"), `Recipe`, any part (`VREx(30)`, `AndMask()`, a training
+        algorithm: String ("vrex", "vrex + and-mask"), `Recipe`, part (`VREx(30)`, `AndMask()`, a training
             step) or `Algorithm`. A part is composed with the mean risk and the mean gradient.
-        settings: Values of hyperparameters by name; others keep their defaults. Allowed only if `algorithm`
-            is a string or a recipe.
+        settings: New values of hyperparameters by name, if `algorithm` is a string or a recipe; all others
+            keep their defaults.
 
     Raises:
         EnvariantError: If a name or setting is unknown, `algorithm` has another type, or settings are given
@@ -101,7 +101,7 @@ def recipe(text: str) -> Recipe:
 
 
 def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
-    """Parse a string such as `vrex + coral(1.0)` into the recipe and settings of each term.
+    """Parse a string such as `vrex + coral(1.0)` into terms, each with a recipe and its settings.
 
     Raises:
         EnvariantError: If a name or a setting is unknown.
@@ -117,11 +117,11 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
 
 
 def compose(text: str, built: Sequence[Composition]) -> Recipe:
-    """Return a recipe for the composition of several algorithms.
+    """Compose several algorithms into one recipe.
 
     Args:
-        text: Names joined by `+`, such as `vrex + coral(1.0)`.
-        built: One algorithm for each name in `text`.
+        text: Terms joined by `+`, such as `vrex + coral(1.0)`.
+        built: Algorithms built from the terms of `text`, in the same order.
 
     Raises:
         EnvariantError: If the algorithms cannot be composed.
@@ -135,7 +135,7 @@ def compose(text: str, built: Sequence[Composition]) -> Recipe:
 
 
 def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, Recipe]:
-    """Return a mapping from name to recipe, including the recipes of installed plug-ins.
+    """Return all recipes by name, including recipes of installed plug-ins.
 
     Args:
         on_broken: Function called with a one-line message for each plug-in that cannot be loaded and is
@@ -148,7 +148,7 @@ def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, R
 
 
 def settings_of(name: str, algorithm: Composition) -> dict[str, Any]:
-    """Return a mapping from setting name to JSON-serializable value for all hyperparameters.
+    """Return the values of all hyperparameters by name, as JSON-serializable values.
 
     Args:
         name: Name of the recipe.

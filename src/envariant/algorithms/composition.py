@@ -1,11 +1,12 @@
 """Algorithms composed of any risk aggregator, any penalties and any gradient aggregator.
 
-A penalty on all environments together, such as the variance of their risks, can be combined with an
-aggregator that needs one gradient per environment, such as AND-mask. By the chain rule, the gradient of the
-whole loss L is a sum over environments, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where θ are the parameters and z_e the
-model outputs on the rows of environment e. L is differentiated once with respect to the outputs, and each
-environment's term is propagated back through the model separately. For the mean of E risks R_e, E times this
-term is exactly g_e = ∇R_e. Other losses use the same term, so all combinations are possible. The gradient of
+Some penalties, such as the variance of the risks, depend on all environments together. Some gradient
+aggregators, such as AND-mask, need one gradient per environment. By the chain rule, the gradient of the
+whole loss L splits into one term per environment, ∇L = Σ_e (∂L/∂z_e)(∂z_e/∂θ), where θ are the parameters
+and z_e the model outputs on the rows of environment e. L is differentiated once with respect to the outputs,
+and each environment's term is propagated back through the model separately. If L is the mean of E risks R_e,
+then E times the term of environment e is exactly its gradient g_e = ∇R_e. For any other loss, E times the
+term takes the place of g_e, so any penalties can be combined with any gradient aggregator. The gradient of
 a gradient penalty P is computed in the same way: ∇P = Σ_e (∂g_e/∂θ)ᵀ ∂P/∂g_e, a Hessian-vector product per
 environment.
 """
@@ -59,22 +60,23 @@ RISK_AGGREGATORS: Mapping[str, RiskAggregator] = {
 @final
 @dataclass(frozen=True)
 class Composition(Algorithm):
-    """L = [ A(R_1 … R_E) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor, with A the risk aggregator.
+    """Algorithm that minimizes the loss L = [ A(R_1 … R_E) + Σ_k c_k(t)·P_k + l2·‖θ‖² ] / divisor.
 
-    R_1 … R_E are the risks of the environments, c_k(t) is the coefficient of penalty P_k at step t, and θ are
-    the parameters. The divisor is 1 unless `normalize_loss` is set.
+    A is the risk aggregator, R_1 … R_E are the risks of the E environments, c_k(t) is the coefficient of
+    penalty P_k at step t, and θ are the parameters. The divisor is 1 unless `normalize_loss` is set.
 
     Attributes:
         risk_aggregator: Rule that combines the environments' risks into one risk.
         penalties: Penalties, each with its coefficient schedule.
         gradient_aggregator: Rule that combines the environments' gradients into one gradient.
-        l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. Its gradient
-            is added after gradient aggregation, because it does not depend on the environment. A training
-            step that returns updates adds it to the gradients of its optimizers.
+        l2: Weight of the squared norm of all parameters *inside* the loss, as in the IRM code. The gradient
+            of this term is added after gradient aggregation, because it does not depend on the environment. A
+            training step with `returns_updates` adds this gradient to the gradients that its own optimizers
+            receive.
         normalize_loss: Whether to divide the whole loss by the largest coefficient if that coefficient
             exceeds 1. The IRM and REx code do this to keep gradients from becoming too large.
-        training_step: Training step that replaces the penalties and the gradient aggregator; it minimizes the
-            risk of `risk_aggregator` if it declares `aggregates_risk`. None to use the parts above.
+        training_step: Training step that replaces the penalties and the gradient aggregator. If it sets
+            `aggregates_risk`, it minimizes the risk of `risk_aggregator`. None: no training step.
         environment_inference: Method that infers the training environments; None to use the environments of
             the data.
     """
@@ -115,11 +117,11 @@ class Composition(Algorithm):
         specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
-        """Combine the penalties and all other non-default parts of two algorithms.
+        """Compose two algorithms: use all penalties, and every other part that differs from the default.
 
         Raises:
             EnvariantError: If both algorithms have a penalty of the same name, both set the same field (such
-                as the risk aggregator), or either one is a training step.
+                as the risk aggregator), or one of them has a training step.
         """
         if not isinstance(other, Composition):
             raise EnvariantError(
@@ -146,7 +148,7 @@ class Composition(Algorithm):
         )
 
     def _either(self, other: "Composition", key: str, default: Any) -> Any:
-        """Return the value of a field in the algorithm that sets it; the default if neither does."""
+        """Return a field's value from the algorithm that sets this field; the default if neither sets it."""
         first, second = getattr(self, key), getattr(other, key)
         if first not in (default, second) and second != default:
             names = " and ".join(getattr(value, "name", f"{value}") for value in (first, second))
@@ -157,9 +159,10 @@ class Composition(Algorithm):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All parts: risk aggregator, penalties, gradient aggregator, and environment inference if any.
+        """Parts of the algorithm; environment inference is included only if it is set.
 
-        If there is a training step, the parts are the step, the risk aggregator, and environment inference.
+        The order with a training step is: training step, risk aggregator, environment inference. The order
+        without a training step is: risk aggregator, penalties, gradient aggregator, environment inference.
         """
         last = () if self.environment_inference is None else (self.environment_inference,)
         if self.training_step is not None:
@@ -168,7 +171,7 @@ class Composition(Algorithm):
 
     @property
     def non_default_parts(self) -> tuple[Part, ...]:
-        """Parts other than `MeanRisk` and `MeanGradient`; the risk aggregator if there are none."""
+        """Parts other than the defaults `MeanRisk` and `MeanGradient`; `MeanRisk` if there are no others."""
         parts = tuple(part for part in self.parts if not isinstance(part, MeanRisk | MeanGradient))
         return parts or (self.risk_aggregator,)
 
@@ -200,7 +203,7 @@ class Composition(Algorithm):
         return any(part.depends_on_sizes for part in self.parts)
 
     def schedules(self) -> Mapping[str, Schedule]:
-        """Return a mapping from names such as "vrex coefficient" to all schedules of the parts."""
+        """Return the schedules of all parts, by names such as "vrex coefficient"."""
         return {
             f"{part.name} {f.name}": value
             for part in self.parts
@@ -210,9 +213,9 @@ class Composition(Algorithm):
         }
 
     def switch_steps(self) -> Mapping[str, tuple[int, int]]:
-        """Return a mapping from names such as "trm warm_up" to all hyperparameters that are step numbers.
+        """Return all hyperparameters that are step numbers, by names such as "trm warm_up".
 
-        Each value is a pair: the hyperparameter, and the first step at which it takes effect.
+        The value for each name is a pair: the hyperparameter's value and the first step that it affects.
         """
         return {
             f"{part.name} {key}": (getattr(part, key), step)
@@ -295,7 +298,7 @@ class Composition(Algorithm):
         return {name: gradient[name] + decay * value for name, value in params.items()}, states, metrics
 
     def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
-        """Return the penalties of one class, each with its position among all parts."""
+        """Return the penalties of one class, each with its index in `parts`."""
         return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
 
     def _divisor(self, step: Any) -> Any:
@@ -304,7 +307,7 @@ class Composition(Algorithm):
         return _largest([1.0, *(part.coefficient_at(step) for part in self.parts)])
 
     def _coefficients(self, step: int, like: Tensor) -> dict[str, Tensor]:
-        """Return the parts' scheduled coefficients at a step, as metrics."""
+        """Return the value of each scheduled coefficient at a step, as metrics."""
         parts = (part for part in self.parts if isinstance(getattr(part, "coefficient", None), Schedule))
         return {f"{part.name} coefficient": like.new_zeros(()) + part.coefficient_at(step) for part in parts}
 
@@ -353,7 +356,7 @@ class Composition(Algorithm):
 def _gradient_penalty(
     part: GradientPenalty, model: Model, params: Parameters, batch: EnvironmentBatch, state: State
 ) -> tuple[Tensor, State, list[dict[str, Tensor]]]:
-    """Return a gradient penalty, its new state, and its gradient as one term per environment."""
+    """Return the value of a gradient penalty, its new state, and its gradient as one term per environment."""
 
     def risk_of(inputs: Tensor, targets: Tensor) -> Callable[[Parameters], Tensor]:
         return lambda params: batch.task.losses(model(params, inputs)[1], targets).mean()
@@ -379,10 +382,10 @@ def _added(
 
 
 def _number_and_state(part: Part, result: object) -> tuple[Tensor, State]:
-    """Return the result of a part after a type check.
+    """Check that a part returned a number and a state, and return both.
 
     Raises:
-        EnvariantError: If the result is not one number and a state.
+        EnvariantError: If the result is anything else.
     """
     match result:
         case (Tensor() as value, Mapping() as state) if not value.dim():

@@ -1,8 +1,7 @@
 """Read and replace an algorithm's numeric hyperparameters, which may differ between stacked replicas.
 
-Two algorithms of the same *structure* differ only in numbers, such as coefficients, thresholds and the l2
-weight. They run as one program, in which each number is a tensor with one entry per replica. Schedules are
-evaluated at every step.
+Two algorithms have the same *structure* if they differ only in numbers, such as coefficients, thresholds and
+the l2 weight. They can run as one program, in which each number is a tensor with one entry per replica.
 """
 
 import copy
@@ -23,12 +22,15 @@ Number = Schedule | float
 
 
 def numbers(algorithm: object) -> tuple[Number, ...]:
-    """Return all numeric hyperparameters of an algorithm as a list, part by part and field by field."""
+    """Return all numeric hyperparameters and schedules of an algorithm, in the order of parts and fields."""
     return tuple(_numbers(algorithm))
 
 
 def structure(algorithm: object) -> Hashable:
-    """Return a key that is equal for algorithms that differ only in numbers, so can run as one program."""
+    """Return a key that is equal for two algorithms if they differ only in numbers.
+
+    Such algorithms can run as one program.
+    """
     if isinstance(algorithm, Schedule):
         return "number"
     if isinstance(algorithm, tuple):
@@ -84,7 +86,7 @@ def resolve_schedules(algorithm: A, steps: int) -> A:
 
 
 def rescale(algorithm: A, old: int, new: int) -> A:
-    """Scale the switch points of an algorithm's schedules, and its other step numbers, to another run length.
+    """Scale all step numbers of an algorithm, such as switch points of schedules, to a new run length.
 
     Args:
         algorithm: Algorithm to copy. An algorithm that is not a dataclass is returned unchanged.
@@ -112,7 +114,7 @@ def _rescaled(part: Any, old: int, new: int) -> Any:
 def rescaled_step(step: int, old: int, new: int) -> int:
     """Scale a step number from a run of `old` steps to a run of `new` steps.
 
-    Step numbers that are not between 0 and `old` are unchanged.
+    Only step numbers between 0 and `old` are scaled; others are returned unchanged.
     """
     return max(1, min(new - 1, round(step * new / old))) if 0 < step < old else step
 
@@ -134,7 +136,7 @@ def _numbers(part: object) -> Iterator[Number]:
 
 
 def _replaced(part: Any, change: Callable[[Number], Any]) -> Any:
-    """Copy nested dataclasses and tuples, and replace every number `n` by `change(n)`."""
+    """Copy nested dataclasses and tuples, with every number `n` replaced by `change(n)`."""
     if isinstance(part, Schedule):
         return change(part)
     if isinstance(part, tuple):

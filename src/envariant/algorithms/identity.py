@@ -1,4 +1,4 @@
-"""Identify algorithms by strings that are equal only if the algorithms are equal."""
+"""Identify algorithms by strings, for hashing and comparison between processes."""
 
 import dataclasses
 import hashlib
@@ -18,14 +18,14 @@ from envariant.core.schedules import Schedule
 
 
 def identity(algorithm: Algorithm) -> str:
-    """Return a string that identifies an algorithm by its classes and values, for hashing.
+    """Return a string that identifies an algorithm by its classes and field values.
 
-    The string contains class names and the values of all fields. For classes from other packages, it also
-    contains the module and a hash of the source code, so editing such a class changes its identity. Two
-    objects with the same classes and values have the same identity in every process.
+    For classes from other packages, the string also contains the module and a hash of the source code, so
+    editing such a class changes the identity. Two objects with the same classes and values have the same
+    identity in every process.
 
     Raises:
-        EnvariantError: If a field has a value that cannot be described, such as an open file.
+        EnvariantError: If a field has a value without a reproducible description, such as an open file.
 
     Example:
         >>> from envariant.algorithms import Composition, WorstCaseRisk
@@ -95,7 +95,7 @@ def _origin(cls: type[Any]) -> str:
 
 
 def _source(code: Any) -> str:
-    """Return a hash of the source code, or of the compiled code for lambdas and code without source."""
+    """Return a hash of the source code; for lambdas, or without source, a hash of the compiled code."""
     try:
         if code.__name__ != "<lambda>":
             return _digest(inspect.getsource(code))

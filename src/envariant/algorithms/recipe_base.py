@@ -24,9 +24,10 @@ class Hyperparameter:
     """Hyperparameter of a recipe, with its default and search range.
 
     Attributes:
-        name: Name of the hyperparameter, prefixed by the part's name if two parts have a field of this name.
-        part: Name of the part that has the hyperparameter, or `LOSS` for hyperparameters of the whole loss.
-        field: Name of the field in the part.
+        name: Name of the hyperparameter. If two parts have a field of this name, it is prefixed by the part's
+            name.
+        part: Name of the part with the hyperparameter, or `LOSS` for hyperparameters of the whole loss.
+        field: Name of the part's field that holds the hyperparameter.
         default: Default value.
         range: Search range; None if the hyperparameter is not searched.
     """
@@ -63,12 +64,12 @@ class Recipe:
 
     @property
     def paper(self) -> str:
-        """Papers on the parts, separated by semicolons."""
+        """Papers that introduced the parts, separated by semicolons."""
         return "; ".join(dict.fromkeys(part.paper for part in self.parts))
 
     @property
     def hyperparameters(self) -> tuple[Hyperparameter, ...]:
-        """All hyperparameters, with defaults and search ranges."""
+        """All hyperparameters of the recipe, with defaults and search ranges."""
         parts = [part for part in self.parts if part not in RISK_AGGREGATORS.values()]
         fields = [(part, f.name) for part in parts for f in dataclasses.fields(cast("Any", part))]
         counts = Counter(name for _, name in fields)
@@ -133,7 +134,7 @@ class Recipe:
         )
 
     def rescale(self, settings: Mapping[str, Any], old: int, new: int) -> tuple["Recipe", dict[str, Any]]:
-        """Return the recipe and the settings, with all switch points scaled to another run length.
+        """Scale all switch points of the recipe and of the settings to another run length.
 
         Args:
             settings: Values of hyperparameters by name.
@@ -149,17 +150,17 @@ class Recipe:
         return dataclasses.replace(self, default=rescale(self.default, old, new)), scaled
 
     def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of the recipe's parts, without settings of the whole loss such as `l2`."""
+        """Return the settings of the recipe's parts; omit settings of the whole loss, such as `l2`."""
         names = {h.name for h in self.hyperparameters if h.part != LOSS}
         return {key: value for key, value in settings.items() if key in names}
 
     def settings(self, spec: specs.Spec) -> dict[str, Any]:
         """Return the settings of a parsed specification such as `coral(1.0)` or `irm(l2=0.001)`.
 
-        A value without a key sets the first hyperparameter.
+        A value without a name, such as 1.0, sets the first hyperparameter.
 
         Raises:
-            EnvariantError: If more than one value has no key, or a setting occurs twice.
+            EnvariantError: If more than one value is given without a name, or a setting occurs twice.
         """
         first = self.hyperparameters[0]
         if len(spec.positional) > (first.part != LOSS):

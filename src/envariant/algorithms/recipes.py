@@ -1,4 +1,4 @@
-"""Named algorithms: name, one-sentence summary, and composition of parts with default values.
+"""Recipes of all built-in algorithms: name, one-sentence summary, and parts with default values.
 
 Hyperparameters are the fields of the parts and are not repeated here. `composing.py` combines recipes.
 """

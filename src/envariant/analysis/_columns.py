@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def typed(values: ArrayLike) -> tuple[str, NDArray[Any], tuple[str, ...]]:
-    """Return the kind of a column, its values and the names of its categories.
+    """Return the kind of a column, its values as numbers, and the names of its categories.
 
     Kinds are "number", "boolean", "date" and "category". Values are float64 with NaN for missing values
     (dates in days since 1970), or category codes with −1 for missing values.

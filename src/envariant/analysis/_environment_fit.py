@@ -1,6 +1,7 @@
-"""Generalized linear model with coefficients shared by all environments and environment-specific ones.
+"""Linear and logistic regression with shared coefficients and environment-specific coefficients.
 
-Linear algebra is done by environment, so that its cost is linear in the number of environments.
+The coefficients of one environment at a time are eliminated from the normal equations, so the cost is linear
+in the number of environments.
 """
 
 from collections.abc import Sequence
@@ -24,17 +25,17 @@ _PRIOR_ROWS = 5.0
 @final
 @dataclass(frozen=True, eq=False)
 class EnvironmentFit:
-    """Fitted model; rows are sorted by environment.
+    """Fitted linear or logistic regression; rows are sorted by environment.
 
     Attributes:
         common: Columns with shared coefficients, `[rows, common]`.
         own: Columns with environment-specific coefficients, `[rows, own]`; the first column is all ones.
-        parts: Rows of each environment.
+        parts: Slice of the rows of each environment.
         common_slopes: Shared coefficients, `[common]`.
         own_slopes: Environment-specific coefficients, `[environments, own]`.
-        linear: Linear predictor, `[rows]`.
-        residuals: Targets minus predictions, `[rows]`; for real targets, divided by the variance.
-        weights: Variances of `residuals` under the model, `[rows]`.
+        linear: Linear predictor (for 0/1 targets, the log-odds), `[rows]`.
+        residuals: Targets minus predictions, `[rows]`; for real-valued targets, divided by the variance.
+        weights: Variance of each residual under the model, `[rows]`.
     """
 
     common: Array
@@ -50,7 +51,7 @@ class EnvironmentFit:
     _common_inverse: Array
 
     def project(self, residuals: Array) -> Array:
-        """Remove from simulated residuals, `[rows, draws]`, the part that a refit would explain."""
+        """Return simulated residuals, `[rows, simulations]`, after a refit to each simulation."""
         total = self.common.T @ residuals
         steps: list[Array] = []
         for e, rows in enumerate(self.parts):
@@ -64,7 +65,7 @@ class EnvironmentFit:
         return residuals - self.weights[:, None] * projected
 
     def leverage(self) -> Array:
-        """Return the leverage of each row, which is its weight in its own prediction, `[rows]`."""
+        """Return the leverage of each row, `[rows]`: the effect of the row's target on its own prediction."""
         shares = np.zeros(len(self.linear))
         for e, rows in enumerate(self.parts):
             own, inverse = self.own[rows], self._own_inverses[e]
@@ -73,7 +74,7 @@ class EnvironmentFit:
         return np.clip(shares * self.weights, 0.0, 0.9)
 
     def variation(self, columns: Array) -> Array:
-        """Return the information on the slope of each column by environment, `[environments, columns]`."""
+        """Return the Fisher information on each column's slope per environment, `[environments, columns]`."""
         result = np.zeros((len(self.parts), columns.shape[1]))
         for e, rows in enumerate(self.parts):
             part, weights = columns[rows], self.weights[rows][:, None]
@@ -98,8 +99,9 @@ def fit_environments(
         common: Columns with shared coefficients, `[rows, common]`.
         own: Columns with environment-specific coefficients, without the intercept, `[rows, own]`.
         targets: Targets, `[rows]`.
-        parts: Rows of each environment.
-        own_precision: Precision of the zero-mean prior of the environment-specific coefficients, `[own]`.
+        parts: Slice of the rows of each environment.
+        own_precision: Inverse variances of the zero-mean Gaussian priors of the environment-specific
+            coefficients, `[own]`.
         binary: Whether targets are 0 and 1.
     """
     own = np.column_stack([np.ones(len(targets)), own])
@@ -156,10 +158,10 @@ def fit_environments(
 def firth_slopes(
     columns: Array, targets: Array, offset: Array, parts: Sequence[slice]
 ) -> tuple[Array, Array]:
-    """Return slope and standard error of every column by environment, `[environments, columns]`.
+    """Return logistic slopes and standard errors by environment and column, `[environments, columns]`.
 
-    Each slope is fitted alone, with an intercept and a fixed offset `[rows, columns]`, by Firth's penalized
-    likelihood, whose slopes are finite and nearly unbiased in small samples.
+    Each slope is fitted in its own regression with an intercept and a fixed offset, `[rows, columns]`, by
+    Firth's penalized likelihood. Such slopes are finite and nearly unbiased in small samples.
     """
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
     for e, rows in enumerate(parts):
@@ -203,7 +205,7 @@ def linear_slopes(
 
 
 def _variances(residuals: Array, parts: Sequence[slice]) -> Array:
-    """Return the variance of the residuals in each row's environment, `[rows]`."""
+    """Return, for each row, the variance of the residuals in the row's environment, `[rows]`."""
     pooled = max(float(np.square(residuals).mean()), 1e-12)
     result = np.empty(len(residuals))
     for rows in parts:

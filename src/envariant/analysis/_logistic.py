@@ -17,7 +17,7 @@ _CHUNK = 2_000_000
 
 @final
 class LogisticFits:
-    """Coefficients of a logistic regression that was fitted once for each set of row weights.
+    """Results of a logistic regression that was fitted once for each set of row weights.
 
     Attributes:
         coefficients: Coefficients β of each fit, `[weightings, p]`.
@@ -49,8 +49,9 @@ def fit_logistic(
     class 0 has logit 0.
 
     Args:
-        design: The p columns for each row and each class except the first, `[rows, classes − 1, p]`.
-        labels: Indicators or shares of the classes except the first, `[rows, classes − 1]`.
+        design: Design matrix with p columns for each row and each class except the first, `[rows, classes −
+            1, p]`.
+        labels: Indicators (0 or 1) or shares of the classes except the first, `[rows, classes − 1]`.
         weights: Sets of row weights w, `[weightings, rows]`. Default: one set, with all weights 1.
         offset: Fixed part of the logits, `[rows, classes − 1]`.
         center: Mean m of the Gaussian prior, `[p]`. Default: zeros.
@@ -79,7 +80,7 @@ def logistic_loss(logits: Array, labels: Array) -> Array:
 
 
 def class_indicators(labels: NDArray[np.int64], n_classes: int) -> Array:
-    """Return indicators of the classes except the first, `[rows, classes − 1]`."""
+    """Return 0/1 indicators of all classes except the first, `[rows, classes − 1]`."""
     return (labels[:, None] == np.arange(1, n_classes)).astype(np.float64)
 
 
@@ -93,13 +94,13 @@ def checked_scores(
 
     Args:
         where: Name of the calling function, for error messages.
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
-        targets: Class numbers from 0, or real targets, `[rows]`.
-        regression: Whether targets are real numbers.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
+        regression: Whether the targets are real-valued.
 
     Raises:
-        EnvariantError: If there are no rows, lengths differ, values are not finite, or targets are not class
-            numbers.
+        EnvariantError: If there are no rows, lengths differ, values are not finite, or targets of
+            classification are not class indices.
     """
     z, y = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     if not len(y) or y.ndim != 1 or z.ndim not in (1, 2) or len(z) != len(y):
@@ -120,7 +121,7 @@ def checked_scores(
 
 
 def recalibration_design(logits: Array) -> Array:
-    """Return the design for `fit_logistic` with one slope, and one intercept per class except the first."""
+    """Return the design matrix of recalibration: one slope, and one intercept per class except the first."""
     intercepts = np.broadcast_to(np.eye(logits.shape[1]), (*logits.shape, logits.shape[1]))
     return np.concatenate([intercepts, logits[..., None]], axis=2)
 
@@ -135,7 +136,7 @@ def _log_normalizer(logits: Array) -> Array:
 def _fit(
     design: Array, labels: Array, w: Array, offset: Array | float, center: Array, precision: Array
 ) -> tuple[Array, Array]:
-    """Return the coefficients and information for some sets of row weights; see `fit_logistic`."""
+    """Return coefficients and information matrices for several sets of row weights; see `fit_logistic`."""
     n, k, p = design.shape
     flat = design.reshape(n * k, p)
     outer = (flat[:, :, None] * flat[:, None, :]).reshape(n * k, p * p)

@@ -1,6 +1,6 @@
-"""Permutation tests of whether means differ between environments.
+"""Permutation tests for differences in means between environments.
 
-Rows are permuted within strata, such as classes, and p-values are corrected over environments.
+Rows are permuted within strata, such as classes. P-values are corrected for the number of environments.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,15 @@ _LARGEST = 5.0
 def search_deviating(
     statistics: Callable[[NDArray[np.bool_]], tuple[Array, Array]], count: int, level: float
 ) -> Array:
-    """Test which environments deviate from the others, and return p-values corrected over environments.
+    """Test which environments deviate from the others; return one p-value per environment.
 
-    As long as an environment deviates significantly, it is excluded, and the others are tested again.
+    The search is repeated: as long as some environments deviate significantly, the most deviating ones are
+    excluded and the remaining environments are tested again. P-values are corrected for the number of
+    environments.
 
     Args:
-        statistics: Function whose argument is the mask of environments to compare, `[environments]`. It
-            returns the statistic of each environment, `[environments]`, and the statistics of resampled data,
+        statistics: Function that takes a mask of the environments to compare, `[environments]`. It returns
+            the statistic of each environment, `[environments]`, and the statistics in resampled data,
             `[resamples, environments]`.
         count: Number of environments.
         level: Significance level.
@@ -51,10 +53,10 @@ def search_deviating(
 def mean_statistics(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Return the deviation of each environment's means from the overall means, and its permutations.
+    """Measure how far each environment's means are from the overall means, also in permuted data.
 
-    The deviation is the larger of the two statistics of `distances`, each standardized by the mean and
-    standard deviation of its permutations, and at least 0.
+    For each environment, the two distances of `distances` are standardized by their mean and standard
+    deviation over permutations. The result is the larger of the two standardized distances, and at least 0.
 
     Args:
         values: Features of the rows, `[rows, features]`.
@@ -62,6 +64,9 @@ def mean_statistics(
         codes: Environment of each row, `[rows]`.
         keep: Mask of the environments to compare, `[environments]`.
         generator: Random number generator of the permutations.
+
+    Returns:
+        Result in the data, `[environments]`, and after each permutation, `[permutations, environments]`.
     """
     statistics = distances(values, strata, codes, keep, generator)
     null = statistics[:, 1:, keep]
@@ -74,11 +79,12 @@ def mean_statistics(
 def distances(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> Array:
-    """Return two statistics of the sample and of permutations, `[2, 1 + resamples, environments]`.
+    """Return two distances, for the data and for permutations, `[2, 1 + permutations, environments]`.
 
-    The first is the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n), with n_e of n rows
-    of the stratum in environment e, whose mean is m_e. The second is the largest term of this sum for a
-    single standardized feature, which is more powerful if few features differ. Arguments are those of
+    The first is the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n). Here n and m are
+    the number of rows in a stratum and their mean, and n_e and m_e are the same quantities for the rows of
+    environment e in the stratum. The second distance is the largest term of this sum for a single
+    standardized feature; it is more powerful if only a few features differ. Arguments are as for
     `mean_statistics`.
     """
     count = len(keep)
@@ -106,7 +112,7 @@ def distances(
 
 
 def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
-    """Return the indices of at most about `_MOST_ROWS` random rows, the same number per environment."""
+    """Sample at most about `_MOST_ROWS` rows, as evenly as possible over environments; return indices."""
     order = generator.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes, minlength=count)
@@ -115,7 +121,7 @@ def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> 
 
 
 def varying_columns(x: Array) -> Array:
-    """Standardize and clip the columns that are not constant; omit constant columns."""
+    """Omit constant columns; standardize and clip the others."""
     return standardized(x[:, x.std(axis=0) > 1e-12 * (1 + np.abs(x.mean(axis=0)))])
 
 
@@ -125,13 +131,13 @@ def standardized(x: Array) -> Array:
 
 
 def with_squares(x: Array) -> Array:
-    """Return the columns, and the squares of the columns with more than two distinct values."""
+    """Append the squares, minus 1, of all columns with more than two distinct values."""
     several = np.array([len(np.unique(column)) > 2 for column in x.T], dtype=np.bool_)
     return np.column_stack([x, x[:, several] ** 2 - 1])
 
 
 def _whitener(centered: Array) -> Array:
-    """Return a matrix W for which the covariance of the rows times W is the identity matrix."""
+    """Return a matrix W such that the covariance matrix of `centered @ W` is the identity."""
     values, vectors = np.linalg.eigh(centered.T @ centered / len(centered))
     known = values > 1e-9 * max(float(values.max(initial=0.0)), 1e-12)
     return vectors[:, known] / np.sqrt(values[known])

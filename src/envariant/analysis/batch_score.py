@@ -1,4 +1,7 @@
-"""Expected score of a batch without labels, with an interval that includes the spread of environments."""
+"""Estimate accuracy or RMSE on a batch without labels, with a prediction interval.
+
+The interval accounts for differences between environments.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,14 +27,15 @@ _ABOUT_AS_GOOD = 2.0
 @final
 @dataclass(frozen=True)
 class BatchScore:
-    """Reference from which the accuracy or RMSE of a batch without labels is estimated.
+    """Fitted estimator of the accuracy or RMSE on a batch without labels.
 
     Attributes:
-        method: Estimator: "difference of confidences" (mean confidence + `offset`), "thresholded confidence"
-            (share of confidences above `offset`), "mean of environments" (`offset`, whatever the batch is),
-            or "labels" (`offset`, the score of labeled rows of the batch's environment).
-        offset: Number that the method needs; the logarithm of RMSE for regression.
-        spread: Standard deviation of the error in a new environment, without the noise of the batch's rows.
+        method: Name of the estimator: "difference of confidences" (mean confidence + `offset`), "thresholded
+            confidence" (share of confidences above `offset`), "mean of environments" (`offset` for every
+            batch), or "labels" (`offset`, the score on labeled rows of the same environment).
+        offset: Constant in the formula of `method`; for regression, the logarithm of the RMSE.
+        spread: Standard deviation of the estimate's error in new environments, without the sampling noise
+            of the batch.
         freedom: Degrees of freedom of `spread`.
         regression: Whether the score is RMSE instead of accuracy.
     """
@@ -44,15 +48,16 @@ class BatchScore:
 
     @property
     def name(self) -> str:
-        """Name of the score."""
+        """Name of the estimated score: "accuracy" or "RMSE"."""
         return "RMSE" if self.regression else "accuracy"
 
     def estimate(self, confidences: ArrayLike, level: float = LEVEL) -> Interval:
         """Return the expected score of a batch and its prediction interval.
 
         Args:
-            confidences: Largest class probability of each row, `[rows]`; only their number for regression.
-            level: Level of the interval.
+            confidences: Largest class probability of each row, `[rows]`. For regression, any array with one
+                entry per row.
+            level: Coverage of the interval, between 0 and 1.
         """
         c = np.asarray(confidences, dtype=np.float64)
         n = max(1, len(c))
@@ -78,15 +83,15 @@ _ESTIMATORS: Mapping[str, Callable[[Array, float], float]] = {
 
 
 def fit_batch_score(confidences: ArrayLike, correct: ArrayLike, environments: ArrayLike) -> BatchScore:
-    """Choose an estimator of the accuracy without labels, and measure its error in environments left out.
+    """Choose an estimator of accuracy without labels, and measure its error by leaving environments out.
 
-    The choice is the first of difference of confidences, thresholded confidence and mean of environments
-    whose mean squared error is at most twice the smallest.
+    Candidates are, in this order, difference of confidences, thresholded confidence and mean of environments.
+    The first candidate is chosen whose mean squared error is at most twice the smallest mean squared error.
 
     Args:
         confidences: Largest class probability of each row, `[rows]`, by models that were not trained on the
             row's environment.
-        correct: Whether the prediction of each row is right, `[rows]`.
+        correct: Whether the prediction for each row is right, `[rows]`.
         environments: Environment of each row, `[rows]`; at least three environments.
 
     Raises:
@@ -117,13 +122,14 @@ def fit_batch_score(confidences: ArrayLike, correct: ArrayLike, environments: Ar
 
 
 def fit_batch_error(residuals: ArrayLike, environments: ArrayLike) -> BatchScore:
-    """Measure the RMSE in environments left out, and its spread between them.
+    """Measure the mean RMSE over environments, and its variation between environments.
 
-    Without labels, nothing is known about the RMSE of a particular batch.
+    For regression, every batch gets the same estimate, because the predictions alone do not reveal how large
+    their errors are.
 
     Args:
-        residuals: Target − prediction of each row, `[rows]`, by models that were not trained on the row's
-            environment.
+        residuals: Target minus prediction for each row, `[rows]`. Predictions must come from models that were
+            not trained on the row's environment.
         environments: Environment of each row, `[rows]`; at least three environments.
 
     Raises:
@@ -154,7 +160,7 @@ def _accuracy_minus_confidence(parts: list[tuple[Array, Array]]) -> float:
 
 
 def _threshold(parts: list[tuple[Array, Array]]) -> float:
-    """Return the confidence below which a share of the rows lies that equals the share of errors."""
+    """Return the confidence at which the share of rows with lower confidence equals the share of errors."""
     c = np.concatenate([part for part, _ in parts])
     weights = np.concatenate([np.full(len(part), 1 / len(part)) for part, _ in parts])
     order = np.argsort(c, kind="stable")

@@ -1,7 +1,7 @@
 """Measure calibration in one environment, and the part of a drop that recalibration would remove.
 
-Scores are logits (one per row for two classes, one per class otherwise) or predictions of real targets. They
-must come from rows that the model was not trained on.
+Scores are logits (one per row for two classes, one per class otherwise) or predictions of real-valued
+targets. They must come from rows that the model was not trained on.
 """
 
 from dataclasses import dataclass
@@ -34,16 +34,17 @@ class Calibration:
 
     Attributes:
         intercepts: Intercepts a of logit p = z + a for scores z, one per class except the first; for
-            regression, mean of target − prediction. 0 is perfect.
+            regression, the mean of target − prediction. 0 is perfect.
         intercept_errors: Standard errors of the intercepts.
-        slope: Slope b of logit p = a + b z (regression: y = a + b z). 1 is perfect, below 1 is overconfident.
+        slope: Slope b of logit p = a + b z (regression: y = a + b z). 1 is perfect; a slope below 1 means
+            overconfident scores.
         slope_error: Standard error of the slope.
         intercept_p_value: P-value of the test that all intercepts are 0, given slope 1.
         slope_p_value: P-value of the test that the slope is 1, given free intercepts.
         bias: Mean predicted probability minus observed share, one per class except the first; for regression,
             mean prediction minus mean target.
         bias_errors: Standard errors of the bias.
-        regression: Whether targets are real numbers.
+        regression: Whether targets are real-valued.
     """
 
     intercepts: tuple[float, ...]
@@ -66,18 +67,18 @@ class Calibration:
 @final
 @dataclass(frozen=True)
 class DropParts:
-    """Difference of a loss between an environment and the in-domain rows; the four parts add up to the total.
+    """Difference in mean loss between an environment and in-domain rows, split into four additive parts.
 
-    Positive values mean that the loss is higher in the environment.
+    A positive value means that the loss is higher in the environment.
 
     Attributes:
-        total: Difference in log loss, error rate or squared error.
-        level: Part that is removed by adjusting the intercept, for example after a change of prevalence.
-        slope: Additional part that is removed by adjusting the calibration slope.
-        ranking: Part that no recalibration removes: the recalibrated model improves less on a constant
-            prediction.
-        outcome: Difference in the loss of the best constant prediction: entropy, minority share or variance
-            of the target.
+        total: Difference in log loss, error rate or squared error: the sum of the four parts.
+        level: Part removed by adjusting the intercept, for example after a change of prevalence.
+        slope: Further part removed by also adjusting the calibration slope.
+        ranking: Part that no recalibration removes. It is positive if the advantage of the recalibrated model
+            over a constant prediction is smaller in the environment than on in-domain rows.
+        outcome: Difference in the loss of the best constant prediction: entropy, share of the other classes,
+            or variance of the target.
     """
 
     total: Interval
@@ -93,9 +94,9 @@ class DropSplit:
     """Drop in one environment, split into parts.
 
     Attributes:
-        loss: Parts of the difference in log loss (regression: mean squared error).
-        error_rate: Parts of the difference in error rate (the loss of accuracy); None for regression.
-        calibration: Calibration in the environment.
+        loss: Parts of the increase in log loss (regression: mean squared error).
+        error_rate: Parts of the increase in error rate; None for regression.
+        calibration: Calibration of the scores in the environment.
     """
 
     loss: DropParts
@@ -109,18 +110,18 @@ def measure_calibration(
     """Estimate calibration intercept and slope with standard errors (Cox 1958).
 
     The intercept a is fitted in logit p = z + a for scores z, and the slope b in logit p = a + b z. With
-    several classes, there is one intercept per class except the first, and one common slope. P-values are
+    several classes, there is one intercept per class except the first, and one common slope. P-values come
     from likelihood ratio tests (regression: t-tests).
 
     Args:
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
-        targets: Class numbers from 0, or real targets, `[rows]`.
-        regression: Whether targets are real numbers.
-        groups: Group of each row; standard errors of the bias are then cluster-robust. All other errors and
-            p-values treat rows as independent. Default: rows are independent.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
+        regression: Whether targets are real-valued.
+        groups: Group of each row, `[rows]`, such as the patient. If given, standard errors of the bias are
+            cluster-robust; all other standard errors and p-values still treat rows as independent.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
+        EnvariantError: If lengths differ, values are not finite, or targets are not class indices.
 
     Example:
         >>> import numpy as np
@@ -163,28 +164,30 @@ def split_drop(
     groups: tuple[ArrayLike, ArrayLike] | None = None,
     sample_weight: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> DropSplit:
-    """Split the difference in loss and error rate between one environment and in-domain rows into parts.
+    """Split the difference in loss and error rate between an environment and in-domain rows into four parts.
 
-    L is the mean loss in the environment, z are the scores, and a, a' and b are fitted there. The level part
-    is L(z) − L(z + a), the slope part L(z + a) − L(a' + b z), the ranking part L(a' + b z) − L(constant), and
-    the outcome part L(constant). The same parts of the in-domain loss are subtracted. Fitting p parameters to
-    n rows lowers the loss by p / 2n on average, which is corrected. Intervals are percentile intervals of a
-    bootstrap of the rows on both sides.
+    Let L be the mean loss in the environment and z the scores. The intercepts a and a' and the slope b are
+    fitted in the environment. The level part is L(z) − L(z + a), the slope part L(z + a) − L(a' + b z), the
+    ranking part L(a' + b z) − L(constant), and the outcome part L(constant). The same four parts of the
+    in-domain loss are subtracted. Fitting p parameters to n rows lowers the log loss by p / 2n on average;
+    this optimism is removed. Percentile intervals come from a bootstrap of both the in-domain rows and the
+    environment's rows.
 
     Args:
-        in_domain: Scores and targets of rows of the training environments; shapes as in
+        in_domain: Scores and targets of in-domain rows, from the training environments; shapes as in
             `measure_calibration`.
-        environment: Scores and targets of rows of the environment.
-        regression: Whether targets are real numbers.
+        environment: Scores and targets of the rows of the environment with the drop.
+        regression: Whether targets are real-valued.
         n_resamples: Number of bootstrap resamples.
-        level: Level of the intervals.
+        level: Confidence level of the intervals.
         seed: Seed of the resampling.
-        groups: Groups of the rows on both sides, which are resampled as a whole. Default: rows are resampled.
-        sample_weight: Case weights of the rows on both sides; the calibration ignores them. Default: equal
-            weights.
+        groups: Groups of the in-domain rows and of the environment's rows, such as patients; whole groups
+            are resampled. Default: single rows are resampled.
+        sample_weight: Case weights of the in-domain rows and of the environment's rows. The attribute
+            `calibration` ignores them. Default: equal weights.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
+        EnvariantError: If lengths differ, values are not finite, or targets are not class indices.
 
     Example:
         >>> import numpy as np
@@ -232,7 +235,7 @@ def _too(bias: float) -> str:
 
 
 def _fit(z: Array, y: Array, weights: Array) -> tuple[LogisticFits, LogisticFits]:
-    """Fit intercepts at slope 1, then intercepts together with the slope, for every set of row weights."""
+    """Fit intercepts with the slope fixed at 1, then with a free slope, for every set of weights."""
     design = recalibration_design(z)
     start = np.append(np.zeros(z.shape[1]), 1.0)
     return (
@@ -242,16 +245,16 @@ def _fit(z: Array, y: Array, weights: Array) -> tuple[LogisticFits, LogisticFits
 
 
 def _logits(z: Array, level: LogisticFits, both: LogisticFits) -> tuple[Array, Array]:
-    """Return the recalibrated logits of both fits, `[weightings, rows, classes − 1]`."""
+    """Return the logits recalibrated by each of the two fits, `[weightings, rows, classes − 1]`."""
     slope = both.coefficients[:, None, -1:]
     return z + level.coefficients[:, None], both.coefficients[:, None, :-1] + slope * z
 
 
 def _loss_parts(z: Array, y: Array, weights: Array, n_classes: int) -> Array:
-    """Return the level, slope, ranking and outcome part for every set of row weights.
+    """Return the level, slope, ranking and outcome parts for every set of row weights.
 
-    The shape is `[weightings, metrics, 4]`. The first set of weights is the sample itself; the others are
-    resamples, in which overfitting is twice as large.
+    The shape is `[weightings, metrics, 4]`. The first set of weights is for the sample itself, the others are
+    for bootstrap resamples, in which overfitting is twice as large.
     """
     n = len(z)
     optimism = np.append(1.0, np.full(len(weights) - 1, 2.0)) / n
@@ -277,7 +280,7 @@ def _classes(logits: Array) -> NDArray[np.int64]:
 
 
 def _differences(losses: Array) -> Array:
-    """Return level, slope, ranking and outcome part from the losses of z, z + a, a' + b z and a constant."""
+    """Compute the four parts from the losses of z, z + a, a' + b z and a constant."""
     raw, level, both, constant = np.moveaxis(losses, -1, 0)
     return np.stack([raw - level, level - both, both - constant, constant], axis=-1)
 
@@ -291,7 +294,7 @@ def _linear_losses(z: Array, y: Array, weights: Array) -> Array:
 
 
 def _linear_calibration(z: Array, y: Array, groups: ArrayLike | None) -> Calibration:
-    """Return the calibration of predictions of real targets, by least squares."""
+    """Measure the calibration of predictions of real-valued targets by least squares."""
     n, residual = len(z), y - z
     error = float(residual.std(ddof=1)) / np.sqrt(n) if n > 1 else float("inf")
     fit: Any = stats.linregress(z, y) if n > 2 and np.ptp(z) > 0 else None

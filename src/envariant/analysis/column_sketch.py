@@ -1,4 +1,4 @@
-"""Summaries of training columns, which are stored with a model to detect drift of new rows."""
+"""Summaries of training columns. They are stored with a model to detect drift of new rows."""
 
 import math
 import re
@@ -18,18 +18,18 @@ _INTEGER = re.compile(r"(0|-?[1-9]\d*)(?:\.0+)?")
 @final
 @dataclass(frozen=True, eq=False)
 class Sketch:
-    """Summary of the training rows in one column: row counts per environment and bin.
+    """Summary of one training column: number of rows in each environment and bin.
 
-    A numeric column has a bin at every knot, a bin between consecutive knots, one bin below the first and one
-    above the last knot, and one for missing values. A categorical column has a bin for every frequent value,
-    one for all other training values, one for unseen values, and one for missing values.
+    A numeric column has one bin per knot, one bin between each two consecutive knots, one below the first and
+    one above the last knot, and one for missing values. A categorical column has one bin per frequent
+    category, and one each for all other training categories, unseen categories and missing values.
 
     Attributes:
-        name, kind: Name and kind of the column.
+        name, kind: Name of the column, and its kind, such as "number" or "date".
         categorical: Whether values are categories.
-        ordered: Whether values have an order, so that distances are Kolmogorov–Smirnov statistics.
-        knots: Values of training rows in increasing order, `[m]`; empty for categories.
-        categories: All training values, the most frequent first; empty for numbers.
+        ordered: Whether values have an order. If so, distances are Kolmogorov–Smirnov statistics.
+        knots: Quantiles of the training values, in increasing order, `[knots]`; empty for categories.
+        categories: All training categories, the most frequent first; empty for numbers.
         counts: Number of training rows, `[environments, bins]`.
         alone: Number of training rows whose category occurs only in their environment, `[environments,
             bins]`.
@@ -61,9 +61,9 @@ class Sketch:
 
         Args:
             name: Name of the column.
-            kind: Kind of the column.
+            kind: Kind of the column, such as "number" or "category".
             values: Training values, `[rows]`: floats, NaN if missing; or category codes, −1 if missing.
-            environments: Environment of each row, `[rows]`, as numbers from 0.
+            environments: Index of the environment of each row, counted from 0, `[rows]`.
             n_environments: Number of environments.
             categories: Category names in the order of the codes.
             categorical: Whether values are category codes.
@@ -99,7 +99,7 @@ class Sketch:
 
     @property
     def training_range(self) -> tuple[str, ...]:
-        """Smallest and largest training value as text; empty for categories and empty columns."""
+        """Smallest and largest training value as strings; empty for categories and empty columns."""
         return (
             tuple(_text(self.kind, float(value)) for value in self.knots[[0, -1]]) if len(self.knots) else ()
         )
@@ -125,14 +125,13 @@ class Sketch:
         return np.bincount(bins, minlength=self.bins).astype(np.int64)
 
     def distance(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-        """Return the distance between two distributions, in [0, 1]; NaN if all values of one are missing.
+        """Return the distance between two distributions, in [0, 1]; NaN if one of them has no values.
 
-        For ordered values, it is the Kolmogorov–Smirnov statistic, evaluated at the knots, which
-        underestimates the exact statistic by at most 0.01. For other values, it is the total variation
-        distance.
+        Ordered values: Kolmogorov–Smirnov statistic at the knots, at most 0.01 below the exact statistic.
+        Other values: total variation distance. Missing values are ignored.
 
         Args:
-            first: Number of rows in each bin, `[bins]`.
+            first: Number of rows in each bin of one distribution, `[bins]`.
             second: Number of rows in each bin of the other distribution, `[bins]`.
         """
         shares = [counts[:-1] / max(1, counts[:-1].sum()) for counts in (first, second)]
@@ -142,7 +141,7 @@ class Sketch:
         return float(np.abs(np.cumsum(gap)).max() if self.ordered else np.abs(gap).sum() / 2)
 
     def unseen(self, values: NDArray[Any], categories: Sequence[str]) -> dict[str, int]:
-        """Return a mapping from each category that does not occur in training to its number of rows."""
+        """Count the rows of each category that does not occur in training."""
         if not self.categorical:
             return {}
         counts = np.bincount(values[values >= 0], minlength=len(categories)).tolist()
@@ -150,14 +149,14 @@ class Sketch:
         return {n: count for n, count in zip(categories, counts, strict=True) if count and n not in known}
 
     def recognized(self, categories: Sequence[str]) -> tuple[str, ...]:
-        """Return category names in the spelling of the training data, such as 3 for 3.0."""
+        """Return the categories in the spelling of the training data, for example "3" for "3.0"."""
         known = set(self.categories)
         return tuple(name if name in known else _training_spelling(name, known) for name in categories)
 
     def as_if_new(self, environment: int) -> NDArray[np.int64]:
-        """Return the counts of a training environment, `[bins]`, as if its rows were new.
+        """Return the row counts of a training environment, `[bins]`, as if it had been absent from training.
 
-        Rows with categories that occur in no other environment are counted as unseen.
+        Categories that occur in no other environment are therefore counted as unseen.
         """
         counts = self.counts[environment] - self.alone[environment]
         if self.categorical:
@@ -167,12 +166,11 @@ class Sketch:
     def p_value(self, distance: float, new: NDArray[np.int64], training: NDArray[np.int64]) -> float:
         """Return the uncorrected p-value of the test that new and training rows have the same distribution.
 
-        The test of ordered values is the Kolmogorov–Smirnov test. Categories are tested by a χ² test of the
-        training values and a binomial test of the share of unseen values, Bonferroni-corrected, and other
-        values by a χ² test.
+        Ordered values: Kolmogorov–Smirnov test. Categories: χ² test of the categories known from training and
+        binomial test of the share of unseen categories, with Bonferroni correction. Other values: χ² test.
 
         Args:
-            distance: Distance between new and training rows.
+            distance: Distance between new and training rows, as returned by `distance`.
             new: Number of new rows in each bin, `[bins]`.
             training: Number of training rows in each bin, `[bins]`.
         """
@@ -195,10 +193,10 @@ class Sketch:
 def homogeneity_p_value(table: NDArray[Any]) -> float:
     """Return the p-value of the χ² test that two distributions are equal.
 
-    Bins with fewer than 5 expected rows are pooled.
+    Bins with an expected count below 5 are pooled.
 
     Args:
-        table: Number of rows in each bin, one line per distribution, `[2, bins]`.
+        table: Number of rows by distribution and bin, `[2, bins]`.
     """
     from scipy import stats
 

@@ -1,6 +1,6 @@
-"""Stability of each column's relation with the target across environments, given all other columns.
+"""Measure how stable the relation between each column and the target is across environments.
 
-If the slope of a column changes sign, models that use the column are misled in some environments.
+If the slope of a column changes sign, models that use the column make wrong predictions in some environments.
 """
 
 import math
@@ -51,19 +51,19 @@ _BLOCK = 4_000_000
 @final
 @dataclass(frozen=True)
 class ColumnStability:
-    """Relation of one column with the target in each environment, given the other columns.
+    """Relation between one column and the target in each environment, given the other columns.
 
     Attributes:
         column: Name of the column.
-        slopes: Slope by environment, per standard deviation of the column within environments, in log-odds
-            of a class or standard deviations of a real target. With several inputs or classes, the slopes
-            are those with the smallest p-value. NaN in environments where it cannot be estimated.
-        errors: Standard error of each slope.
-        p_value: P-value of the test of equal slopes, Holm-corrected over columns.
-        pooled: Random-effects mean of the slopes and its prediction interval for the next environment; None
-            if fewer than two slopes could be estimated.
-        measured: Whether the slopes could be estimated in at least two environments and compared.
-        link: "logit" for classes, "identity" for real targets.
+        slopes: Slope by environment, in log-odds of a class or standard deviations of a real-valued target,
+            per standard deviation of the column within environments. If a column has several inputs or the
+            target several classes, the slope with the smallest p-value. NaN if it cannot be estimated.
+        errors: Standard error of the slope by environment.
+        p_value: P-value of the test of equal slopes in all environments, Holm-corrected over columns.
+        pooled: Random-effects mean of the slopes, and prediction interval of the slope in the next
+            environment; None if fewer than two slopes could be estimated.
+        measured: Whether the slope could be estimated in at least two environments.
+        link: Scale of the slopes: "logit" (log-odds) for classes, "identity" for real-valued targets.
     """
 
     column: str
@@ -99,7 +99,7 @@ class ColumnStability:
 
     @property
     def kind(self) -> Literal["stable", "varies", "changes sign", "not measured"]:
-        """Kind of the relation: "stable", "varies", "changes sign" or "not measured"."""
+        """Classification of the relation: "stable", "varies", "changes sign" or "not measured"."""
         if not self.measured:
             return "not measured"
         if not self.unstable:
@@ -117,26 +117,27 @@ def measure_stability(
 ) -> tuple[ColumnStability, ...]:
     """Estimate every column's slope in every environment and test whether the slopes are equal.
 
-    One model of all columns has an intercept for each environment and common slopes, squares, hinges and
-    products (as many as rows allow, at most 60 columns; the columns with the strongest association first).
-    The score statistic for separate slopes of a column, Σ_e U_e² / V_e (Cochran's Q for one-step estimates),
-    is compared with simulations of the model: labels drawn from its probabilities, or residuals with random
-    signs (Liu 1988). If a column is unstable, it gets one slope per environment in the model, and the other
-    columns are tested again, so that they do not appear unstable because of it. Neither covariate shift nor a
-    change of prevalence makes a column unstable. Interactions of columns that differ between environments are
-    not tested.
+    A joint model of all columns has one intercept per environment. Its other terms are common to all
+    environments: the columns, their squares, hinge functions and products. The number of these terms is
+    limited by the number of rows. At most 60 columns are included: those with the strongest association with
+    the target. For each column, the score statistic for separate slopes is Σ_e U_e² / V_e, with score U_e and
+    information V_e in environment e. The statistic is compared with simulations of the joint model: labels
+    drawn from its probabilities, or residuals with random signs (Liu 1988). An unstable column then gets one
+    slope per environment in the model, and the other columns are tested again, so that its instability is not
+    attributed to them. Neither covariate shift nor a change of prevalence makes a column unstable.
+    Interactions that differ between environments are not tested.
 
     The reported slopes of a column are estimated separately in each environment, with the slopes of all
-    other columns fixed at their estimates in the model. Slopes are fitted by Firth's penalized likelihood
-    (1993) for classes, and by least squares with HC3 errors (MacKinnon & White 1985) for real targets. Each
-    class of a multiclass target (at most 10) is compared with the most frequent class, with Bonferroni's
+    other columns fixed at their estimates in the model. The method is Firth's penalized likelihood (1993) for
+    classes, and least squares with HC3 standard errors (MacKinnon & White 1985) for real-valued targets. For
+    multiclass targets, each class (at most 10) is compared with the most frequent class, with Bonferroni
     correction.
 
     Args:
         columns: Values by column name, each `[rows]`, or `[rows, k]` for one-hot encoded categories.
-        targets: Targets 0 and 1, real targets, or class numbers if `n_classes` is set, `[rows]`.
+        targets: Targets 0 and 1, real-valued targets, or class indices if `n_classes` is set, `[rows]`.
         environments: Environment of each row, `[rows]`.
-        n_classes: Number of classes of a multiclass target. Default: a binary or real target.
+        n_classes: Number of classes of a multiclass target. Default: a binary or real-valued target.
         seed: Seed of the simulations.
 
     Returns:
@@ -192,7 +193,7 @@ def measure_stability(
 
 @final
 class _Test(NamedTuple):
-    """P-value of each column, `[columns]`; slopes and errors, `[environments, columns]`."""
+    """Test results: p-values, `[columns]`; slopes and standard errors, `[environments, columns]`."""
 
     p_values: Array
     slopes: Array
@@ -202,7 +203,7 @@ class _Test(NamedTuple):
 def _rows_by_environment(
     codes: NDArray[np.int64], count: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return at most `_MOST_ROWS` rows, sampled evenly from all environments and sorted by environment."""
+    """Return indices of at most `_MOST_ROWS` rows, sorted by environment; large environments are sampled."""
     sizes = np.bincount(codes, minlength=count)
     most = int(sizes.max(initial=0))
     while most > 1 and np.minimum(sizes, most).sum() > _MOST_ROWS:
@@ -213,13 +214,13 @@ def _rows_by_environment(
 
 
 def _parts(codes: NDArray[np.int64], count: int) -> list[slice]:
-    """Return the rows of each environment; rows are sorted by environment."""
+    """Return the slice of each environment's rows, which are sorted by environment."""
     bounds = np.searchsorted(codes, np.arange(count + 1)).tolist()
     return [slice(*bounds[k : k + 2]) for k in range(count)]
 
 
 def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tuple[Array, list[slice]]:
-    """Return all inputs, standardized within environments, and the inputs of each column."""
+    """Return all inputs, scaled by the spread within environments, and the slice of each column's inputs."""
     blocks = [(a[:, None] if a.ndim == 1 else a).astype(np.float64) for a in arrays]
     ends = np.cumsum([0, *(block.shape[1] for block in blocks)]).tolist()
     inputs = np.concatenate(blocks, axis=1)
@@ -236,7 +237,7 @@ def _inputs(arrays: Sequence[NDArray[np.generic]], parts: Sequence[slice]) -> tu
 def _outcomes(
     y: NDArray[np.generic], parts: Sequence[slice], n_classes: int | None
 ) -> tuple[list[tuple[NDArray[np.bool_], Array]], Link]:
-    """Return the rows and targets of each test: all rows, or those of one class and of the most frequent."""
+    """Return the row mask and targets of each test; multiclass targets are split into pairs of classes."""
     values = y.astype(np.float64)
     if n_classes is not None:
         frequent = np.argsort(-np.bincount(y.astype(np.int64), minlength=n_classes), kind="stable")
@@ -260,7 +261,7 @@ def _test(
     link: Link,
     generator: np.random.Generator,
 ) -> _Test:
-    """Test each column; a column found unstable gets one slope per environment in later tests."""
+    """Test each column; an unstable column then gets one slope per environment when others are tested."""
     binary = link == "logit"
     columns = np.repeat(np.arange(len(groups)), [g.stop - g.start for g in groups])
     null = fit_environments(
@@ -304,7 +305,15 @@ def _test(
 
 @final
 class _Scores(NamedTuple):
-    """P-value, testability and worst input by column; variance of slopes by input; measured cells."""
+    """Results of the score tests.
+
+    Attributes:
+        p_values: P-value of each column, `[columns]`.
+        testable: Mask of the columns that can be tested, `[columns]`.
+        worst: Number of the input with the most different slopes, by column, `[columns]`.
+        between: Estimated variance of the slopes between environments, `[inputs]`.
+        measured: Mask of the slopes with enough information, `[environments, inputs]`.
+    """
 
     p_values: Array
     testable: NDArray[np.bool_]
@@ -321,7 +330,7 @@ def _scores(
     generator: np.random.Generator,
     binary: bool,
 ) -> _Scores:
-    """Return the score test of one slope per environment for each column, by simulations of the model."""
+    """Test for each column, by simulations of the model, whether its slope differs between environments."""
     n, count = len(y), int(columns.max(initial=-1)) + 1
     spread = np.sqrt(1 - fit.leverage())[:, None]
     if binary:
@@ -364,7 +373,7 @@ def _scores(
 
 
 def _measured(fit: EnvironmentFit, inputs: Array, information: Array) -> NDArray[np.bool_]:
-    """Return whether each environment has enough information on each slope, `[environments, inputs]`."""
+    """Return a mask of the slopes that can be estimated in each environment, `[environments, inputs]`."""
     measured = np.zeros(information.shape, dtype=bool)
     for e, rows in enumerate(fit.parts):
         if rows.stop - rows.start < _FEWEST_ROWS:
@@ -380,7 +389,7 @@ def _slopes(
     inputs: Array, worst: NDArray[np.int64], linear: NDArray[np.int64], own: NDArray[np.int64],
     precision: Array, y: Array, parts: Sequence[slice], link: Link,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Return slope and error of one input per column by environment, given the slopes of all others."""
+    """Return slopes and standard errors by environment of one input per column, with other slopes fixed."""
     fit = fit_environments(
         inputs[:, linear], inputs[:, own], y, parts, own_precision=precision, binary=link == "logit"
     )
@@ -395,7 +404,7 @@ def _slopes(
 
 
 def _strongest(fit: EnvironmentFit, inputs: Array, count: int) -> NDArray[np.int64]:
-    """Return the varying inputs with the strongest association within environments, strongest first."""
+    """Return the inputs most strongly associated with the target within environments, strongest first."""
     information = fit.variation(inputs).sum(axis=0)
     z = np.abs(inputs.T @ fit.residuals) / np.sqrt(np.maximum(information, 1e-12))
     order = np.argsort(-np.where(information > 1e-9, z, -1.0), kind="stable")
@@ -403,7 +412,7 @@ def _strongest(fit: EnvironmentFit, inputs: Array, count: int) -> NDArray[np.int
 
 
 def _curves(x: Array, count: int) -> Array:
-    """Return up to `count` squares, hinges and products of columns, in the order of the columns."""
+    """Return up to `count` standardized squares, hinges and products of columns, in this order."""
     curved = [k for k in range(x.shape[1]) if len(np.unique(x[:, k])) > 4]
     pairs = ((a, b) for b in range(x.shape[1]) for a in range(b))
     terms = chain(

@@ -1,8 +1,8 @@
-"""Conformal prediction by environment: thresholds, sets and intervals with a stated coverage.
+"""Conformal prediction for environments: thresholds, prediction sets and intervals with a given coverage.
 
-Scores are non-conformity scores of calibration rows that the model was not trained on: the residual
-|y − prediction|, the residual divided by a scale, or 1 − probability of the true class. The larger the score,
-the worse the prediction.
+Thresholds are computed from the non-conformity scores of calibration rows, on which the model was not
+trained. A score is the absolute residual |y − prediction|, possibly divided by a scale, or 1 − probability of
+the true class. A larger score means a worse prediction.
 """
 
 import math
@@ -24,12 +24,13 @@ _ROUNDING = 1e-12
 @final
 @dataclass(frozen=True)
 class ConformalThreshold:
-    """Threshold of the non-conformity score: a prediction set contains all targets with scores up to it.
+    """Threshold of the non-conformity score.
 
     Attributes:
-        value: Threshold; infinite if `level` is above `finest_level`.
-        level: Requested coverage, 1 − α.
-        finest_level: Highest coverage that the calibration rows can attain.
+        value: Threshold: a prediction set contains all targets with scores up to this value. Infinite if
+            `level` is above `finest_level`.
+        level: Requested coverage, 1 − alpha.
+        finest_level: Highest coverage that is attainable with the calibration rows.
         guarantee: Condition under which the coverage holds.
     """
 
@@ -46,10 +47,10 @@ class ConformalThreshold:
 
 
 def finest_level(n: int) -> float:
-    """Return the highest coverage that n exchangeable units can attain, n / (n + 1).
+    """Return the highest coverage attainable with n calibration units, n / (n + 1).
 
     Args:
-        n: Number of calibration rows, or of environments if the next row comes from a new environment.
+        n: Number of calibration units: rows, or environments if the next row is from a new environment.
 
     Example:
         >>> finest_level(3)
@@ -59,11 +60,13 @@ def finest_level(n: int) -> float:
 
 
 def split_threshold(scores: ArrayLike, alpha: float) -> ConformalThreshold:
-    """Return the ⌈(m+1)(1−α)⌉-th smallest of m scores (split conformal; Vovk et al. 2005, Lei et al. 2018).
+    """Return the split-conformal threshold: the ⌈(m+1)(1−α)⌉-th smallest of m scores.
+
+    See Vovk et al. 2005 and Lei et al. 2018.
 
     Args:
         scores: Scores of the calibration rows, `[m]`.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, or a score is missing.
@@ -85,7 +88,7 @@ def mondrian_thresholds(
     Args:
         scores: Scores of the calibration rows, `[m]`.
         groups: Group of each row, `[m]`.
-        alpha: Share of rows that may be missed in each group, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered in each group, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
@@ -109,15 +112,16 @@ def mondrian_thresholds(
 def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: ArrayLike, alpha: float) -> Array:
     """Return one threshold per new row under covariate shift (Tibshirani et al. 2019, arXiv 1904.06019).
 
-    A threshold is the first score, in ascending order, at which the cumulative weights w_i / (Σ_j w_j + w)
-    reach 1 − α, or infinite if there is none. Weights are ratios of the density of new rows to the density of
-    calibration rows, such as π / (1 − π), with π a classifier's probability that a row is new.
+    The threshold of a new row with weight w is the smallest score s such that w_i / (Σ_j w_j + w), summed
+    over the calibration rows i with scores up to s, reaches 1 − α; infinite if there is none. Weights are
+    ratios of the density of new rows to the density of calibration rows, for example π / (1 − π) with a
+    classifier's probability π that a row is new.
 
     Args:
         scores: Scores of the calibration rows, `[m]`.
-        weights: Weight of each calibration row, `[m]`.
+        weights: Weight w_i of each calibration row, `[m]`.
         new_weights: Weight w of each new row, `[rows]`.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or weights are negative.
@@ -139,13 +143,13 @@ def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: Arra
 def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
     """Return the smallest t such that the share of scores ≤ t, averaged over environments, is ≥ 1 − α.
 
-    This is CDF pooling of Dunn, Wasserman & Ramdas 2022 (arXiv 1809.07441), with equal weight for every
-    environment.
+    The method is CDF pooling (Dunn, Wasserman & Ramdas 2022, arXiv 1809.07441). Environments have equal
+    weight, whatever their size.
 
     Args:
         scores: Scores of the calibration rows, `[m]`.
         environments: Environment of each row, `[m]`.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
@@ -161,17 +165,18 @@ def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: floa
 
 
 def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha: float) -> ConformalThreshold:
-    """Return the threshold for a row of a new environment (HCP; Lee, Barber & Willett 2023).
+    """Return a threshold for rows of a new environment (Lee, Barber & Willett 2023).
 
-    The threshold is the smallest t with Σ_e (share of scores of environment e up to t) / (E+1) ≥ 1 − α, as in
-    CDF pooling with one more environment whose scores are infinite. The coverage holds for any number E of
-    environments that are exchangeable with the new one, if the scores of an environment come from a model
-    that was not trained on this environment. The highest possible level is E / (E+1).
+    The threshold is the smallest t with Σ_e (share of scores ≤ t in environment e) / (E+1) ≥ 1 − α, for E
+    environments. The method is hierarchical conformal prediction (HCP): CDF pooling with one more
+    environment, whose scores are infinite. The coverage is guaranteed for any E if the environments are
+    exchangeable with the new one, and each environment is scored by a model that was not trained on it. The
+    highest possible coverage is E / (E+1).
 
     Args:
         scores: Scores of the calibration rows, `[m]`, each by a model not trained on the row's environment.
         environments: Environment of each row, `[m]`.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing, or lengths differ.
@@ -192,21 +197,21 @@ def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha:
 def held_out_threshold(
     scores: ArrayLike, environments: ArrayLike, alpha: float
 ) -> tuple[ConformalThreshold, Mapping[str, float]]:
-    """Return a threshold with coverage 1 − α in a new environment on average, estimated by leaving each out.
+    """Return a threshold whose average coverage in left-out environments is 1 − α.
 
-    q is the threshold of CDF pooling, and q_{−e} the one without environment e. The threshold is c q, where
-    the factor c is the threshold of CDF pooling of the scores r_i / q_{−e(i)}, so that the mean coverage of
-    c q_{−e} in the environments e left out is 1 − α. Unlike `new_environment_threshold`, it is not
-    conservative with few environments, and any level is possible, but the coverage is an estimate without
-    guarantee.
+    Let q be the threshold from CDF pooling of all scores, and q_{−e} the threshold without environment e. The
+    result is the product c q. The factor c is chosen by CDF pooling of the ratios r_i / q_{−e(i)}, with the
+    score r_i and the environment e(i) of row i. The threshold c q_{−e} then has an average coverage of 1 − α
+    over the left-out environments e. Unlike `new_environment_threshold`, the method is not conservative with
+    few environments and allows any coverage, but the coverage is only an estimate, without guarantee.
 
     Args:
         scores: Scores of the calibration rows, `[m]`, each by a model not trained on the row's environment.
         environments: Environment of each row, `[m]`; at least two environments.
-        alpha: Share of rows that may be missed, between 0 and 1.
+        alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 
     Returns:
-        The threshold, and the coverage of each environment by the threshold of the others.
+        The threshold c q, and the coverage of c q_{−e} in each environment e.
 
     Raises:
         EnvariantError: If `alpha` is not between 0 and 1, a score is missing or negative, lengths differ, or
@@ -243,19 +248,20 @@ def environment_jackknife(
     predictions: Mapping[str, ArrayLike],
     alpha: float,
 ) -> tuple[Array, Array]:
-    """Return the environment jackknife+ interval for rows of a new environment.
+    """Return jackknife+ prediction intervals for rows of a new environment.
 
-    μ_{−e} is the model that was not trained on environment e, and e(i) is the environment of row i. The upper
-    end for a new row x is the weighted (1−α)-quantile of μ_{−e(i)}(x) + R_i over all training rows i with
-    residuals R_i; the lower end is the α-quantile of μ_{−e(i)}(x) − R_i. Each of the n_e rows of environment
-    e has weight 1 / ((E+1) n_e), and ±∞ has weight 1 / (E+1). Coverage is at least 1 − 2α, usually about
-    1 − α (Barber et al. 2021; Lee et al. 2023). Ends are infinite if α < 1 / (E+1).
+    Let μ_{−e} be the model trained without environment e, e(i) the environment of row i, R_i the absolute
+    residual of row i, and E the number of environments. The upper end for a new row x is the weighted
+    (1−α)-quantile of μ_{−e(i)}(x) + R_i over all training rows i; the lower end is the weighted α-quantile of
+    μ_{−e(i)}(x) − R_i. Each of the n_e rows of environment e has weight 1 / ((E+1) n_e); the remaining weight
+    1 / (E+1) is at +∞ and −∞, respectively. Coverage is at least 1 − 2α, usually about 1 − α (Barber et al.
+    2021; Lee et al. 2023). The ends are infinite if α < 1 / (E+1).
 
     Args:
-        residuals: |y_i − μ_{−e(i)}(x_i)| of every training row, `[m]`.
+        residuals: Absolute residual |y_i − μ_{−e(i)}(x_i)| of each training row, `[m]`.
         environments: Environment of each row, `[m]`.
         predictions: Predictions of μ_{−e} for the new rows, `[rows]`, by name of environment e.
-        alpha: Nominal share of rows outside the interval, between 0 and 1.
+        alpha: Nominal share of rows whose target is outside the interval, between 0 and 1.
 
     Returns:
         Lower and upper ends, each `[rows]`.
@@ -283,7 +289,7 @@ def environment_jackknife(
 
 
 def prediction_sets(probabilities: ArrayLike, threshold: float | ArrayLike) -> NDArray[np.bool_]:
-    """Return prediction sets: the mask of classes y with 1 − p_y up to the threshold, `[rows, classes]`.
+    """Return prediction sets, `[rows, classes]`: true for classes with 1 − probability ≤ threshold.
 
     Args:
         probabilities: Class probabilities, `[rows, classes]`.
@@ -300,12 +306,12 @@ def prediction_sets(probabilities: ArrayLike, threshold: float | ArrayLike) -> N
 def prediction_intervals(
     predictions: ArrayLike, threshold: float | ArrayLike, scale: float | ArrayLike = 1.0
 ) -> tuple[Array, Array]:
-    """Return the intervals prediction ± threshold · scale.
+    """Return the lower and upper ends of the intervals prediction ± threshold · scale.
 
     Args:
         predictions: Predicted values, `[rows]`.
         threshold: One threshold, or one per row.
-        scale: Scale by which the residuals were divided to get scores: one number, or one per row.
+        scale: Scale by which residuals were divided to obtain scores: one number, or one per row.
 
     Example:
         >>> low, high = prediction_intervals([1.0, 2.0], 0.5)
@@ -318,7 +324,7 @@ def prediction_intervals(
 
 
 def _upper(center: Array, r: Array, codes: NDArray[np.int64], weights: Array, alpha: float) -> Array:
-    """Return the weighted (1 − α)-quantile of center + residual for each new row."""
+    """Return the weighted (1 − alpha)-quantile of center + residual for each new row."""
     ends = center[codes] + r[:, None]
     order = np.argsort(ends, axis=0, kind="stable")
     reached = np.cumsum(weights[order], axis=0) >= 1 - alpha - _ROUNDING
@@ -330,7 +336,7 @@ def _upper(center: Array, r: Array, codes: NDArray[np.int64], weights: Array, al
 def _pooled(where: str, r: Array, environments: ArrayLike, alpha: float, extra: int) -> tuple[float, int]:
     """Return the threshold of CDF pooling, and the number of environments.
 
-    `extra` environments with infinite scores are added.
+    `extra` is the number of environments with infinite scores to add.
     """
     names, codes = _groups(where, environments, len(r))
     order = np.argsort(r, kind="stable")

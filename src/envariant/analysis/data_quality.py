@@ -1,6 +1,6 @@
-"""Checks of a table before training: codes for missing values, identifiers, and columns tied to environments.
+"""Check a table before training: codes for missing values, identifiers, and columns tied to environments.
 
-Columns are arrays by name; environments are one label per row.
+Columns are given as arrays by name, and environments as one label per row.
 """
 
 import re
@@ -47,8 +47,8 @@ class MissingCode:
 
     Attributes:
         column: Name of the column.
-        code: The number.
-        rows: Number of rows with the code, by environment; environments without such rows are left out.
+        code: Number that represents a missing value, such as −1 or 999.
+        rows: Number of rows with the code, by environment; environments without such rows are omitted.
     """
 
     column: str
@@ -63,8 +63,8 @@ class NamingColumn:
 
     Attributes:
         column: Name of the column.
-        environments: Environments that its values identify.
-        share: Share of all rows whose environment the column identifies.
+        environments: Names of the environments that can be identified by a value of the column.
+        share: Share of rows whose environment can be predicted from the column.
     """
 
     column: str
@@ -89,11 +89,11 @@ class MissingShares:
 @final
 @dataclass(frozen=True)
 class LocalCategories:
-    """Categories that occur in one environment only, although chance would spread them.
+    """Categories that occur in one environment only, which is unlikely to be a coincidence.
 
     Attributes:
         column: Name of the column.
-        environment: The environment.
+        environment: Name of the only environment with these categories.
         categories: Names or numbers of the categories.
     """
 
@@ -109,7 +109,8 @@ class Identifier:
 
     Attributes:
         column: Name of the column.
-        kind: "text", "row number", or "number" for whole numbers with the name or length of an identifier.
+        kind: "text" for strings, "row number", or "number" for other whole numbers that look like an
+            identifier.
         distinct: Number of distinct values.
     """
 
@@ -121,12 +122,13 @@ class Identifier:
 def missing_codes(columns: Mapping[str, ArrayLike], environments: ArrayLike) -> tuple[MissingCode, ...]:
     """Find numbers such as 0, −1 or 999 that probably represent a missing value.
 
-    Such a number is the smallest or largest of its column, occurs in at least five rows and more often than
-    its neighbors, and is far from all other values: outside of 1.5 interquartile ranges, and at least 0.75
-    interquartile ranges from the nearest value. −1 also counts if all other values are 0 or more.
+    Such a number is the smallest or largest value of its column, and occurs in at least five rows and more
+    often than the nearest other value. It lies more than 1.5 interquartile ranges outside the quartiles, and
+    at least 0.75 interquartile ranges from the nearest value. −1 is also reported if all other values are
+    non-negative integers.
 
     Args:
-        columns: Values by column name, `[rows]`. Non-numeric columns are ignored.
+        columns: Values by column name, each `[rows]`. Non-numeric columns are ignored.
         environments: Environment of each row, `[rows]`.
 
     Raises:
@@ -173,12 +175,12 @@ def _coded(values: Array) -> list[float]:
 def naming_columns(
     columns: Mapping[str, ArrayLike], environments: ArrayLike, *, categorical: Collection[str] = ()
 ) -> tuple[NamingColumn, ...]:
-    """Find columns whose values identify environments, such as the device of a hospital.
+    """Find columns whose values identify environments, such as the serial number of a hospital's device.
 
-    An environment is identified if values (or, for numbers, intervals) that hold at least five rows each
-    contain at least 97 % of its rows (numbers: 99 %) and hardly any other rows. A column is reported if it
-    identifies at least two environments and at least half of all environments. Distributions that are
-    shifted but overlap do not identify an environment.
+    Rows are grouped by category, or by intervals of numbers; groups need at least five rows. An environment
+    is identified if some groups together contain at least 97 % of its rows (99 % for intervals) and almost no
+    rows of other environments. A column is reported if it identifies at least two environments and at least
+    half of all environments. Distributions that are shifted but overlap do not identify an environment.
 
     Args:
         columns: Values by column name, `[rows]`.
@@ -223,10 +225,10 @@ def naming_columns(
 
 
 def _may_name(values: Array, codes: NDArray[np.int64], sizes: NDArray[np.int64]) -> bool:
-    """Return False if intervals of numbers cannot identify enough environments, which takes one sort to see.
+    """Return False if intervals of numbers clearly cannot identify enough environments (a fast check).
 
-    In the order of the values, the next row of nearly every row of an identified environment is one of the
-    same environment: exceptions are one row in 50, and the last row of each interval.
+    If rows are sorted by value, nearly every row of an identified environment is followed by a row of the
+    same environment. Exceptions are the last row of each interval, and at most 3 % of the rows.
     """
     own = codes[np.lexsort((codes, values))]
     same = np.bincount(own[1:][own[1:] == own[:-1]], minlength=len(sizes))
@@ -235,7 +237,7 @@ def _may_name(values: Array, codes: NDArray[np.int64], sizes: NDArray[np.int64])
 
 
 def _intervals(values: Array, codes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the interval of each value in a tree that predicts the environment."""
+    """Return the number of each value's interval; a decision tree for the environment sets the intervals."""
     distinct, cells = np.unique(values, return_inverse=True)
     if len(distinct) <= 2 * count:
         return cells
@@ -289,10 +291,10 @@ def missingness_differences(
 def local_categories(
     columns: Mapping[str, ArrayLike], environments: ArrayLike, *, categorical: Collection[str] = ()
 ) -> tuple[LocalCategories, ...]:
-    """Find categories that occur in one environment only; models trained elsewhere have never seen them.
+    """Find categories that occur in one environment only and are unknown to models trained elsewhere.
 
-    A category is reported if chance would place all of its rows in one environment with a probability below
-    0.0001. Columns of which no category occurs in two environments are not reported.
+    A category is reported if the probability that all of its rows are in one environment by chance is below
+    0.0001. A column is skipped if none of its categories occurs in two environments.
 
     Args:
         columns: Values by column name, `[rows]`. Only text and columns named in `categorical` are checked.
@@ -334,10 +336,11 @@ def local_categories(
 def identifiers(
     columns: Mapping[str, ArrayLike], *, categorical: Collection[str] = ()
 ) -> tuple[Identifier, ...]:
-    """Find columns with a distinct value in nearly every row: strings, row numbers, and numeric identifiers.
+    """Find columns with a distinct value in nearly every row: strings, row numbers and numeric identifiers.
 
-    Whole numbers are reported if they number the rows, or if at least 95 % are distinct and the name ends in
-    a word such as id, or they all have the same length of at least 6 digits.
+    A column of whole numbers is reported as row numbers if its values are all distinct and nearly
+    consecutive. It is reported as a numeric identifier if at least 95 % of the values are distinct and either
+    the column name ends in a word such as "id", or all values have the same number of digits, at least 6.
 
     Args:
         columns: Values by column name, `[rows]`.

@@ -1,6 +1,6 @@
-"""Split a drop into the effects of harder inputs, of new inputs, and of a changed relation to the outcome.
+"""Split a drop into effects of harder inputs, new inputs, and a changed relation of inputs and target.
 
-The method is DISDE by Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011. Source rows are in-domain rows;
+The method is DISDE (Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011). Source rows are in-domain rows;
 target rows come from the environment with the drop.
 """
 
@@ -34,18 +34,20 @@ class DropDecomposition:
     """Difference in mean loss between target and source rows, decomposed into three additive parts.
 
     P and Q are the input distributions of source and target, and S is a distribution of inputs that occur in
-    both. R_P and R_Q are the expected losses given the input in source and target. E_S is the mean over S.
+    both. R_P and R_Q are the expected losses for a given input in source and target. E_P, E_Q and E_S are
+    means over P, Q and S.
 
     Attributes:
-        harder_inputs: E_S R_P − E_P R_P: effect of a higher frequency of hard inputs.
-        changed_relation: E_S R_Q − E_S R_P: effect of a changed loss for the same inputs (P(Y | X) differs).
+        harder_inputs: E_S R_P − E_P R_P: effect of hard inputs that are more frequent in the target.
+        changed_relation: E_S R_Q − E_S R_P: effect of a different loss at equal inputs, because P(Y | X)
+            differs.
         new_inputs: E_Q R_Q − E_S R_Q: effect of target inputs that are rare or absent in the source.
-        errors: Standard errors of the three parts.
-        source_loss: Mean loss E_P R_P of the source.
-        target_loss: Mean loss E_Q R_Q of the target.
+        errors: Standard errors of the three parts, in this order.
+        source_loss: Mean loss E_P R_P of the source rows.
+        target_loss: Mean loss E_Q R_Q of the target rows.
         source_rows: Effective number of source rows in S, (Σw)² / Σw² for weights w.
         target_rows: Effective number of target rows in S.
-        auc: AUROC of the classifier that separates source and target rows, on rows not used to train it.
+        auc: Cross-fitted AUROC of the classifier that separates source and target rows.
     """
 
     harder_inputs: Interval
@@ -60,7 +62,7 @@ class DropDecomposition:
 
     @property
     def has_overlap(self) -> bool:
-        """Whether enough inputs occur in both source and target, so that the parts are meaningful."""
+        """Whether the inputs of source and target overlap enough for the parts to be meaningful."""
         rows = min(self.source_rows, self.target_rows)
         return self.auc <= _LARGEST_AUC and rows >= _FEWEST_EFFECTIVE_ROWS
 
@@ -87,28 +89,31 @@ def measure_disde(
 ) -> DropDecomposition:
     """Decompose the difference in mean loss between target and source rows (arXiv 2303.02011, eq. 4).
 
-    A classifier estimates π(x), the probability that a row with inputs x is a target row, by cross-fitting;
-    see `decompose_drop` for the weights. If `n_resamples` is set, standard errors and intervals come from a
-    bootstrap of the rows on both sides, with a refitted classifier; all copies of a row are in the same fold.
-    Otherwise they ignore the estimation error of π, and intervals are too short.
+    A cross-fitted classifier estimates π(x), the probability that a row with inputs x is a target row. The
+    weights derived from π are given in `decompose_drop`. If `n_resamples` is 2 or more, standard errors and
+    intervals come from a bootstrap of source and target rows, with a refitted classifier. All copies of a row
+    in a resample are in the same fold. Otherwise, the estimation error of π is ignored, and the intervals are
+    too narrow.
 
     Args:
-        source: Numeric inputs `[rows, columns]` without missing values, and loss of each row. The model must
-            not have been trained on these rows.
-        target: Inputs and losses of the target rows.
+        source: Inputs of the source rows, `[rows, columns]`, numeric without missing values, and losses,
+            `[rows]`. The model must not have been trained on these rows.
+        target: Inputs and losses of the target rows, in the same format.
         classifier: scikit-learn classifier whose `fit` takes `sample_weight`. Default: logistic regression on
             columns and their squares.
-        density: Density of S for densities p and q of source and target: "harmonic", p q / (p + q), or
-            "minimum", min(p, q).
+        density: Density of S, up to a factor, for densities p and q of source and target: "harmonic",
+            p q / (p + q), or "minimum", min(p, q).
         n_folds: Number of folds for cross-fitting.
         n_resamples: Number of bootstrap resamples; 0 for plug-in standard errors.
-        level: Level of the intervals.
+        level: Confidence level of the intervals.
         seed: Seed of folds and resampling.
-        groups: Groups of the rows on both sides, such as patients. They stay in one fold, are resampled as a
-            whole, and standard errors are cluster-robust. Default: rows are independent.
+        groups: Groups of the source rows and of the target rows, such as patients. A group is never split
+            between folds or by resampling, and standard errors are cluster-robust. Default: every row is
+            a group.
 
     Raises:
-        EnvariantError: If inputs and losses differ in length, or a side has fewer rows than folds.
+        EnvariantError: If inputs and losses differ in length, or source or target have fewer groups than
+            folds.
 
     Example:
         >>> import numpy as np
@@ -166,25 +171,27 @@ def decompose_drop(
     level: float = LEVEL,
     groups: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> DropDecomposition:
-    """Decompose a drop, given the probability π that a row comes from the target.
+    """Decompose a drop, given each row's probability π of being a target row.
 
-    With a the share of target rows, the ratio of the densities q and p of target and source is
-    q/p = π(1−a) / ((1−π)a). Weights for the "harmonic" density are (1−a)π / (a(1−π) + (1−a)π) for source rows
-    and a(1−π) / (a(1−π) + (1−a)π) for target rows; for "minimum", they are min(1, q/p) and min(1, p/q).
-    Standard errors are those of weighted means with known π.
+    If a is the share of target rows, the density ratio of target and source is q/p = π(1−a) / ((1−π)a).
+    Weights for the "harmonic" density are (1−a)π / (a(1−π) + (1−a)π) for source rows and a(1−π) / (a(1−π) +
+    (1−a)π) for target rows. Weights for "minimum" are min(1, q/p) for source rows and min(1, p/q) for target
+    rows. Standard errors are those of weighted means, with π taken as known.
 
     Args:
-        source_probabilities: π of each source row, by a model that was not trained on it, `[rows]`.
+        source_probabilities: Probability π of each source row, `[rows]`, by a classifier that was not trained
+            on this row.
         source_losses: Loss of each source row, `[rows]`; for error rates, 1 for an error and 0 otherwise.
-        target_probabilities: π of each target row, `[rows]`.
+        target_probabilities: Probability π of each target row, `[rows]`, by a classifier that was not trained
+            on this row.
         target_losses: Loss of each target row, `[rows]`.
-        density: Density of S: "harmonic" or "minimum".
-        level: Level of the intervals.
-        groups: Groups of the source and target rows, for cluster-robust standard errors. Default: rows are
-            independent.
+        density: Density of the common inputs: "harmonic" or "minimum"; see `measure_disde`.
+        level: Confidence level of the intervals.
+        groups: Groups of the source rows and of the target rows, for cluster-robust standard errors.
+            Default: rows are independent.
 
     Raises:
-        EnvariantError: If probabilities and losses differ in length, or a side is empty.
+        EnvariantError: If probabilities and losses differ in length, or there are no source or target rows.
 
     Example:
         >>> parts = decompose_drop([0.2, 0.3, 0.5, 0.6], [0, 0, 1, 0], [0.7, 0.4, 0.9], [0, 1, 1])
@@ -235,7 +242,7 @@ def decompose_drop(
 
 
 def _mean(weights: Array, losses: Array) -> tuple[float, Array]:
-    """Return the weighted mean of losses, and the influence of each row; NaN if all weights are 0."""
+    """Return the weighted mean of losses, and each row's influence on it; NaN if all weights are 0."""
     share = weights / weights.sum() if weights.sum() > 0 else np.full(len(weights), np.nan)
     mean = float(share @ losses)
     return mean, share * (losses - mean)
@@ -246,7 +253,7 @@ def _effective(weights: Array) -> float:
 
 
 def _bootstrapped(estimates: list[DropDecomposition], level: float) -> DropDecomposition:
-    """Return the first estimate, with standard errors and percentile intervals from the other estimates."""
+    """Return the first estimate, with standard errors and percentile intervals from all other estimates."""
     first = estimates[0]
     values = np.array(
         [[e.harder_inputs.mean, e.changed_relation.mean, e.new_inputs.mean] for e in estimates[1:]]

@@ -1,8 +1,8 @@
-"""Measure the kind and size of the distribution shift between environments.
+"""Measure the kind and size of the distribution shift between two groups of environments.
 
 Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
-different targets. Methods that help against one kind do not help against the other. Ye et al. 2022,
-OoD-Bench (arXiv 2106.03721).
+different targets in the two groups. Methods against one kind of shift usually do not help against the other.
+Ye et al. 2022, OoD-Bench (arXiv 2106.03721).
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,9 +55,10 @@ class Shift:
 
     Attributes:
         first, second: Names of the two groups.
-        diversity: Diversity shift: ½ ∫ |p − q| over features z that occur in one group only, where p and q
-            are the densities of z in the two groups.
-        correlation: Correlation shift: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both.
+        diversity: Diversity shift: ½ ∫ |p − q| over features z that occur in one group only. p and q are the
+            densities of z in the two groups.
+        correlation: Correlation shift: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both
+            groups, with targets y.
         label: Label shift: total variation distance of the target distributions.
         covariate: Covariate shift: 2·AUROC − 1 of a classifier that predicts the group from the inputs.
     """
@@ -71,7 +72,7 @@ class Shift:
 
     @classmethod
     def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
-        """Return each measure as a mean over independent trials, with a confidence interval.
+        """Average each measure over independent trials, with a confidence interval.
 
         Args:
             first: Name of the first group.
@@ -83,21 +84,21 @@ class Shift:
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
-        """Kind of shift that reaches the size `NOTABLE`: "both", "diversity", "correlation" or "neither"."""
+        """Kinds of shift of size `NOTABLE` or more: "diversity", "correlation", "both" or "neither"."""
         diversity, correlation = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
         if diversity and correlation:
             return "both"
         return "diversity" if diversity else "correlation" if correlation else "neither"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return names, measures with intervals, and kind as a JSON-compatible dictionary."""
+        """Return group names, measures and kind of shift as a JSON-serializable dictionary."""
         return {**asdict(self), "kind": self.kind}
 
 
 @final
 @dataclass(frozen=True)
 class ShiftEstimate:
-    """Estimates of the four measures of a `Shift` in one trial."""
+    """Diversity, correlation, label and covariate shift, estimated in one trial; see `Shift`."""
 
     diversity: float
     correlation: float
@@ -114,10 +115,10 @@ def measure_shift(
     other half, with kernel densities of the network's features.
 
     Args:
-        first: Inputs `[rows, ...]` and targets `[rows]` of the first group by environment. Environments are
-            weighted equally.
-        second: Inputs and targets of the second group by environment.
-        regression: Whether targets are real numbers, which are divided into quantile bins.
+        first: Inputs `[rows, ...]` and targets `[rows]` of the first group, by environment name. Environments
+            are weighted equally.
+        second: Inputs and targets of the second group, by environment name.
+        regression: Whether targets are real-valued; if so, they are divided into quantile bins.
         seed: Seed of row sampling and network weights.
         n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
 
@@ -141,7 +142,7 @@ def measure_shift(
 
 
 def _as_arrays(samples: Samples) -> Samples:
-    """Return the samples as arrays.
+    """Convert inputs and targets of each environment to arrays.
 
     Raises:
         EnvariantError: If there are no environments, or an environment does not have one target per row.
@@ -160,7 +161,7 @@ def _as_arrays(samples: Samples) -> Samples:
 def estimate_shift(
     first: Samples, second: Samples, *, regression: bool = False, seed: int = 0
 ) -> ShiftEstimate:
-    """Return the measures of a single trial; see `measure_shift` for arguments and errors."""
+    """Estimate the four measures in a single trial; see `measure_shift` for arguments and errors."""
     generator = np.random.default_rng(seed)
     sides = [_sample(samples, generator) for samples in (first, second)]
     if min(len(x) for x, _ in sides) < _FEWEST_ROWS:
@@ -173,7 +174,7 @@ def estimate_shift(
 
 
 def _sample(samples: Samples, generator: np.random.Generator) -> tuple[Array, Array]:
-    """Sample the same number of rows from each environment in random order, and flatten their inputs."""
+    """Sample an equal number of rows from each environment, in random order, with flattened inputs."""
     sizes = [len(targets) for _, targets in samples.values()]
     size = min(_MOST_ROWS // len(samples), *sizes, _MOST_ROWS)
     parts: list[tuple[Array, Array]] = []
@@ -193,7 +194,7 @@ def _class_labels(targets: list[Array], *, regression: bool) -> list[NDArray[np.
 
 
 def _learned_features(train: list[Array], test: list[Array], seed: int) -> tuple[list[Array], float]:
-    """Train a network to classify the group; return its features of the test rows, and its 2·AUROC − 1."""
+    """Train a network to classify the group; return its features and 2·AUROC − 1 for the test rows."""
     scaler = StandardScaler().fit(np.concatenate(train))
     network: Any = MLPClassifier(
         (_HIDDEN, _FEATURES), alpha=1e-2, random_state=seed, early_stopping=True, max_iter=40
@@ -252,9 +253,9 @@ def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) ->
 def _densities(
     points: Array, features: Array, labels: NDArray[np.int64], n_classes: int, width: float, side: int
 ) -> Array:
-    """Return the kernel densities p(z, y) of one group, `[classes, points]`, at all points z.
+    """Return the kernel density p(z, y) of one group at all points z, `[classes, points]`.
 
-    The kernel of a point is left out of the density at this point.
+    A point's own kernel is left out of the density at this point.
     """
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
@@ -272,7 +273,7 @@ def _densities(
 
 
 def _kernels(z: Array, members: Array, width: float, own: Array, position: Array) -> Array:
-    """Return the kernels of `members` at each point in `z`; those at `[own, position]` are 0."""
+    """Return Gaussian kernels, `[points, members]`, centered at `members`; 0 at `[own, position]`."""
     # In place: the passes over this matrix take most of the time.
     squared = (z**2).sum(axis=1)[:, None] + (members**2).sum(axis=1)
     squared -= 2 * z @ members.T

@@ -1,8 +1,7 @@
-"""Drift of new rows from the training rows, column by column.
+"""Detect drift: columns in which new rows are distributed differently from training rows.
 
-The distance of new rows from the training rows is compared with the distances between training environments.
-With many rows, every difference is significant, but only differences larger than those between training
-environments are relevant.
+With many rows, even tiny differences are significant. A column is therefore reported only if new rows differ
+more from the training rows than training environments differ from each other.
 """
 
 import math
@@ -17,6 +16,7 @@ from envariant.analysis._columns import typed
 from envariant.analysis.column_sketch import Sketch, homogeneity_p_value
 from envariant.analysis.statistics import holm
 from envariant.core.errors import EnvariantError
+from envariant.core.printable import number_of
 
 Standing = Literal["alike", "within", "further"]
 """Result of a comparison of new rows with the training rows.
@@ -44,21 +44,22 @@ class ColumnDrift:
     """Comparison of new rows with the training rows in one column.
 
     Attributes:
-        name, kind: Name and kind of the column.
+        name, kind: Name of the column, and its kind, such as "number" or "date".
         rows: Number of new rows.
-        distance: Distance between the distributions of new and training values, in [0, 1]; NaN without
-            values.
-        between: Largest distance of a training environment from the others; NaN with a single environment.
+        distance: Distance between the distributions of new and training values, in [0, 1]; NaN if one has
+            no values.
+        between: Largest distance of a training environment from the other training environments; NaN if
+            there is only one.
         p_value: P-value of the test of equal distributions, Holm-corrected in a `Drift`; NaN if not tested.
         missing, missing_trained: Share of missing values in new rows and in training rows.
         missing_between: Largest difference in the share of missing values between a training environment and
-            the others.
+            the other training environments.
         missing_p_value: P-value of the test of equal shares of missing values, Holm-corrected in a `Drift`;
             NaN if no value is missing.
-        unseen: Mapping from each category that does not occur in training to its number of new rows; None if
-            the column is not categorical.
+        unseen: Number of new rows by category, for categories that do not occur in training; None if the
+            column is not categorical.
         outside: Number of new rows outside the training range; None if values have no order.
-        training_range: Smallest and largest training value as text.
+        training_range: Smallest and largest training value, formatted as a string; empty for categories.
     """
 
     name: str
@@ -77,45 +78,49 @@ class ColumnDrift:
 
     @property
     def values_standing(self) -> Standing:
-        """Result of the comparison of values: "alike", "within" or "further" (see `Standing`)."""
+        """Result of comparing the column's values: "alike", "within" or "further".
+
+        "alike": no significant difference of at least 0.1. "within": a difference no larger than between
+        training environments. "further": a larger difference, reported as drift.
+        """
         return _standing(self.distance, self.between, self.p_value)
 
     @property
     def missing_standing(self) -> Standing:
-        """Result of the comparison of shares of missing values: "alike", "within" or "further"."""
+        """Result of comparing the shares of missing values; same levels as `values_standing`."""
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property
     def standing(self) -> Standing:
-        """Overall result: the worse of `values_standing` and `missing_standing`."""
+        """Overall result for the column: the worse of `values_standing` and `missing_standing`."""
         both = (self.values_standing, self.missing_standing)
         return "further" if "further" in both else "within" if "within" in both else "alike"
 
     @property
     def remarks(self) -> list[str]:
-        """Unseen categories, values outside the training range, and unexpected missing values, as text."""
+        """Remarks on unseen categories, values outside the training range, and unexpected missing values."""
         remarks: list[str] = []
         if self.unseen:
             names = [f"'{name}'" for name in list(self.unseen)[:3]]
             more = ", …" if len(self.unseen) > 3 else ""
             remarks.append(
-                f"{self.name}: {_rows(sum(self.unseen.values()))} with a category that is not in the "
-                f"training data ({', '.join(names)}{more})"
+                f"{self.name}: {number_of(sum(self.unseen.values()), 'row')} with a category that is not in "
+                f"the training data ({', '.join(names)}{more})"
             )
         if self.outside is not None and self.outside > _EXPECTED_OUTSIDE * self.rows:
             remarks.append(
-                f"{self.name}: {_rows(self.outside)} outside the training range "
+                f"{self.name}: {number_of(self.outside, 'row')} outside the training range "
                 f"{' … '.join(self.training_range)}"
             )
         if self.missing and not self.missing_trained:
             count = round(self.missing * self.rows)
             remarks.append(
-                f"{self.name}: {_rows(count)} with a missing value, which training rows never have"
+                f"{self.name}: {number_of(count, 'row')} with a missing value, which training rows never have"
             )
         return remarks
 
     def to_dict(self) -> dict[str, Any]:
-        """Return attributes and results as a JSON-compatible dictionary, with None for NaN."""
+        """Return attributes and overall result as a JSON-serializable dictionary, with None for NaN."""
         fields = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
         return {**fields, "standing": self.standing}
 
@@ -125,12 +130,13 @@ class ColumnDrift:
 class Drift:
     """Comparison of new rows with the training rows in every column.
 
-    A column has drifted (`standing` is "further") if the difference is significant (p < 0.01, Holm-corrected
-    over columns), at least 0.1, and larger than between any training environment and the others. Columns are
-    compared separately: changes of their joint distribution or of the target are not detected.
+    A column has drifted (`standing` is "further") if values or shares of missing values differ significantly
+    (p < 0.01, Holm-corrected over columns), by at least 0.1, and more than any training environment differs
+    from the others. Columns are compared one at a time, so changes of their joint distribution or of the
+    target are not detected.
 
     Attributes:
-        columns: Comparison of each column.
+        columns: Comparison of new and training rows in each column.
         rows: Number of new rows.
         environments: Names of the training environments.
     """
@@ -148,17 +154,17 @@ class Drift:
         rows: int,
         environments: tuple[str, ...],
     ) -> "Drift":
-        """Compare the new rows in each column with the summary of the training rows.
+        """Compare counts of new rows in each column with a summary of the training rows.
 
         Args:
             sketches: Summary of the training rows in each column.
             counts: Number of new rows in each bin, one array per column.
-            unseen: Mapping from unseen category to its number of new rows, one mapping per column.
+            unseen: Number of new rows by unseen category, one mapping per column.
             rows: Number of new rows.
             environments: Names of the training environments.
 
         Returns:
-            The comparison, with p-values Holm-corrected over columns.
+            Comparison of all columns; p-values are Holm-corrected over columns.
         """
         raw = [_compare(*each) for each in zip(sketches, counts, unseen, strict=True)]
         tested = [p for c in raw for p in (c.p_value, c.missing_p_value) if not math.isnan(p)]
@@ -173,7 +179,7 @@ class Drift:
 
     @property
     def kind(self) -> Literal["alike", "different", "too few rows"]:
-        """Overall result: "alike", "different" or "too few rows"."""
+        """Overall result for all columns: "alike", "different" or "too few rows"."""
         if self.rows < FEWEST_ROWS:
             return "too few rows"
         return "different" if self.differing else "alike"
@@ -187,9 +193,10 @@ class Drift:
 
     @property
     def verdict(self) -> str:
-        """Overall result in one sentence."""
+        """Overall result for all columns, written as a sentence."""
         if self.kind == "too few rows":
-            return f"{_rows(self.rows)}: too few to compare with the training rows (at least {FEWEST_ROWS})"
+            few = number_of(self.rows, "row")
+            return f"{few}: too few to compare with the training rows (at least {FEWEST_ROWS})"
         if self.kind == "alike":
             within = [c.name for c in self.columns if c.standing == "within"]
             note = f"; differences in {_listed(within)} are no larger than between training environments"
@@ -201,11 +208,11 @@ class Drift:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Remarks on all columns."""
+        """Remarks on unseen categories, values out of range and missing values in all columns."""
         return tuple(remark for column in self.columns for remark in column.remarks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the overall result and the results of all columns as a JSON-compatible dictionary."""
+        """Return the overall result and the results of all columns as a JSON-serializable dictionary."""
         return {
             "kind": self.kind,
             "verdict": self.verdict,
@@ -220,7 +227,7 @@ class Drift:
 def measure_drift(
     training: Mapping[str, ArrayLike], environments: ArrayLike, new: Mapping[str, ArrayLike]
 ) -> Drift:
-    """Compare new rows with training rows, column by column.
+    """Compare the distribution of each column in new rows and training rows.
 
     Args:
         training: Training values by column name, `[rows]`: numbers, booleans or dates (NaN or NaT for
@@ -270,7 +277,7 @@ def measure_drift(
 
 
 def _compare(sketch: Sketch, new: NDArray[np.int64], unseen: Mapping[str, int]) -> ColumnDrift:
-    """Compare counts of new rows with the training rows; p-values are uncorrected."""
+    """Compare new and training rows in one column, from counts per bin; p-values are uncorrected."""
     training = sketch.counts.sum(axis=0)
     rest = [(sketch.as_if_new(k), training - counts) for k, counts in enumerate(sketch.counts)]
     rest = rest if len(rest) > 1 else []
@@ -321,10 +328,6 @@ def _missing_share(counts: NDArray[np.int64]) -> float:
 
 def _largest(values: Iterable[float]) -> float:
     return max((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row" + ("" if count == 1 else "s")
 
 
 def _listed(names: Sequence[str]) -> str:

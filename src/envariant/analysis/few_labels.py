@@ -1,4 +1,4 @@
-"""Recalibrate scores with a few labels of a new environment, and estimate the gain from such labels."""
+"""Recalibrate a model with a few labels from a new environment, and estimate the gain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,15 +36,16 @@ class Recalibration:
     """Recalibration of a model's scores in one environment, by intercepts and a slope.
 
     Attributes:
-        intercepts: Intercepts, one per class except the first; one number for regression.
-        slope: Slope of the scores; 1 if only intercepts were refitted.
+        intercepts: Intercepts added to the scaled scores, one per class except the first; one number for
+            regression.
+        slope: Factor by which the scores are multiplied; 1 if only intercepts were refitted.
     """
 
     intercepts: tuple[float, ...]
     slope: float
 
     def apply(self, scores: ArrayLike) -> Array:
-        """Return the adapted logits or predictions, in the shape of `scores`."""
+        """Return the recalibrated logits or predictions, in the shape of `scores`."""
         z = np.asarray(scores, dtype=np.float64)
         shift = np.asarray(self.intercepts)
         return self.slope * z + (shift if z.ndim == 1 else np.append(0.0, shift))
@@ -53,12 +54,12 @@ class Recalibration:
 @final
 @dataclass(frozen=True)
 class Gain:
-    """Score before and after a refit, averaged over random choices of the labeled rows.
+    """Score before and after recalibration, averaged over random choices of the labeled rows.
 
     Attributes:
-        before: Mean score of the unchanged model, on the rows that were not labeled.
-        after: Mean score of the refitted model, on the same rows.
-        sd: Standard deviation of the score after the refit, over random choices of the labeled rows.
+        before: Mean score of the unchanged model on rows whose labels were not used.
+        after: Mean score of the recalibrated model on the same rows.
+        sd: Standard deviation of the score after recalibration, over random choices of the labeled rows.
     """
 
     before: float
@@ -69,13 +70,13 @@ class Gain:
 @final
 @dataclass(frozen=True)
 class LabelGain:
-    """Gain from a refit to k labels of an environment.
+    """Gain from recalibration with k labels of an environment.
 
     Attributes:
         n_labels: Number k of labels.
         refit: Refitted parameters: "intercept", or "intercept and slope".
-        loss: Gain in log loss (regression: mean squared error).
-        accuracy: Gain in accuracy; None for regression.
+        loss: Log loss (regression: mean squared error) before and after.
+        accuracy: Accuracy before and after; None for regression.
         n_resamples: Number of random choices of the labeled rows.
     """
 
@@ -96,15 +97,17 @@ class LabelGain:
 @final
 @dataclass(frozen=True, eq=False)
 class LabelFit:
-    """Refit to the labels of an environment, and its cross-validated losses on them.
+    """Recalibration with the labels of one environment, and cross-validated losses on the labeled rows.
 
     Attributes:
         recalibration: Fitted intercepts and slope.
         refit: Refitted parameters: "intercept", or "intercept and slope".
-        held_out: Adapted scores of each row, by refits without its fold, in the shape of the scores.
-        losses: Log loss (regression: squared error) of each row before and after, `[2, rows]`.
-        errors: Whether each row is predicted wrongly before and after, `[2, rows]`; None for regression.
-        n_folds: Number of folds.
+        held_out: Cross-validated scores, in the shape of the original scores: each row is recalibrated by a
+            fit to the other folds.
+        losses: Log loss (regression: squared error) of each row before and after recalibration, `[2, rows]`.
+        errors: 1 for each row with a wrong prediction, else 0, before and after recalibration, `[2, rows]`;
+            None for regression.
+        n_folds: Number of cross-validation folds.
     """
 
     recalibration: Recalibration
@@ -125,21 +128,21 @@ def recalibrate(
 ) -> Recalibration:
     """Recalibrate scores with the labels of one environment: refit the intercept, or also the slope.
 
-    For scores z, the model is logit p = a + b z with intercept a and slope b. The estimates maximize the
-    log-likelihood plus the log prior, with a ~ N(0, 1.5²) and b ~ N(1, 0.5²). The estimates are finite even
-    for one label or one class. With several classes, there is one intercept per class except the first, and
-    one slope.
+    For scores z, the model is logit p = a + b z with intercept a and slope b. Estimates maximize the
+    posterior with priors a ~ N(0, `intercept_sd`²) and b ~ N(1, 0.5²), so they are finite even with a single
+    label or a single class. With several classes, there is one intercept per class except the first, and one
+    slope.
 
     Args:
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
-        targets: Class numbers from 0, or real targets, `[rows]`.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
         refit: Parameters to refit: "intercept", or "intercept and slope".
-        regression: Whether targets are real numbers.
-        intercept_sd: Standard deviation of the intercept's prior, such as the standard deviation of the
-            intercepts between the training environments.
+        regression: Whether targets are real-valued.
+        intercept_sd: Standard deviation of the intercept's prior, for example the standard deviation of the
+            intercepts over training environments.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or `refit` is
+        EnvariantError: If lengths differ, values are not finite, targets are not class indices, or `refit` is
             unknown.
 
     Example:
@@ -166,27 +169,27 @@ def gain_from_labels(
     seed: int = 0,
     groups: ArrayLike | None = None,
 ) -> tuple[LabelGain, ...]:
-    """Estimate the gain from k labels of an environment by resampling its labeled rows.
+    """Estimate how much k labels of an environment would improve the model, by resampling labeled rows.
 
-    The scores are recalibrated on k random rows by `recalibrate`, and evaluated on the remaining rows. Sizes
-    that leave fewer than 10 rows for evaluation are omitted.
+    Scores are recalibrated by `recalibrate` on k random rows, and evaluated on the remaining rows. Values of
+    k that leave fewer than 10 rows for evaluation are omitted.
 
     Args:
         scores: Logits or predictions in the environment; shapes as in `recalibrate`.
-        targets: Class numbers from 0, or real targets, `[rows]`.
-        sizes: Numbers k of labels.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
+        sizes: Numbers of labels k to try.
         n_resamples: Number of random choices of the labeled rows.
-        regression: Whether targets are real numbers.
+        regression: Whether targets are real-valued.
         intercept_sd: Standard deviation of the intercept's prior.
         seed: Seed of the resampling.
-        groups: Group of each row `[rows]`, such as patients. The model is never evaluated on rows of groups
-            with labeled rows. Default: every row is its own group.
+        groups: Group of each row, `[rows]`, such as the patient. Groups with a labeled row are excluded from
+            the evaluation. Default: every row is a group.
 
     Returns:
-        One entry per size and refit; none if the environment is too small.
+        One entry per size k and kind of refit; empty if the environment is too small.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or a size is
+        EnvariantError: If lengths differ, values are not finite, targets are not class indices, or a size is
             below 1.
 
     Example:
@@ -231,19 +234,19 @@ def gain_from_labels(
 
 
 def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = False, seed: int = 0) -> LabelFit:
-    """Refit the intercept to the labels of one environment, or also the slope if that is better.
+    """Recalibrate scores with all labels of one environment, and choose by cross-validation what to refit.
 
-    Refits are those of `recalibrate`. The slope is refitted if there are at least 20 labels and the loss
-    by cross-validation with up to ten folds is lower.
+    The intercept is refitted by `recalibrate`. The slope is refitted too if there are at least 20 labels, and
+    the loss in cross-validation with up to ten folds is lower with the slope.
 
     Args:
         scores: Logits or predictions in the environment; shapes as in `recalibrate`.
-        targets: Class numbers from 0, or real targets, `[rows]`; at least two rows.
-        regression: Whether targets are real numbers.
+        targets: Class indices from 0, or real-valued targets, `[rows]`; at least two rows.
+        regression: Whether targets are real-valued.
         seed: Seed of the folds.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, targets are not class numbers, or there are
+        EnvariantError: If lengths differ, values are not finite, targets are not class indices, or there are
             fewer than two rows.
 
     Example:
@@ -277,7 +280,7 @@ def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = Fals
 
 
 def _without_labeled_groups(labeled: Array, group: NDArray[np.int64], n_groups: int) -> Array:
-    """Return equal weights of the rows whose group has no labeled row, `[resamples, rows]`."""
+    """Return row weights, `[resamples, rows]`: equal for groups without labeled rows, 0 for other groups."""
     member = np.zeros((len(group), n_groups))
     member[np.arange(len(group)), group] = 1
     rest = (labeled @ member == 0)[:, group].astype(np.float64)
@@ -290,7 +293,7 @@ def _gain(before: Array, after: Array) -> Gain:
 
 
 def _row_losses(z: Array, y: Array, n_classes: int) -> list[Array]:
-    """Return log loss and errors (regression: squared error) of every row, `[refits, rows]`."""
+    """Return log loss and 0/1 error (regression: squared error) of every row, each `[refits, rows]`."""
     if not n_classes:
         return [(y - z)[..., 0] ** 2]
     predicted = np.where(z.max(-1) > 0, z.argmax(-1) + 1, 0)
@@ -313,7 +316,7 @@ def _refit(z: Array, y: Array, weights: Array, n_classes: int, intercept_sd: flo
 
 
 def _linear_refit(z: Array, y: Array, weights: Array, intercept_sd: float, *, slope: bool) -> Array:
-    """Return intercept and slope of penalized least squares for every set of weights, `[weightings, 2]`."""
+    """Return intercept and slope by penalized least squares for every set of weights, `[weightings, 2]`."""
     count, residual = weights.sum(1), y - z
     center, scale = z.mean(), max(float(z.std()), 1e-12)
     x = (z - center) / scale

@@ -1,4 +1,4 @@
-"""Distance of rows from the training environments, to flag rows on which a model extrapolates."""
+"""Measure how far rows are from the training environments, to flag rows where a model extrapolates."""
 
 from dataclasses import dataclass
 from typing import final
@@ -29,14 +29,14 @@ _SHRINKAGE = 0.1
 @final
 @dataclass(frozen=True, eq=False)
 class InputDensity:
-    """Mahalanobis distance to the nearest training environment, and its distribution for held-out rows.
+    """Fitted Mahalanobis distance of a row to the nearest training environment.
 
     Attributes:
-        whitening: Matrix W with W Wᵀ = Σ⁻¹, for the covariance Σ of the inputs within environments,
-            `[inputs, inputs]`; only its diagonal `[inputs]` with more than 256 inputs.
+        whitening: Matrix W with W Wᵀ = Σ⁻¹, `[inputs, inputs]`, for the covariance Σ of the inputs within
+            environments. With more than 256 inputs, only the diagonal of W, `[inputs]`.
         centers: Whitened mean of each environment, `[environments, inputs]`.
-        distances: Distances of training rows from densities estimated without them, in increasing order; at
-            most 1,000 evenly spaced quantiles.
+        distances: Cross-fitted distances of training rows, in increasing order; at most 1,000 evenly spaced
+            quantiles.
     """
 
     whitening: Array
@@ -44,7 +44,7 @@ class InputDensity:
     distances: Array
 
     def measure(self, inputs: ArrayLike) -> Array:
-        """Return the distance of each row from the nearest environment, `[rows]`.
+        """Return the Mahalanobis distance of each row to the nearest training environment, `[rows]`.
 
         Args:
             inputs: Encoded inputs, `[rows, inputs]`.
@@ -59,16 +59,16 @@ class InputDensity:
         """Return the distance above which rows are flagged; infinite if there are too few training rows.
 
         Args:
-            level: Share of rows like the training rows that are flagged.
+            level: Share of rows flagged by mistake if new rows are distributed like the training rows.
         """
         return split_threshold(self.distances, level).value
 
 
 def fit_density(inputs: ArrayLike, environments: ArrayLike) -> InputDensity:
-    """Estimate the density of the inputs: one mean per environment, and a common covariance.
+    """Estimate the density of the inputs by one mean per environment and a common covariance.
 
-    The covariance is shrunk (Ledoit & Wolf 2004). Distances of training rows are measured by five-fold
-    cross-fitting, so that they are distributed like those of new rows from the same environments. At most
+    The covariance is a shrinkage estimate (Ledoit & Wolf 2004). Distances of training rows are cross-fitted
+    with five folds, so they are distributed like distances of new rows from the same environments. At most
     20,000 rows are used.
 
     Args:
@@ -107,7 +107,7 @@ def fit_density(inputs: ArrayLike, environments: ArrayLike) -> InputDensity:
 
 
 def quantiles(values: Array, most: int) -> Array:
-    """Return the sorted values, or `most` evenly spaced quantiles of them if there are more."""
+    """Return the sorted values; if there are more than `most`, return `most` evenly spaced quantiles."""
     if len(values) <= most:
         return np.sort(values)
     return np.quantile(values, (np.arange(most) + 0.5) / most, method="inverted_cdf")
@@ -121,7 +121,7 @@ def _shuffled_within(fold: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArr
 
 
 def _estimate(x: Array, codes: NDArray[np.int64]) -> InputDensity:
-    """Return the density without distances of training rows."""
+    """Fit the density without cross-fitted distances of training rows."""
     from sklearn.covariance import ledoit_wolf
 
     present, codes = np.unique(codes, return_inverse=True)

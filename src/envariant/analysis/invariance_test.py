@@ -1,7 +1,7 @@
 """Test whether the target, given a model's score, still depends on the environment.
 
 If a score depends only on invariant features, then rows with equal scores have the same target distribution
-in every environment. Use rows that were not used for training.
+in every environment. The rows must not have been used for training.
 """
 
 import math
@@ -34,7 +34,7 @@ class InvarianceTest:
     Attributes:
         p_value: P-value between 0 and 1; 1 if the hypothesis cannot be tested.
         statistic: Likelihood ratio (classes) or F statistic (regression); NaN if not tested.
-        degrees_of_freedom: `(numerator,)` of the χ² distribution, or `(numerator, denominator)` of F.
+        degrees_of_freedom: One number for the χ² distribution; numerator and denominator for F.
     """
 
     p_value: float
@@ -48,21 +48,22 @@ _UNTESTED = InvarianceTest(1.0)
 def assess_invariance(
     scores: ArrayLike, targets: ArrayLike, environments: ArrayLike, *, regression: bool = False
 ) -> InvarianceTest:
-    """Test whether the relation of score and target differs between environments.
+    """Test whether the relation between score and target differs between environments.
 
     Separate regressions of the target on the score in each environment are compared with a joint regression.
-    For classes, these are (multinomial) logistic regressions, compared by the χ²-distributed likelihood
-    ratio 2(Σ_e ℓ_e − ℓ). For real targets, they are least-squares fits, compared by an F test (Chow 1960).
-    If there are more than 10 classes, or few rows, rare classes are pooled into one.
+    For classes, the regressions are logistic. The likelihood ratio 2(Σ_e ℓ_e − ℓ), with log-likelihoods ℓ_e
+    of the separate fits and ℓ of the joint fit, is compared with a χ² distribution. For real-valued targets,
+    least-squares fits are compared by an F test (Chow 1960). With more than 10 classes, or few rows, rare
+    classes are pooled into one.
 
     Args:
         scores: Logits or predictions, `[rows]` or `[rows, classes]`.
-        targets: Class numbers or real targets, `[rows]`.
+        targets: Class indices or real-valued targets, `[rows]`.
         environments: Environment of each row, `[rows]`.
-        regression: Whether targets are real numbers rather than classes.
+        regression: Whether targets are real-valued rather than classes.
 
     Returns:
-        The test; its p-value is 1 with a single environment or a constant target.
+        Result of the test; the p-value is 1 with a single environment or a constant target.
 
     Raises:
         EnvariantError: If `scores`, `targets` and `environments` differ in length.
@@ -116,7 +117,7 @@ def _standardized(columns: Array) -> Array:
 
 
 def _pooled(logits: Array, targets: Array, most: int) -> tuple[Array, Array]:
-    """Return logits and targets of `most` classes: the most frequent ones, and one of all others."""
+    """Return logits and targets with all but the `most − 1` most frequent classes pooled into one."""
     counts = np.bincount(targets.astype(int), minlength=logits.shape[1])
     order = np.argsort(-counts, kind="stable")
     common = np.sort(order[: most - 1])
@@ -150,7 +151,7 @@ def _fitted(x: Array, y: Array) -> float:
     """Return the log-likelihood of multinomial logistic regressions, fitted by Newton's method.
 
     Args:
-        x: Design, `[groups, rows, columns]`.
+        x: Design matrix of each group, `[groups, rows, columns]`.
         y: One-hot classes, `[groups, rows, classes]`; zero for padded rows.
     """
     groups, width, n_classes = len(x), x.shape[2], y.shape[2]

@@ -1,6 +1,6 @@
-"""Estimates of accuracy in rows without labels, from the model's confidence.
+"""Estimate accuracy on rows without labels, from the model's confidence.
 
-Every estimate assumes that P(Y | X) is the same as in the labeled source rows. Under concept shift, all
+Every estimate assumes that P(Y | X) is the same as for the labeled source rows. Under concept shift, all
 estimates are wrong, and this cannot be detected without labels.
 """
 
@@ -29,9 +29,9 @@ class AccuracyEstimate:
 
     Attributes:
         value: Estimated accuracy.
-        sd: Standard deviation of the estimate if the assumption holds; NaN if not known.
+        sd: Standard deviation of the estimate if the assumption holds; NaN if unknown.
         method: Name of the method.
-        assumption: Condition under which the estimate is right. It cannot be checked without labels.
+        assumption: Condition under which the estimate is valid. It cannot be checked without labels.
     """
 
     value: float
@@ -62,22 +62,22 @@ class ExpectedConfusion:
 
     @property
     def precision(self) -> float:
-        """Expected true positives divided by the predicted positives; NaN without predicted positives."""
+        """Expected true positives divided by predicted positives; NaN if no row is predicted positive."""
         predicted = self.true_positive + self.false_positive
         return self.true_positive / predicted if predicted else math.nan
 
     @property
     def recall(self) -> float:
-        """Expected true positives divided by all expected positives; NaN without expected positives."""
+        """Expected true positives divided by all expected positives; NaN if these are 0."""
         positive = self.true_positive + self.false_negative
         return self.true_positive / positive if positive else math.nan
 
 
 def confidence_scores(probabilities: ArrayLike, score: Score = "confidence") -> Array:
-    """Return the confidence of every row: max_c p_c over classes c, or the negative entropy Σ_c p_c log p_c.
+    """Return the confidence of every row: the largest probability p_c, or negative entropy Σ_c p_c log p_c.
 
     Args:
-        probabilities: Class probabilities, `[rows, classes]`.
+        probabilities: Probabilities p_c of the classes c, `[rows, classes]`.
         score: "confidence" or "negative entropy".
 
     Example:
@@ -91,7 +91,9 @@ def confidence_scores(probabilities: ArrayLike, score: Score = "confidence") -> 
 
 
 def average_confidence(target_scores: ArrayLike) -> AccuracyEstimate:
-    """Estimate accuracy by the mean confidence c of n rows without labels (AC), with sd √(Σ c (1 − c)) / n.
+    """Estimate accuracy as the mean confidence of rows without labels (AC).
+
+    For confidences c of n rows, the standard deviation is √(Σ c (1 − c)) / n.
 
     Args:
         target_scores: Confidence of each row without label, between 0 and 1, `[rows]`.
@@ -112,15 +114,15 @@ def average_confidence(target_scores: ArrayLike) -> AccuracyEstimate:
 def difference_of_confidences(
     source_scores: ArrayLike, source_correct: ArrayLike, target_scores: ArrayLike
 ) -> AccuracyEstimate:
-    """Estimate accuracy by the difference of confidences (DoC; Guillory et al. 2021).
+    """Estimate accuracy from the difference of confidences (DoC; Guillory et al. 2021).
 
     The estimate is source accuracy + mean target confidence − mean source confidence, where source rows are
     labeled and target rows are not.
 
     Args:
-        source_scores: Confidence of each labeled row, which the model was not trained on, `[rows]`.
-        source_correct: Whether the model is right in each labeled row, `[rows]`.
-        target_scores: Confidence of each row without label.
+        source_scores: Confidence for each labeled row, by a model not trained on these rows, `[rows]`.
+        source_correct: Whether the prediction for each labeled row is right, `[rows]`.
+        target_scores: Confidence of each row without label, `[target rows]`.
 
     Raises:
         EnvariantError: If there are no rows, a score is missing, or lengths differ.
@@ -139,16 +141,16 @@ def difference_of_confidences(
 def thresholded_confidence(
     source_scores: ArrayLike, source_correct: ArrayLike, target_scores: ArrayLike
 ) -> AccuracyEstimate:
-    """Estimate accuracy by the share of scores above a threshold set on labeled rows (ATC).
+    """Estimate accuracy as the share of scores above a threshold set on labeled rows (ATC).
 
     With k errors in the labeled source rows, the threshold t is the k-th smallest source score. The estimate
     is the share of target scores > t (Garg et al. 2022, arXiv 2201.04234; the authors' code uses ≥, which
     counts one row too many).
 
     Args:
-        source_scores: Score of each labeled row, which the model was not trained on, `[rows]`.
-        source_correct: Whether the model is right in each labeled row, `[rows]`.
-        target_scores: Score of each row without label.
+        source_scores: Score of each labeled row, by a model not trained on these rows, `[rows]`.
+        source_correct: Whether the prediction for each labeled row is right, `[rows]`.
+        target_scores: Score of each row without label, `[target rows]`.
 
     Raises:
         EnvariantError: If there are no rows, a score is missing, or lengths differ.
@@ -168,9 +170,10 @@ def thresholded_confidence(
 
 
 def expected_confusion(probabilities: ArrayLike, threshold: float = 0.5) -> ExpectedConfusion:
-    """Return the expected confusion matrix of binary predictions p ≥ threshold (CBPE; Białek et al. 2024).
+    """Estimate the confusion matrix of a binary classifier without labels (CBPE; Białek et al. 2024).
 
-    With threshold τ: TP = Σ_{p ≥ τ} p, FP = Σ_{p ≥ τ} (1 − p), FN = Σ_{p < τ} p, TN = Σ_{p < τ} (1 − p);
+    For probabilities p of class 1 and threshold τ, the expected numbers of true and false positives and
+    negatives are TP = Σ_{p ≥ τ} p, FP = Σ_{p ≥ τ} (1 − p), FN = Σ_{p < τ} p and TN = Σ_{p < τ} (1 − p);
     arXiv 2401.08348.
 
     Args:
@@ -200,21 +203,22 @@ def agreement_on_the_line(
 ) -> tuple[AccuracyEstimate, ...]:
     """Estimate the accuracies of several models from their agreement (ALine-D; Baek et al. 2022).
 
-    x_ij and y_ij are the probits of the agreement of models i and j in source and target; all pairs of models
-    are assumed to lie on a line y = b + m x. Least squares of ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i +
-    Φ⁻¹acc_j) − x_ij), with source accuracies acc_i, gives the target accuracies Φ(w_i). arXiv 2206.13089.
+    Source rows are labeled, target rows are not. Let x_ij and y_ij be the agreement of models i and j on
+    source and target rows, transformed by the probit Φ⁻¹, and acc_i the source accuracies. All pairs (x_ij,
+    y_ij) are assumed to lie on a line y = b + m x. The target accuracies are Φ(w_i), where w is the
+    least-squares solution of ½ (w_i + w_j) = y_ij + m (½ (Φ⁻¹acc_i + Φ⁻¹acc_j) − x_ij). arXiv 2206.13089.
 
     Args:
         source_accuracies: Accuracy of each model in labeled rows, `[models]`.
-        source_predictions: Predicted classes in the labeled rows, `[models, rows]`.
-        target_predictions: Predicted classes in rows without labels, `[models, rows]`.
+        source_predictions: Predicted classes of the labeled rows, `[models, rows]`.
+        target_predictions: Predicted classes of rows without labels, `[models, rows]`.
 
     Returns:
-        One estimate per model; its assumption states the R² of the line, which should be at least 0.95.
+        One estimate per model. Its `assumption` states the R² of the line, which should be at least 0.95.
 
     Raises:
-        EnvariantError: If there are fewer than three models, or fewer than three pairs with an agreement
-            between 0.05 and 0.98 in both.
+        EnvariantError: If there are fewer than three models, or fewer than three pairs that agree in 5 % to
+            98 % of both source and target rows.
 
     Example:
         >>> import numpy as np
@@ -240,7 +244,7 @@ def agreement_on_the_line(
 def solve_agreement(
     source_accuracies: ArrayLike, source_agreements: ArrayLike, target_agreements: ArrayLike
 ) -> tuple[AccuracyEstimate, ...]:
-    """Estimate accuracies from the agreements of pairs of models; see `agreement_on_the_line`.
+    """Estimate the accuracies of models from the agreements of all pairs; see `agreement_on_the_line`.
 
     Args:
         source_accuracies: Accuracy of each model in labeled rows, `[models]`.
@@ -248,8 +252,8 @@ def solve_agreement(
         target_agreements: Share of rows without labels in which each pair agrees.
 
     Raises:
-        EnvariantError: If there are fewer than three models, or fewer than three pairs with an agreement
-            between 0.05 and 0.98 in both.
+        EnvariantError: If there are fewer than three models, or fewer than three pairs that agree in 5 % to
+            98 % of both source and target rows.
 
     Example:
         >>> estimates = solve_agreement([0.9, 0.85, 0.8], [0.88, 0.84, 0.82], [0.75, 0.7, 0.68])

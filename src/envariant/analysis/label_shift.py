@@ -1,6 +1,6 @@
-"""Label shift: estimate class shares without labels, adjust probabilities, and test the assumptions.
+"""Correct for label shift: estimate class shares without labels, adjust probabilities, test the assumptions.
 
-All corrections assume that P(X | Y) is unchanged; see `assess_conditional_shift`.
+All corrections assume that P(X | Y) is unchanged; `assess_conditional_shift` tests this.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ class PriorEstimate:
 
     Attributes:
         shares: Estimated share of each class.
-        errors: Standard error of each share. With EM, probabilities are assumed to be exact.
-        weights: Share in the new rows divided by share in the training rows, one per class.
+        errors: Standard error of each share. For EM, the probabilities are assumed to be exact.
+        weights: Share in the new rows divided by share in the training rows, for each class.
         converged: Whether EM converged; always true for BBSE.
-        n_iterations: Number of EM rounds; 0 for BBSE.
+        n_iterations: Number of EM iterations; 0 for BBSE.
         method: "EM", "BBSE (hard)" or "BBSE (soft)".
     """
 
@@ -52,7 +52,7 @@ class ShiftTest:
         p_value: P-value of the test.
         statistic: Test statistic: χ², the largest Kolmogorov–Smirnov distance over outputs, or the largest
             statistic over environments.
-        null: Null hypothesis in words.
+        null: Null hypothesis as a sentence.
     """
 
     p_value: float
@@ -61,11 +61,11 @@ class ShiftTest:
 
 
 def adjust_probabilities(probabilities: ArrayLike, weights: ArrayLike) -> Array:
-    """Adjust probabilities p(y | x) to other class shares by weights w_y: q(y | x) ∝ p(y | x) w_y.
+    """Adjust class probabilities to new class shares: q(y | x) ∝ p(y | x) w_y.
 
     Args:
-        probabilities: Class probabilities, `[rows, classes]`.
-        weights: New share divided by training share of each class, `[classes]`.
+        probabilities: Class probabilities p(y | x), `[rows, classes]`.
+        weights: Weight w_y of each class: new share divided by training share, `[classes]`.
 
     Example:
         >>> adjust_probabilities([[0.7, 0.2, 0.1]], [0.5, 2, 1]).round(3).tolist()
@@ -84,19 +84,19 @@ def estimate_prior_em(
 ) -> PriorEstimate:
     """Estimate class shares by maximum likelihood with the EM algorithm (Saerens et al. 2002).
 
-    The share of class y is updated by q_y ← mean_i p_iy (q_y / π_y) / Σ_c p_ic (q_c / π_c), with p_iy the
-    probability of class y in row i. The log-likelihood is concave, so the result does not depend on the
-    initial shares. Probabilities must be calibrated; otherwise the estimate may be worse than no estimate.
+    With probability p_iy of class y for row i and training shares π, the share of class y is updated by
+    q_y ← mean_i p_iy (q_y / π_y) / Σ_c p_ic (q_c / π_c). The log-likelihood is concave, so the result does
+    not depend on the initial shares. If probabilities are not calibrated, the estimate may be misleading.
 
     Args:
         probabilities: Class probabilities of the rows without labels, `[rows, classes]`.
         training_shares: Class shares π of the training rows, or mean probabilities in validation rows,
             `[classes]`.
-        tolerance: Largest change of a share at which the iteration stops.
+        tolerance: Largest change of a class share at which the iteration stops.
         max_iterations: Largest number of iterations.
 
     Raises:
-        EnvariantError: If shapes do not agree, or a training share is not positive.
+        EnvariantError: If shapes are inconsistent, or a training share is not positive.
 
     Example:
         >>> p = [0.9, 0.6, 0.05, 0.3, 0.1, 0.7]
@@ -128,23 +128,23 @@ def estimate_prior_bbse(
     *,
     soft: bool = False,
 ) -> PriorEstimate:
-    """Estimate class shares by inverting the confusion matrix: w = C⁻¹ μ, q_y = w_y π_y (BBSE).
+    """Estimate class shares by inverting the confusion matrix (BBSE; Lipton, Wang & Smola 2018).
 
-    C_ab is the share of labeled rows with prediction a and label b, μ_a the share of new rows with prediction
-    a, and π_y the share of class y in the labeled rows. If `soft` is set, C and μ are averages of
-    probabilities. Negative shares become 0. Lipton, Wang & Smola 2018 (arXiv 1802.03916). Standard errors are
-    computed by the delta method and account for both samples. Probabilities need not be calibrated.
+    The weights are w = C⁻¹ μ, and the share of class y is q_y = w_y π_y. C_ab is the share of labeled rows
+    with prediction a and label b, μ_a the share of new rows with prediction a, and π_y the share of class y
+    among labeled rows. If `soft` is set, C and μ are averages of probabilities. Negative shares become 0.
+    Standard errors are computed by the delta method and account for the sampling noise of labeled and new
+    rows. Probabilities need not be calibrated. arXiv 1802.03916.
 
     Args:
-        source_probabilities: Class probabilities of labeled rows that the model was not trained on, `[rows,
-            classes]`.
-        source_labels: Class numbers of the labeled rows, from 0, `[rows]`.
+        source_probabilities: Class probabilities of labeled rows not used for training, `[rows, classes]`.
+        source_labels: Class indices of the labeled rows, from 0, `[rows]`.
         new_probabilities: Class probabilities of the rows without labels, `[rows, classes]`.
         soft: Whether to average probabilities instead of predicted classes.
 
     Raises:
-        EnvariantError: If shapes do not agree, a class has no labeled row, or the predictions do not separate
-            the classes beyond sampling noise.
+        EnvariantError: If shapes are inconsistent, a class has no labeled row, or the predictions separate
+            the classes no better than noise.
 
     Example:
         >>> import numpy as np
@@ -193,7 +193,9 @@ def estimate_prior_bbse(
 
 
 def solve_bbse(confusion: ArrayLike, predicted_shares: ArrayLike) -> tuple[Array, Array]:
-    """Compute class shares and weights of new rows from a confusion matrix; negative weights become 0.
+    """Compute class shares and class weights of new rows from a confusion matrix (BBSE).
+
+    Weights are shares in new rows divided by shares in labeled rows. Negative weights become 0.
 
     Args:
         confusion: Share of labeled rows with each prediction and label, `[predictions, labels]`.
@@ -249,15 +251,14 @@ def assess_label_shift(labels: ArrayLike, environments: ArrayLike, *, seed: int 
 
 
 def assess_output_shift(source_probabilities: ArrayLike, new_probabilities: ArrayLike) -> ShiftTest:
-    """Test without labels whether the outputs of a model have the same distribution (BBSD).
+    """Test without labels whether a model's outputs for new rows have an unchanged distribution (BBSD).
 
     Each output is tested by a two-sample Kolmogorov–Smirnov test, with Bonferroni correction (Rabanser,
-    Günnemann & Lipton 2019). A rejection shows a shift of some kind, not necessarily of labels.
+    Günnemann & Lipton 2019). A small p-value indicates some shift, not necessarily label shift.
 
     Args:
-        source_probabilities: Class probabilities of rows that the model was not trained on, `[rows,
-            classes]`.
-        new_probabilities: Class probabilities of the new rows.
+        source_probabilities: Class probabilities of source rows not used for training, `[rows, classes]`.
+        new_probabilities: Class probabilities of the new rows, `[new rows, classes]`.
 
     Raises:
         EnvariantError: If the numbers of classes differ.
@@ -285,11 +286,11 @@ def assess_conditional_shift(
 ) -> ShiftTest:
     """Test whether P(X | Y) is the same in all environments, as label-shift correction assumes.
 
-    Within each class, the means of the columns and of their squares in each environment are compared with
-    those of all rows. The statistic of an environment is the larger of two standardized measures: the squared
-    Mahalanobis distance, summed over classes, and its largest term for a single feature and class. The test
-    statistic is the maximum over environments. Its null distribution is obtained by permuting the
-    environments within classes, which accounts for multiple testing.
+    Within each class, the means of columns and squared columns in each environment are compared with the
+    means over all environments. Two measures are standardized: the squared Mahalanobis distance, summed over
+    classes, and its largest term for a single feature and class. The test statistic is the largest of these
+    measures over environments. Its null distribution comes from permutations of the environments within
+    classes, which accounts for multiple testing.
 
     Args:
         inputs: Numeric columns, or outputs of a model, without missing values, `[rows, columns]`.
@@ -328,10 +329,10 @@ def assess_conditional_shift(
 
 
 def _em_errors(ratio: Array, q: Array) -> tuple[float, ...]:
-    """Return standard errors of the maximum-likelihood shares q from the observed information.
+    """Return standard errors of the maximum-likelihood shares q, from the observed information.
 
-    The log-likelihood Σ_i log Σ_y ratio_iy q_y is differentiated along the simplex. Shares of 0 get standard
-    error 0.
+    The log-likelihood is Σ_i log Σ_y ratio_iy q_y, restricted to shares that sum to 1. Shares of 0 get
+    standard error 0.
     """
     scores = ratio / (ratio @ q)[:, None]
     free = np.flatnonzero(q > 1e-8)

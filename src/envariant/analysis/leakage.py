@@ -1,4 +1,4 @@
-"""Possible target leakage: columns that nearly determine the target."""
+"""Detect possible target leakage: columns that nearly determine the target."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ class LeakyColumn:
 
     Attributes:
         column: Name of the column.
-        measure: Measure of the relation with the target: "missingness" (accuracy of predicting the target
-            from missing values), "AUROC", "rank correlation" (absolute value), "accuracy" (of predicting the
-            most frequent class of each category) or "R²" (share of the target's variance explained by
-            categories).
+        measure: Measure of the relation with the target: "missingness" (accuracy if the target is predicted
+            from whether the value is missing), "AUROC", "rank correlation" (absolute value), "accuracy" (if
+            the most frequent class of each category is predicted) or "R²" (share of the target's variance
+            explained by categories).
         score: Value of the measure, between 0 and 1.
     """
 
@@ -55,7 +55,7 @@ class LeakyGroup:
 
     Attributes:
         columns: Names of the columns.
-        measure: "AUROC" for binary targets, "R²" for real targets, on rows not used for the fit.
+        measure: "AUROC" for binary targets, "R²" for real-valued targets, on rows not used for the fit.
         score: Value of the measure, between 0 and 1.
     """
 
@@ -75,17 +75,18 @@ def leaky_columns(
     """Find columns that nearly determine the target.
 
     Such a column is often a copy of the target, derived from the target, or known only afterwards. Numeric
-    columns are checked by their ranks; for multiclass targets, they are divided into the intervals of a
-    tree, which are checked as categories. Categories are checked for all targets, and missing values for
-    binary targets.
+    columns are checked by ranks; for multiclass targets, a decision tree divides them into intervals, which
+    are checked like categories. For binary targets, it is also checked whether missing values predict the
+    target.
 
     Args:
         columns: Values by column name, `[rows]`. NaN, None and negative category codes are missing
             values.
-        targets: Class numbers from 0, or real numbers, `[rows]`.
+        targets: Class indices from 0, or real-valued targets, `[rows]`.
         task: Kind of target.
         categorical: Names of numeric columns with category codes. Text columns are always categorical.
-        threshold: Smallest score to report; for accuracies, smallest share of majority-class errors avoided.
+        threshold: Smallest score to report. If the score is an accuracy, the smallest share of the
+            majority-class baseline's errors that the column must avoid.
 
     Raises:
         EnvariantError: If a column does not have one value per target, or the task is unknown.
@@ -125,20 +126,21 @@ def leaky_group(
 ) -> LeakyGroup | None:
     """Find the smallest group of numeric columns that together nearly determine the target.
 
-    An example is two counts whose sum is the target. A linear (logistic) regression is fitted to one half of
-    the rows and scored on the other; columns are removed while the score stays above 0.99. A group of more
-    than 4 columns counts as an ordinary good model, unless it determines a real target exactly. Remove
-    columns that leak alone beforehand.
+    An example is two counts whose sum is the target. A linear or logistic regression is fitted to one half of
+    the rows and scored on the other half; columns are removed while the score stays above 0.99. A group of
+    more than 4 columns is not reported, because it may simply be a good model, unless it determines a
+    real-valued target exactly. If a single column nearly determines the target, nothing is reported; remove
+    columns found by `leaky_columns` first.
 
     Args:
         columns: Values by column name, `[rows]`; missing values are replaced by the mean. Non-numeric
             columns are ignored.
-        targets: 0 and 1, or real numbers, `[rows]`.
+        targets: Targets 0 and 1, or real-valued targets, `[rows]`.
         task: Kind of target.
-        seed: Seed of the division into halves.
+        seed: Seed of the division of the rows into halves.
 
     Returns:
-        The group, of at least two columns; None if there is none.
+        Group of at least two columns; None if there is no such group.
 
     Raises:
         EnvariantError: If a column does not have one value per target.
@@ -170,7 +172,7 @@ def leaky_group(
 def _smallest_group(
     x: Array, names: tuple[str, ...], y: Array, fit: Array, check: Array, task: str
 ) -> LeakyGroup | None:
-    """Remove columns from a fit of all columns (or of a greedy selection) while the score stays high."""
+    """Remove columns one by one from a regression while the score stays high; None if it is never high."""
 
     def score(group: list[int]) -> tuple[float, Array]:
         if task == "regression":
@@ -205,7 +207,7 @@ def _smallest_group(
 
 
 def _greedy(x: Array, y: Array, count: int) -> list[int]:
-    """Return columns selected one after the other by their correlation with the residuals of the others."""
+    """Select up to `count` columns one by one, each the most correlated with the current residuals."""
     selected: list[int] = []
     residuals = y - y.mean()
     for _ in range(count):
@@ -276,7 +278,7 @@ def _categories(codes: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _beats_majority(accuracy: float, targets: Array, threshold: float) -> bool:
-    """Return whether nearly all errors of the majority-class baseline are avoided."""
+    """Return whether at least the share `threshold` of the majority-class baseline's errors is avoided."""
     majority_error = 1 - float(np.bincount(targets.astype(int)).max()) / len(targets)
     return majority_error > 0 and 1 - accuracy <= (1 - threshold) * majority_error
 

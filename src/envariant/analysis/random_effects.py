@@ -1,6 +1,6 @@
-"""Random-effects summary of per-environment estimates, with a prediction for the next environment.
+"""Pool per-environment estimates by a random-effects model, with a prediction for the next environment.
 
-Use it to pool drops, scores or slopes that were estimated separately in several environments.
+The estimates can be drops, scores or slopes that were estimated separately in several environments.
 """
 
 import math
@@ -24,7 +24,8 @@ class PooledEstimate:
     """Random-effects mean of per-environment estimates.
 
     Attributes:
-        mean: Random-effects mean, weighted by 1 / (s_e² + τ²), where s_e are the standard errors.
+        mean: Random-effects mean, weighted by 1 / (s_e² + τ²), where s_e is the standard error of the
+            estimate for environment e.
         error: Hartung–Knapp standard error of `mean`.
         low, high: Confidence interval of `mean`; infinite for a single environment.
         next_low, next_high: Prediction interval of the true value in the next environment; infinite for fewer
@@ -72,7 +73,7 @@ def pool_estimates(
     environments. The confidence interval is μ̂ ± t_{E−1} s with s² = max(1, Σ w_e (θ_e − μ̂)² / (E−1)) / Σ w_e
     (Hartung & Knapp 2001, with the lower bound of Röver, Knapp & Friede 2015). The prediction interval is
     μ̂ ± t_{E−2} √(τ² + 1/Σ w_e) (Higgins, Thompson & Spiegelhalter 2009, eq. 12); it assumes that environments
-    are a random sample of a population. t_k is the quantile of Student's t with k degrees of freedom.
+    are a random sample from a population. t_k is the quantile of Student's t with k degrees of freedom.
 
     Args:
         estimates: Estimate θ_e of each environment, `[environments]`.
@@ -122,7 +123,7 @@ def pool_estimates(
 
 
 def _weighted(theta: Array, variances: Array, between: float) -> tuple[float, float, float]:
-    """Return weighted mean, weighted sum of squared deviations, and sum of the weights 1 / (s² + τ²)."""
+    """Return the mean with weights 1 / (s² + τ²), the weighted sum of squared deviations, and Σ weights."""
     weights = 1 / (variances + between)
     total = float(weights.sum())
     mean = float(weights @ theta) / total
@@ -130,7 +131,7 @@ def _weighted(theta: Array, variances: Array, between: float) -> tuple[float, fl
 
 
 def _dersimonian_laird(theta: Array, variances: Array) -> float:
-    """Return τ² = max(0, (Q − (E−1)) / (Σw − Σw²/Σw)) with Cochran's Q, E environments and w = 1/s²."""
+    """Return τ² = max(0, (Q − (E−1)) / (Σw − Σw²/Σw)) for Cochran's Q, E environments and w = 1/s²."""
     weights = 1 / variances
     scale = weights.sum() - (weights**2).sum() / weights.sum()
     return max(0.0, float((_weighted(theta, variances, 0.0)[1] - (len(theta) - 1)) / scale))

@@ -1,6 +1,7 @@
 """Determine whether each environment has a label, covariate or concept shift relative to the others.
 
-Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, concept shift changes both.
+Label shift leaves P(X | Y) unchanged, covariate shift leaves P(Y | X) unchanged, and concept shift changes
+both.
 """
 
 from dataclasses import dataclass
@@ -36,20 +37,20 @@ _RIDGE = 1.0
 @final
 @dataclass(frozen=True)
 class EnvironmentShift:
-    """Kinds of shift between one environment and the environments that do not deviate from each other.
+    """Kinds of shift of one environment relative to the environments that do not deviate.
 
-    P-values are corrected over environments by comparison with the largest statistic of each resample
-    (Westfall & Young 1993).
+    P-values are corrected for the number of environments: statistics are compared with the largest statistic
+    of each resample (Westfall & Young 1993).
 
     Attributes:
         environment: Name of the environment.
-        kinds: Detected kinds of shift, the most consequential first; empty if none.
+        kinds: Detected kinds of shift, with the most consequential one first; empty if none is detected.
         label_p: P-value of the test that P(Y) is unchanged.
         inputs_p: P-value of the test that P(X) is unchanged.
-        inputs_given_label_p: P-value of the test that P(X | Y) is unchanged. Corrections for label shift are
-            valid only if P(X | Y) is unchanged.
-        intercept_p: P-value of the test that the level of P(Y | X), on the log-odds scale, is unchanged. It
-            is 1 if the test was skipped because P(X | Y) and P(Y) are unchanged in all environments.
+        inputs_given_label_p: P-value of the test that P(X | Y) is unchanged, as corrections for label shift
+            assume.
+        intercept_p: P-value of the test that the intercept of P(Y | X) is unchanged; 1 if the test was
+            skipped because P(X | Y) and P(Y) are unchanged in all environments.
         slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if the test was skipped.
     """
 
@@ -63,7 +64,7 @@ class EnvironmentShift:
 
     @property
     def kind(self) -> Kind:
-        """Most consequential kind of shift: concept, then label, then covariate shift; "none" if none."""
+        """Most consequential kind: concept before label before covariate shift; "none" if no shift."""
         return self.kinds[0] if self.kinds else "none"
 
 
@@ -78,27 +79,28 @@ def name_shifts(
 ) -> tuple[EnvironmentShift, ...]:
     """Determine the kind of shift of every environment by permutation and bootstrap tests.
 
-    To test P(X | Y), the environment's means of x and x² within each class (or quarter of a real target) are
-    compared with the means of the others, jointly and column by column, and environments are permuted within
-    classes. P(Y) is tested in the same way with class indicators. To test P(Y | X), a (logistic) regression
-    on x, x², hinges and products is fitted to all environments. Efficient score tests then detect a different
-    intercept or different slopes in an environment, with a wild bootstrap of the residuals. Deviating
-    environments are excluded one after another, the most deviating first, so that they do not make the others
-    appear to deviate.
+    To test P(X | Y), the means of inputs x and of x² in an environment are compared with the means over all
+    environments, within each class (or quarter of a real-valued target), jointly and column by column.
+    Environments are permuted within classes. P(Y) is tested in the same way with class indicators. To test
+    P(Y | X), a linear or logistic regression on x, x², hinges and products is fitted to all environments.
+    Efficient score tests, with a wild bootstrap of the residuals, then detect environments with a different
+    intercept or different slopes. The most deviating environments are excluded first, so that the others do
+    not appear to deviate because of them.
 
-    If P(X | Y) is unchanged, a change of P(Y) is label shift. Otherwise changed slopes are concept shift, a
-    changed intercept is label shift, and an unchanged P(Y | X) is covariate shift.
+    If P(X | Y) is unchanged, a change of P(Y) is usually label shift. It is covariate shift if P(X) has
+    changed and P(Y | X) has not. If P(X | Y) has changed, changed slopes are concept shift, a changed
+    intercept is label shift, and an unchanged P(Y | X) is covariate shift.
 
     Args:
         inputs: Numeric columns without missing values, `[rows, columns]`.
-        targets: Classes or real targets, `[rows]`.
+        targets: Classes or real-valued targets, `[rows]`.
         environments: Environment of each row, `[rows]`.
-        regression: Whether targets are real numbers.
+        regression: Whether targets are real-valued.
         level: Significance level.
         seed: Seed of the resampling.
 
     Returns:
-        One entry per environment, in order of appearance.
+        One entry per environment, in the order of their first rows.
 
     Raises:
         EnvariantError: If lengths differ, a value is missing, or there are fewer than two environments.
@@ -206,10 +208,10 @@ def _score_statistics(
     generator: np.random.Generator,
     regression: bool,
 ) -> list[tuple[Array, Array]]:
-    """Return the efficient score statistics of a separate intercept and of separate slopes per environment.
+    """Return efficient score statistics for a separate intercept and for separate slopes per environment.
 
-    Each result is a pair: the statistics, `[environments]`, and those of bootstrap resamples, `[resamples,
-    environments]`.
+    Each of the two results is a pair: statistics of the sample, `[environments]`, and of bootstrap
+    resamples, `[resamples, environments]`.
     """
     chosen = keep[codes]
     x, targets, codes = x[chosen], targets[chosen], codes[chosen]
@@ -241,9 +243,10 @@ def _score_statistics(
 
 
 def _residuals(design: Array, target: Array, penalty: Array, *, regression: bool) -> tuple[Array, Array]:
-    """Return residuals of a penalized regression and their variances.
+    """Return the residuals of a penalized regression, and their variances.
 
-    The regression is logistic; with `regression`, it is linear, and residuals are scaled to variance 1.
+    The regression is logistic for classes. For real-valued targets, it is linear, and residuals have variance
+    1.
     """
     if regression:
         coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ target)

@@ -1,7 +1,7 @@
 """Confidence intervals, paired differences, tests and rankings over independent replicas.
 
-Replicas are the unit of analysis. Values within a run, such as the points of a learning curve, are not
-independent; first reduce them to one number per replica.
+The values passed to these functions must be independent: one number per replica. For example, the points of
+one learning curve are not independent; reduce each curve to one number first.
 """
 
 import math
@@ -38,19 +38,19 @@ class Interval:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def clipped(self, lowest: float, highest: float) -> "Interval":
-        """Return the interval with its ends limited to the range of possible values."""
+        """Return the interval with its ends clipped to [`lowest`, `highest`]."""
         return Interval(self.mean, max(self.low, lowest), min(self.high, highest), self.count)
 
     def contains(self, value: float) -> bool:
-        """Return whether the interval, ends included, contains the value."""
+        """Return whether a value is in the interval, ends included."""
         return self.low <= value <= self.high
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean of independent values and its confidence interval by Student's t, mean ± t·s/√n.
+    """Return the mean of independent values and its confidence interval from Student's t, mean ± t·s/√n.
 
     Args:
-        values: n independent values; s is their standard deviation with divisor n − 1.
+        values: n independent values with standard deviation s (divisor n − 1).
         level: Confidence level, between 0 and 1.
 
     Example:
@@ -72,7 +72,7 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def difference(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Interval:
-    """Return the mean paired difference, first − second, with Student's t interval.
+    """Return the mean paired difference, first − second, and its Student's t confidence interval.
 
     Args:
         first: Values of the first method, one per replica.
@@ -188,8 +188,8 @@ def signed_rank(first: Sequence[float], second: Sequence[float]) -> float:
 def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p-value of the paired t test.
 
-    Unlike rank tests it can be significant with three pairs. It assumes nearly normal differences. The
-    p-value is 1 if all differences are equal, because their noise is unknown then.
+    The test assumes nearly normal differences. Unlike rank tests, it can be significant with three pairs. If
+    all differences are equal, their variance cannot be estimated, and the p-value is 1.
 
     Raises:
         EnvariantError: If `first` and `second` differ in length, or there are fewer than two pairs.

@@ -1,4 +1,4 @@
-"""Temperature scaling of classification scores for new environments, validated by leaving each one out."""
+"""Temperature scaling of classification scores, cross-validated over environments."""
 
 import math
 from typing import Any
@@ -17,19 +17,19 @@ _SLOPES = (0.05, 20.0)
 
 
 def fit_temperature(scores: ArrayLike, targets: ArrayLike, environments: ArrayLike) -> float:
-    """Return the temperature T that calibrates logits z / T in new environments; 1 if none is better.
+    """Return the temperature T that calibrates logits z / T in new environments; 1 if scaling does not help.
 
-    T minimizes the mean log loss over environments, each with the same weight (Guo et al. 2017). It is 1
-    unless temperatures fitted without an environment lower the log loss there, by more than one standard
-    error over environments. A temperature changes probabilities, but no predicted class.
+    T minimizes the mean log loss over environments, which have equal weight (Guo et al. 2017). In
+    leave-one-environment-out validation, the mean log loss must improve by more than one standard error;
+    otherwise, 1 is returned. Temperature scaling changes probabilities, but not predicted classes.
 
     Args:
         scores: Logits `[rows]` or `[rows, classes]`, each by a model not trained on the row's environment.
-        targets: Class numbers from 0, `[rows]`.
+        targets: Class indices from 0, `[rows]`.
         environments: Environment of each row, `[rows]`.
 
     Raises:
-        EnvariantError: If lengths differ, values are not finite, or targets are not class numbers.
+        EnvariantError: If lengths differ, values are not finite, or targets are not class indices.
 
     Example:
         >>> import numpy as np
@@ -55,7 +55,7 @@ def fit_temperature(scores: ArrayLike, targets: ArrayLike, environments: ArrayLi
 
 
 def _best_slope(z: Array, y: Array, weights: Array) -> float:
-    """Return the slope of the logits with the lowest weighted log loss, which is convex in it."""
+    """Return the factor of the logits with the lowest weighted log loss, a convex function of this factor."""
 
     def loss(slope: float) -> float:
         return float(weights @ logistic_loss(slope * z, y))

@@ -1,4 +1,4 @@
-"""Command-line interface. The function `main` runs the `envariant` command."""
+"""Command-line interface: `main` runs the `envariant` command."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,10 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command.
+    """Run one `envariant` command.
 
-    The exit code is 2 if the input is invalid or the machine fails, 130 after Ctrl-C and 143 after SIGTERM.
+    The exit code is 2 for invalid input and for system errors, such as a full disk. It is 130 after Ctrl-C
+    and 143 after SIGTERM.
 
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.

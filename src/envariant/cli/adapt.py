@@ -16,15 +16,15 @@ def adapt(
 ) -> None:
     """Adapt a saved model to a new environment with a few labeled rows.
 
-    An intercept is fitted to the labels, and a slope if there are at least 20 labels and it is better. Both
-    are shrunk towards those of the model.
+    The command fits an intercept that is added to the logits. With at least 20 labels, it also fits a slope
+    that multiplies the logits, if the slope improves the model. Both are shrunk towards the original model.
 
     Parameters
     ----------
     model
         Folder of a saved model.
     labels
-        Table with the input columns and the target of some rows of the new environment.
+        Table with input columns and target for some rows of the new environment.
     out
         Folder for the adapted model; MODEL-adapted by default.
     encoding

@@ -17,14 +17,14 @@ def algorithms(
     markdown: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
-    """List all algorithms, or show the formula, requirements, paper and hyperparameters of one.
+    """List all algorithms, or show the formula, requirements, paper and hyperparameters of one algorithm.
 
     Parameters
     ----------
     name
         Name of an algorithm, or a composition such as "vrex + and-mask".
     markdown
-        Print the documentation page of all algorithms as Markdown.
+        Print the documentation of all algorithms as Markdown.
     """
     from envariant.algorithms import all_recipes, catalogue, recipe
     from envariant.cli.show import print_json, print_lines
@@ -58,7 +58,7 @@ def algorithms(
 
 
 def _lines(description: Any) -> Iterator[str]:
-    """Yield the lines that describe one algorithm, from a `catalogue.Description`."""
+    """Yield lines of text that describe one algorithm."""
     yield f"{description.name}: {description.summary}"
     for part, kind, formula, remarks in description.parts:
         yield from _wrapped("formula", f"{formula}  ({part}, {kind})")

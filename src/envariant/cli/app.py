@@ -1,8 +1,8 @@
 """Command-line application, with one file per command.
 
-Commands import slow packages such as PyTorch only when they run. Results are written to standard output,
-progress and remarks to standard error. Invalid input is reported in one line, with exit code 2; any other
-exception is a bug and is shown with its traceback.
+Commands import slow packages such as PyTorch only when they run. Results are written to standard output;
+progress and remarks are written to standard error. Invalid input is reported in one line, with exit code 2.
+Any other exception is a bug and is shown with its traceback.
 """
 
 import os
@@ -77,7 +77,7 @@ def _remarks_as_lines(errors: SafeConsole) -> Generator[None]:
 
 
 def _sentence(error: CycloptsError) -> str:
-    """Convert a syntax error of the command line to one sentence that says how to fix the command."""
+    """Convert an error in the command's syntax to one sentence that says how to fix it."""
     command = " ".join(("envariant", *(error.command_chain or ())))
     match error:
         case UnusedCliTokensError(unused_tokens=[first, *_]):
@@ -98,7 +98,7 @@ def _sentence(error: CycloptsError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; exit with code 2 if the input is invalid or the machine fails (such as a full disk).
+    """Run one command; exit with code 2 if the input is invalid or a system error occurs (full disk).
 
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.
@@ -140,7 +140,7 @@ def _check_working_directory() -> None:
 
 
 def _discard_output() -> None:
-    """Discard output that cannot be written; otherwise, Python tries again when the process ends."""
+    """Discard output that cannot be written; otherwise, Python would try again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -41,20 +41,23 @@ def compare(
 ) -> None:
     """Measure how far scores drop in new environments, compare methods, and recommend one.
 
-    Every environment of a table is held out in turn. Repeat the command to resume after a stop.
+    Each environment in the table (or a group of environments, if there are more than 12) is left out of
+    training in turn and used for testing. Repeat the command to resume after an interruption.
 
     Parameters
     ----------
     file
-        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads; or heart-disease, an example.
+        Table: .csv, .parquet, .xlsx, .json or another format that pandas reads; or heart-disease for an
+        example.
     target
         Column to predict.
     environment
         Column with the environment of each row, such as hospital, year or country.
     task
-        Kind of target; inferred by default.
+        Kind of prediction task; by default inferred from the target.
     algorithms
-        Methods to compare with ordinary models, such as: irm "vrex + coral(1.0)" stable-columns.
+        Methods to compare with the ordinary models (linear model, boosted trees, ERM), such as:
+        irm "vrex + coral(1.0)" stable-columns.
     metric
         Metric: accuracy, "balanced accuracy", AUROC, "log loss", "calibration error", RMSE or R2.
     n_trials
@@ -62,34 +65,38 @@ def compare(
     replicas
         Number of replicas (independent runs with their own seeds) per trial.
     exclude
-        Columns not used as inputs.
+        Columns to exclude from the inputs.
     sample_weight
         Column with case weights for training and scores: a row of weight 2 counts as two rows.
     ordered
-        Environments follow one another in time, as years do: train on earlier ones, test on the next one.
+        Treat environments as consecutive periods, such as years: train on earlier ones, test on the next one.
     group
-        Column of groups of rows, such as patients, which are never split; not an input.
+        Column with the group of each row, such as a patient. Groups are never split; the column is not an
+        input.
     subgroups
-        Columns whose values are scored separately, such as sex; inputs unless excluded.
+        Columns, such as sex, for whose values scores are reported separately. They are inputs unless
+        excluded.
     min_rows
         Smallest number of rows per environment; smaller environments are pooled.
     max_rows
         Largest number of rows per environment in the comparison; the saved model is trained on all rows.
     budget
-        Time limit such as 10m; trials are added while time remains.
+        Time limit, such as 10m; trials are added while time remains.
     seed
         Base random seed.
     encoding
         Encoding of a text file.
     missing_values
-        Words that represent a missing value, such as NA. By default, such words are values in the target and
-        environment columns; in other columns, they are missing values if they are rare. "": only empty cells.
+        Strings that mark a missing value, such as NA. With "", only empty cells are missing. By default,
+        common markers are recognized in columns of numbers or dates and, if they are rare, in other input
+        columns. In the target and environment columns, words such as "none" are ordinary values.
     executor
-        Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
+        Where the runs are executed: local (this machine), or ray (a Ray cluster). Ray needs
+        pip install "envariant[ray]".
     address
         Address of the Ray cluster.
     out
-        Folder for the page, the model and all runs; comparisons/NAME by default.
+        Folder for the HTML report, the model and all runs; comparisons/NAME by default.
     """
     from envariant.comparison import ALGORITHMS
     from envariant.comparison import compare as run
@@ -123,7 +130,7 @@ def compare(
 
 
 def _print(comparison: Any, *, json: bool) -> None:
-    """Print the verdict, or all numbers as JSON."""
+    """Print the recommendation, or all numbers as JSON."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.comparison.page import methods_table
 

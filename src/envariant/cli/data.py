@@ -57,12 +57,13 @@ def show(
     Parameters
     ----------
     name
-        Data set, such as colored-mnist:thirds, "image-folders(photos)" or "table(x.csv, target=y, …)".
+        Name of the data set, such as colored-mnist:thirds, "image-folders(photos)" or "table(x.csv, target=y,
+        …)".
     seed
-        Seed of the data draw.
+        Seed of the data sample.
     out
-        File to write: page (.html) or picture (.png, .svg); for colored digits by default the name of the
-        data set with .png.
+        File to write: an HTML page (.html) or a picture (.png, .svg). For colored digits, the default is the
+        name of the data set with .png.
     """
     from dataclasses import asdict
 
@@ -98,7 +99,7 @@ def show(
 
 
 def _show_coverage(source: Any, seed: int, out: Path | None, *, json: bool) -> None:
-    """Print the rows of a data set by environment and class, and its preprocessing log."""
+    """Print a data set's number of rows by environment and class, and its preprocessing log."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import charts, data_page
     from envariant.reporting.coverage import Coverage
@@ -130,19 +131,19 @@ def shift(
 ) -> None:
     """Measure the kinds of distribution shift between environments.
 
-    Diversity shift: inputs of one environment do not occur in the other. Correlation shift: equal inputs have
-    different targets.
+    Diversity shift: some inputs occur in only one of the two environments. Correlation shift: the relation
+    between inputs and target differs between the two environments.
 
     Parameters
     ----------
     name
         Name of the data set.
     test_environments
-        Names of the test environments; by default those of the data set.
+        Names of the test environments; by default those suggested for the data set.
     seed
         Seed of the first trial.
     n_trials
-        Number of trials, each with a new data draw and network.
+        Number of trials, each with a new data draw and a newly initialized network.
     out
         Image file to write, .png or .svg.
     """

@@ -1,4 +1,4 @@
-"""`envariant demo`: five short runs on Colored MNIST and one page with their results."""
+"""`envariant demo`: train five methods briefly on Colored MNIST, and write an HTML report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,18 +20,18 @@ def demo(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Train ERM, IRM, V-REx, AND-mask and the grayscale oracle on Colored MNIST, and write a page of results.
+    """Train ERM, IRM, V-REx, AND-mask and the grayscale oracle on Colored MNIST, and write an HTML report.
 
     Run the same command again to resume after an interruption.
 
     Parameters
     ----------
     out
-        Folder for the runs and the page.
+        Folder for the runs and the HTML report.
     replicas
         Number of replicas per algorithm; the default is 2, or 1 on processors without native bfloat16.
     steps
-        Number of optimizer updates per replica; by default as in the papers.
+        Number of optimizer updates per replica; by default the number in each method's paper.
     data
         Data set: colored-mnist, or colored-digits for a demo of a few seconds.
     """

@@ -15,7 +15,8 @@ _RESUMING = ("train", "sweep", "compare", "reproduce", "demo")
 def interruptible(arguments: Sequence[str] | None = None) -> Generator[None]:
     """Exit with a one-line message and code 130 after Ctrl-C, or code 143 after SIGTERM.
 
-    Both signals raise `KeyboardInterrupt` in the block, so that open files and processes are closed.
+    Both signals raise `KeyboardInterrupt` inside the `with` block, so that open files and processes are
+    closed.
 
     Args:
         arguments: Command-line arguments, the command first. Default: the arguments of the process.

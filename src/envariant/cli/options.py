@@ -1,4 +1,4 @@
-"""Types of command-line options that several commands use."""
+"""Types of the command-line options that are used by several commands."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from envariant.core.errors import EnvariantError, shortened
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
-    """Convert an argument to an integer; numbers such as 2.9 are rejected."""
+    """Convert an argument to an integer; reject numbers such as 2.9."""
     try:
         return int(tokens[0].value)
     except ValueError:
@@ -19,7 +19,7 @@ def _whole(_type: object, tokens: Sequence[Token]) -> int:
 
 
 def _number(_type: object, tokens: Sequence[Token]) -> float:
-    """Convert an argument to a number; words such as nan are rejected."""
+    """Convert an argument to a number; reject words such as nan."""
     try:
         number = float(tokens[0].value)
     except ValueError:
@@ -30,7 +30,7 @@ def _number(_type: object, tokens: Sequence[Token]) -> float:
 
 
 def _whole_or_full(_type: object, tokens: Sequence[Token]) -> int | str:
-    """Convert an argument to an integer, or return the word full."""
+    """Convert an argument to an integer, or return "full"."""
     return tokens[0].value if tokens[0].value == "full" else _whole(_type, tokens)
 
 

@@ -1,4 +1,4 @@
-"""`envariant predict`: predict the rows of a table with a saved model."""
+"""`envariant predict`: make predictions for the rows of a table with a saved model."""
 
 import sys
 from collections.abc import Sequence
@@ -29,25 +29,27 @@ def predict(
     encoding: str = "utf-8",
     json: Json = False,
 ) -> None:
-    """Predict the rows of a new table, and compare them with the training rows of the model.
+    """Make predictions for the rows of a new table, and compare these rows with the model's training rows.
 
     Predictions are written to standard output as CSV: calibrated probabilities, a prediction set or interval,
-    and whether the row is unlike the training environments. A summary is written to standard error.
+    and whether the row is unlike the training rows. A summary is written to standard error.
 
     Parameters
     ----------
     model
         Folder of a saved model.
     new
-        Table to predict: .csv, .tsv, .txt or .parquet. Columns are matched by name, others ignored.
+        Table to predict: .csv, .tsv, .txt or .parquet. Columns are matched by name; other columns are
+        ignored.
     out
-        CSV file for the predictions, in the order of the rows of the table.
+        CSV file for the predictions, with rows in the same order as in the table.
     level
-        Share of rows whose target is in the prediction set, in a new environment on average.
+        Requested coverage: share of rows whose prediction set or interval contains the target, on average
+        over new environments.
     unlike_level
-        Share of rows like the training rows that are flagged as unlike them.
+        False-positive rate of the flag for rows that are unlike the training rows.
     check
-        Print the column-by-column comparison with the training rows instead of predictions.
+        Instead of predictions, print a comparison of each column with the training rows.
     onnx
         ONNX file to which the network is exported; a .json file of the same name describes its inputs.
     encoding

@@ -1,4 +1,4 @@
-"""`envariant report`: write a page of results of stored runs."""
+"""`envariant report`: write an HTML report on stored runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def report(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Write an offline HTML page with the results of stored runs.
+    """Write an HTML report on stored runs; it can be viewed offline.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def report(
     out
         HTML file to write.
     title
-        Heading of the page.
+        Heading of the report.
     """
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import html, run_page, tables

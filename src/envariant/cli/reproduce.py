@@ -19,7 +19,7 @@ def reproduce(
     mnist: Mnist = None,
     json: Json = False,
 ) -> None:
-    """Repeat the experiments of a publication, and write a page with its figures and claims.
+    """Repeat the experiments of a publication, test its claims, and write a report with figures and tables.
 
     Finished runs are stored. Run the same command again to resume after an interruption.
 
@@ -28,11 +28,12 @@ def reproduce(
     name
         Name of the reproduction, such as sjtu-2023.
     profile
-        Size of the experiments. quick: small networks and few replicas, minutes on two cores. full: hours.
+        Size of the experiments. quick: small networks and few replicas; takes minutes on two CPU cores.
+        full: takes hours.
     only
-        Names of the sections to run; other sections use stored runs.
+        Names of the sections to run; other sections are shown only if their runs are already stored.
     out
-        Folder for runs, page, tables and figures; reproductions/NAME-PROFILE by default.
+        Folder for the runs, the report, tables and figures; reproductions/NAME-PROFILE by default.
     resume
         Fail if the folder has no stored runs.
     list_

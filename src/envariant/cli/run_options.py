@@ -1,4 +1,4 @@
-"""Command-line flags of training options, generated from `RunSpec`."""
+"""Command-line flags for training options, generated from the fields of `RunSpec`."""
 
 import functools
 import inspect
@@ -33,9 +33,10 @@ def with_run_options(
     """Return a decorator that adds a flag for each training option to a command with `**options`.
 
     Args:
-        names: Names of the training options, in the order of their flags. The flags precede the command's
-            parameters unless any of these is required or positional.
-        defaults: Mapping from option to a default value that replaces that of `RunSpec`.
+        names: Names of the training options, in the order of their flags. In the command's help, these flags
+            precede the command's parameters, unless one of these parameters is required or positional.
+        defaults: Mapping from the name of an option to its default value for this command; other options keep
+            the default of `RunSpec`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -71,13 +72,13 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def assignments(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Return a mapping from hyperparameter to value, given by `--set KEY=VALUE` options.
+    """Convert the values of `--set KEY=VALUE` options to a mapping from hyperparameter to value.
 
     Args:
         texts: Values of the `--set` options, each of the form `KEY=VALUE`.
 
     Raises:
-        EnvariantError: If a text is not of the form `KEY=VALUE`, or a key is given twice.
+        EnvariantError: If a value is not of the form `KEY=VALUE`, or a key is given twice.
     """
     values: dict[str, Any] = {}
     for text in texts:
@@ -116,7 +117,7 @@ def _flag(name: str, default: Any) -> inspect.Parameter:
 
 
 def _typed(annotation: Any, default: Any) -> Any:
-    """Return the command-line type of an option; options for Python objects have the type `str`."""
+    """Return the type of an option on the command line; `str` if its values are Python objects."""
     if annotation is Any:
         return str if isinstance(default, str) else str | None
     kinds = [_bare(each) for each in (get_args(annotation) if _is_union(annotation) else (annotation,))]

@@ -15,7 +15,7 @@ Failed = Annotated[bool, Parameter(negative="", help="Select all failed runs.")]
 
 @runs.command(name="list")
 def list_(study: Study, *, state: str | None = None, json: Json = False) -> None:
-    """List runs with their state and the reason for any failure, one run per line.
+    """List the runs with their states and the reasons for failures, one run per line.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def rm(study: Study, *numbers: Whole, failed: Failed = False) -> None:
 
 @runs.command
 def export(study: Study, *, out: Annotated[Path, Parameter(alias="-o")]) -> None:
-    """Export all evaluations to a table, with the settings of their runs.
+    """Export all evaluations of all runs to a table, with the settings of the runs.
 
     Parameters
     ----------
@@ -125,10 +125,10 @@ def track(
     Parameters
     ----------
     to
-        Tracker to send to. Needs pip install "envariant[tracking]".
+        Experiment tracker that receives the runs. Needs pip install "envariant[tracking]".
     at
-        Folder for TensorBoard, by default inside the study's folder; or tracking URI for MLflow, by default
-        the value of the environment variable MLFLOW_TRACKING_URI.
+        For TensorBoard, the log folder (default: inside the study's folder). For MLflow, the tracking URI
+        (default: the environment variable MLFLOW_TRACKING_URI).
     """
     from envariant.cli.show import print_json, print_lines
     from envariant.studies.trackers import track as send

@@ -1,4 +1,4 @@
-"""Print the output of commands: tables and text, or one JSON object."""
+"""Print the results of commands, as tables and text or as one JSON object."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`envariant sweep`: plan and train all runs of a study, and write a page of results."""
+"""`envariant sweep`: plan and train all runs of a study, and write an HTML report."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,9 +37,9 @@ def sweep(
     json: Json = False,
     **options: Any,
 ) -> None:
-    """Compare algorithms over hyperparameter trials, replicas and test environments.
+    """Compare algorithms over trials (hyperparameter configurations), replicas and test environments.
 
-    Runs are stored as they finish. The same command resumes an interrupted study.
+    Finished runs are stored. Repeat the command to resume after an interruption.
 
     Parameters
     ----------
@@ -61,7 +61,8 @@ def sweep(
     holdout_fraction
         Share of the rows of every training environment used for validation, above 0 and below 1.
     lr_range
-        Largest factor between a trial's learning rate and the default learning rate of the data set.
+        Factor r of at least 1: learning rates of trials are sampled between 1/r and r times the default of
+        the data set.
     seed
         Base random seed of trials and replicas.
     metric
@@ -69,15 +70,16 @@ def sweep(
     out
         Folder of the study; studies/NAME by default.
     workers
-        Number of worker processes; they share the processor cores.
+        Number of worker processes; the CPU threads are divided among them.
     executor
-        Execution of runs: local, or ray for a Ray cluster. Ray needs pip install "envariant[ray]".
+        Where the runs are executed: local (this machine), or ray (a Ray cluster). Ray needs
+        pip install "envariant[ray]".
     address
         Address of the Ray cluster.
     track
-        Tracker to which finished runs are sent. Needs pip install "envariant[tracking]".
+        Experiment tracker to which finished runs are sent. Needs pip install "envariant[tracking]".
     track_at
-        Folder for TensorBoard, by default inside the study's folder; or tracking URI for MLflow.
+        For TensorBoard, the log folder (default: inside the study's folder). For MLflow, the tracking URI.
     dry_run
         Print the number of runs and the estimated time instead of training.
     """
@@ -134,7 +136,7 @@ def _check_execution(execution: dict[str, Any], executor: str, address: str | No
 
 
 def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> Any:
-    """Return the study declared in a file; command-line options override the settings in the file."""
+    """Return the study declared in a file, with the settings overridden by command-line options."""
     from envariant.studies import study as studies
 
     declared: dict[str, Any] = {} if file is None else studies.read(file).to_dict()
@@ -164,7 +166,7 @@ def _print_estimate(study: Any, json: bool) -> None:
 
 
 def _print_summary(folder: Path, tracking: Any, json: bool) -> None:
-    """Write the page of a study, and print the algorithm scores by selection rule."""
+    """Write the page of a study, and print the scores of each selection rule."""
     from envariant.cli.show import print_json, print_lines, print_table
     from envariant.reporting import study_page
     from envariant.studies import StudyResults

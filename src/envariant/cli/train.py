@@ -21,8 +21,8 @@ def train(
 ) -> None:
     """Train replicas of one algorithm and evaluate every environment.
 
-    By default, options have the values suggested by the data set for the algorithm. Without any options, the
-    command reproduces the ERM baseline of the IRM paper on Colored MNIST.
+    Options that are not given have the values that the data set suggests for the algorithm. Without any
+    options, the command reproduces the ERM baseline of the IRM paper on Colored MNIST.
 
     Parameters
     ----------

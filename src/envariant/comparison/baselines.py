@@ -1,4 +1,4 @@
-"""Scores of constant predictions, and test classes that are absent from the training environments."""
+"""Scores of constant predictions, and classes of test environments that are absent from training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,16 +18,17 @@ Folds = Sequence[Sequence[str]]
 
 
 def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> Mapping[str, float]:
-    """Return each environment's score of a constant prediction learned from the other environments.
+    """Return, by environment, the score of a constant prediction learned from the training environments.
 
-    The prediction is the mean target for regression, else the class frequencies with one row added per
-    class; the predicted class is then the majority class. Environments with an undefined score are left out.
+    For regression, the prediction is the mean target. For classes, it consists of the class frequencies,
+    after one row is added to each class so that no frequency is 0. Environments with an undefined score are
+    omitted.
 
     Args:
         table: Table with targets and environments.
         task: Prediction task.
         metric: Metric of the scores.
-        folds: Groups of environments, each held out together.
+        folds: Groups of environments; the environments of a group are held out together.
     """
     scores: dict[str, float] = {}
     weighted = table.sample_weight is not None
@@ -64,7 +65,7 @@ def baseline_name(metric: Metric) -> str:
 
 
 def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple[str, ...]]:
-    """Return for each environment the classes that are absent from its training environments."""
+    """Return, for each environment, the classes that do not occur in its training environments."""
     if isinstance(task, Regression):
         return {}
     unseen = {
@@ -75,9 +76,10 @@ def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple
 
 
 def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
-    """Return the environments without a verdict, because many rows have classes not seen in training.
+    """Find test environments whose score is not interpreted, because too many rows have unseen classes.
 
-    The values are the reasons, as text.
+    A class is unseen if it does not occur in the training environments. The result maps the name of each such
+    environment to the reason, a sentence fragment for the report.
     """
     if isinstance(task, Regression):
         return {}
@@ -92,7 +94,10 @@ def unpredictable(table: Table, task: Task, folds: Folds) -> dict[str, str]:
 
 
 def _split(table: Table, folds: Folds, weights: Array | None = None) -> Iterator[tuple[str, Array, Array]]:
-    """Yield each environment with its targets (or weights) and those of its training environments."""
+    """Yield each environment's name, its targets, and the targets of its training environments.
+
+    If `weights` is given, weights are returned instead of targets.
+    """
     targets, codes = table.targets().astype(np.float64), table.environment.values
     targets = targets if weights is None else weights
     for fold in folds:

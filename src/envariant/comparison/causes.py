@@ -1,7 +1,8 @@
-"""Reasons for the drop of the baseline's score in each new environment.
+"""Find the reasons for the drop of the baseline's score in each new environment.
 
-Each drop is split into level, calibration slope and ranking, and into changed inputs and a changed relation
-between inputs and target. The shift is classified as label, covariate or concept shift.
+Each drop is split in two ways. The first split is into level, calibration slope and ranking; the second is
+into changed inputs and a changed relation between inputs and target. The shift is classified as label,
+covariate or concept shift.
 """
 
 import math
@@ -46,9 +47,9 @@ _RESAMPLES = 300
 @final
 @dataclass(frozen=True)
 class Cause:
-    """Reasons for the drop of the baseline in one environment.
+    """Reasons for the drop of the baseline's score in one environment.
 
-    Properties that return a sentence return "" if there is nothing to report.
+    Properties that are sentences are "" if there is nothing to report.
 
     Attributes:
         environment: Name of the environment.
@@ -56,16 +57,17 @@ class Cause:
         target: Name of the target column.
         classes: Names of the classes; empty for regression.
         levels: Share of each class in the environment; for regression, the mean target.
-        levels_elsewhere: The same in all other environments.
-        n_compared: Number of environments, for the correction of significance (Bonferroni).
-        split: Drop in log loss (regression: squared error) and error rate, split into level, slope and
-            ranking; None without in-domain predictions.
-        calibration: Calibration of the out-of-domain predictions; standard errors of the bias include the
-            sampling of training rows. None with fewer than 10 predictions.
-        decomposition: Difference in loss from the validation rows of the training environments, split into
-            harder inputs, new inputs and a changed relation (DISDE); None if unknown.
-        shift: Kinds of shift against the other environments; None if unknown.
-        elsewhere: Word for the other environments: "elsewhere", or "before" if environments are ordered.
+        levels_elsewhere: Share of each class, or mean target, in all other environments.
+        n_compared: Number of environments, for Bonferroni correction.
+        split: Drop in log loss (regression: squared error) and error rate, each split into parts such as
+            level, slope and ranking; None without in-domain predictions.
+        calibration: Calibration of the out-of-domain predictions. Standard errors of the bias account for
+            the sampling of training rows. None with fewer than 10 predictions.
+        decomposition: Increase in loss over validation rows of the training environments, split into harder
+            inputs, new inputs and a changed relation (DISDE); None if unknown.
+        shift: Kinds of shift relative to the other environments; None if unknown.
+        elsewhere: Word that refers to the other environments in sentences: "elsewhere", or "before" if
+            environments are ordered.
     """
 
     environment: str
@@ -83,19 +85,19 @@ class Cause:
 
     @property
     def regression(self) -> bool:
-        """Whether targets are real numbers."""
+        """Whether targets are real-valued."""
         return not self.classes
 
     @property
     def loss_name(self) -> str:
-        """Name of the loss whose difference is split into parts."""
+        """Name of the loss that is split into parts: "log loss" or "squared error"."""
         return "squared error" if self.regression else "log loss"
 
     @property
     def drop(self) -> tuple[str, DropParts] | None:
-        """Name and parts of the loss that increases significantly; None if no loss does.
+        """First loss that increases significantly, by name, and the parts of the increase; None if none.
 
-        The log loss (regression: squared error) is tested first, then the error rate. Significance is
+        The log loss (regression: squared error) is tested first, then the error rate. Tests are
         Bonferroni-corrected over environments.
         """
         if self.split is None:
@@ -107,9 +109,9 @@ class Cause:
 
     @property
     def shares(self) -> Mapping[Part, float]:
-        """Shares of level, slope and ranking in the significant drop; empty if there is none.
+        """Share of a significant drop due to level, slope and ranking; empty if there is no such drop.
 
-        If the calibration slope is negative, the ranking is reversed, and the slope part is added to the
+        If the calibration slope is negative, the ranking is reversed; the slope part is then added to the
         ranking part.
         """
         if self.drop is None:
@@ -123,19 +125,19 @@ class Cause:
 
     @property
     def is_reversed(self) -> bool:
-        """Whether the calibration slope is negative: higher predictions go with lower targets."""
+        """Whether the calibration slope is negative, so that higher predictions mean lower targets."""
         return self.calibration is not None and self.calibration.slope < 0
 
     @property
     def main_part(self) -> Part | None:
-        """Level, slope or ranking, if it causes at least 60 % of the significant drop; otherwise None."""
+        """Part with at least 60 % of the significant drop: "level", "slope" or "ranking"; None if none."""
         shares = self.shares
         part = max(shares, key=lambda each: shares[each], default=None)
         return part if part is not None and shares[part] >= _MAIN_SHARE else None
 
     @property
     def is_prevalence(self) -> bool:
-        """Whether predictions are biased because the share of a class differs from other environments."""
+        """Whether predictions are biased because class shares differ from other environments."""
         if self.calibration is None or self.regression:
             return False
         moved = self.levels[self._level_class] - self.levels_elsewhere[self._level_class]
@@ -158,7 +160,7 @@ class Cause:
 
     @property
     def bias(self) -> str:
-        """Significant bias of the predictions, as a sentence."""
+        """Direction and size of a significant bias of the predictions, as a sentence."""
         if self.calibration is None:
             return ""
         bias, error = self._worst_bias
@@ -173,7 +175,7 @@ class Cause:
 
     @property
     def relation(self) -> str:
-        """Parts of the loss due to inputs and to a changed relation (DISDE), as a sentence."""
+        """Change in loss due to a changed relation and to other inputs (DISDE), as a sentence."""
         if (parts := self.decomposition) is None:
             return ""
         if not parts.has_overlap:
@@ -192,7 +194,7 @@ class Cause:
 
     @property
     def kinds(self) -> str:
-        """Kinds of shift in the environment, named in a sentence."""
+        """Kinds of shift in the environment, as a sentence."""
         if self.shift is None:
             return ""
         if not self.shift.kinds:
@@ -201,13 +203,13 @@ class Cause:
 
     @property
     def _level_class(self) -> int:
-        """Class whose share differs most from other environments; the second class if there are two."""
+        """Number of the class whose share differs most from other environments; 1 for two classes."""
         moved = np.abs(np.subtract(self.levels, self.levels_elsewhere))
         return 1 if len(self.classes) == 2 else int(moved.argmax())
 
     @property
     def _bias_class(self) -> int:
-        """Class with the largest bias, excluding the first class."""
+        """Number of the class with the largest bias; the first class is excluded."""
         return 1 + (0 if self.calibration is None else int(np.abs(self.calibration.bias).argmax()))
 
     @property
@@ -218,7 +220,7 @@ class Cause:
         return self.calibration.bias[k], self.calibration.bias_errors[k]
 
     def _detail(self, main: Part) -> str:
-        """Return the evidence for the main part, and whether the ranking holds."""
+        """Return the evidence for the main part as text; mention if the ranking is unchanged."""
         assert self.drop is not None
         assert self.calibration is not None
         if main == "ranking":
@@ -280,20 +282,19 @@ def find_causes(
     seed: int = 0,
     until: float = math.inf,
 ) -> dict[str, Cause]:
-    """Find the reasons for the drop of the baseline in each environment, the hardest environment first.
+    """Find the reasons for the baseline's drop in each environment, starting with the worst score.
 
     Args:
         source: Table of the study.
         results: Results of a study, with stored predictions.
-        folds: Groups of environments, each held out together.
-        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        folds: Groups of environments; the environments of a group are held out together.
+        holdout_fraction: Share of each training environment's rows that are used for validation.
         seeds: Seed of the data draw of each replica (`Seeds.of(study.seed, replica).data`).
         seed: Seed of resampling.
-        until: Time on the clock of `time.monotonic` after which no other environment is examined; the first
-            one is in any case.
+        until: Deadline, as a value of `time.monotonic`; the first environment is always examined.
 
     Returns:
-        One entry per environment; with more than 12 environments, those with the worst scores.
+        Reasons by environment; with more than 12 environments, only for the 12 with the worst scores.
     """
     stored, method = StoredRows(source, folds, holdout_fraction, seeds), results.baseline_method
     names = [name for name in results.hardest_first() if results.rows.get((method, name)) is not None]
@@ -336,7 +337,7 @@ def find_causes(
 
 
 def label_of(table: Table, environment: str) -> str:
-    """Return an environment's name for use in a sentence; a numeric name follows the column name."""
+    """Return an environment's name for use in a sentence, such as "hospital 3" for the name 3."""
     is_number = environment.replace(".", "", 1).lstrip("-").isdigit()
     return f"{table.environment.name} {environment}" if is_number else environment
 
@@ -344,7 +345,7 @@ def label_of(table: Table, environment: str) -> str:
 def _calibration(
     stored: StoredRows, inside: Scores | None, outside: Scores, seed: int
 ) -> tuple[Calibration | None, DropSplit | None]:
-    """Return the calibration in an environment and the split of the drop; None if there are too few rows."""
+    """Measure calibration in an environment, and split the drop; None if there are too few rows."""
     if len(outside.targets) < _FEWEST_ROWS:
         return None, None
     if inside is None or len(inside.targets) < _FEWEST_ROWS:
@@ -367,7 +368,7 @@ def _calibration(
 def _with_training_noise(
     calibration: Calibration | None, n_rows: int, n_training: float
 ) -> Calibration | None:
-    """Increase the standard errors of the bias to include the sampling of training rows."""
+    """Increase the standard errors of the bias to account for the sampling of training rows."""
     if calibration is None:
         return None
     scale = math.sqrt(1 + n_rows / max(1.0, n_training))
@@ -377,7 +378,7 @@ def _with_training_noise(
 def _decomposition(
     inputs: Array, training: Scores | None, outside: Scores, n_compared: int, stored: StoredRows, seed: int
 ) -> DropDecomposition | None:
-    """Split the difference in loss into changed inputs and relation; None if there are too few rows."""
+    """Split the increase in loss into changed inputs and changed relation; None with too few rows."""
     if training is None or training.rows is None or outside.rows is None:
         return None
     sides = [(inputs[each.rows], each.losses(regression=stored.regression)) for each in (training, outside)]
@@ -389,7 +390,7 @@ def _decomposition(
 
 
 def _shifts(stored: StoredRows, seed: int) -> dict[str, EnvironmentShift]:
-    """Return the kinds of shift by environment; empty if they cannot be tested."""
+    """Determine the kinds of shift of each environment; empty if they cannot be tested."""
     table = stored.source.table
     names, inputs = np.array(table.environments)[table.environment.values], stored.inputs(())
     # An ordered environment is compared with earlier ones only.
@@ -409,7 +410,7 @@ def _shifts(stored: StoredRows, seed: int) -> dict[str, EnvironmentShift]:
 
 
 def _levels(table: Table, rows: NDArray[np.int64]) -> tuple[float, ...]:
-    """Return the share of each class among rows, or their mean target; rows count by their weights."""
+    """Return the weighted share of each class among the rows, or their weighted mean target."""
     targets = table.targets()[rows]
     weights = None if table.sample_weight is None else table.sample_weight.values[rows]
     if table.task == "regression":
@@ -419,13 +420,13 @@ def _levels(table: Table, rows: NDArray[np.int64]) -> tuple[float, ...]:
 
 
 def _exceeds_zero(interval: Interval, n_tests: int) -> bool:
-    """Return whether a difference is positive, with Bonferroni correction over tests."""
+    """Return whether a difference is significantly positive, with Bonferroni correction for `n_tests`."""
     usual, corrected = (float(stats.norm.isf((1 - LEVEL) / 2 / n)) for n in (1, n_tests))
     return interval.mean > (interval.mean - interval.low) * corrected / usual
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Format a number with the given number of significant digits, without an exponent."""
+    """Format a number with `digits` significant digits, without an exponent."""
     places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:,.{min(places, 6)}f}"
 

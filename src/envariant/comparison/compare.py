@@ -59,10 +59,10 @@ class Comparison(Displayed):
     """Result of `compare`.
 
     Attributes:
-        folder: Folder of the study, the page and the saved model.
-        results: Scores, drops and gains of all methods, and measurements on the data.
+        folder: Folder of the study, the HTML report and the saved model.
+        results: Scores, drops and gains of all methods, and properties of the table.
         recommendation: Headline, facts and next steps.
-        study: Settings of all runs.
+        study: Study with the settings of all runs.
         best_model: Model of the recommended method, trained on all environments and rows.
         seconds: Duration of `compare` in seconds.
     """
@@ -76,12 +76,12 @@ class Comparison(Displayed):
 
     @property
     def verdict(self) -> str:
-        """Headline and at most four facts, one per line."""
+        """Headline of the recommendation and at most four facts, one per line."""
         return self.recommendation.text
 
     @property
     def recommended(self) -> str:
-        """Recommended method; the baseline if no other method is significantly better."""
+        """Name of the recommended method; the baseline if no other method is significantly better."""
         return self.recommendation.algorithm
 
     @property
@@ -91,9 +91,9 @@ class Comparison(Displayed):
 
     @property
     def table(self) -> pd.DataFrame:
-        """Out-of-domain scores: one row per method, one column per environment, and the worst and mean.
+        """Out-of-domain scores: one row per method, one column per environment, worst and mean score.
 
-        Absent scores are NaN; so are worst and mean if any score of the method is absent.
+        Absent scores are NaN. If any score of a method is absent, its worst and mean score are NaN too.
         """
         results, rows = self.results, dict[str, dict[str, float]]()
         for method, cells in results.cells.items():
@@ -107,7 +107,7 @@ class Comparison(Displayed):
         return frame
 
     def to_dict(self) -> dict[str, Any]:
-        """Return verdict, numbers and paths as a JSON-compatible dictionary."""
+        """Return verdict, numbers and paths as a JSON-serializable dictionary."""
         return {
             "verdict": self.verdict,
             "headline": self.recommendation.headline,
@@ -123,9 +123,10 @@ class Comparison(Displayed):
         }
 
     def plot(self) -> Any:
-        """Return an Altair chart of in-domain and out-of-domain scores, one row per environment.
+        """Draw in-domain and out-of-domain scores as an Altair chart, one row per environment.
 
-        It shows the baseline and the recommended method, or the baseline and the best other method.
+        The chart shows the baseline and the recommended method. If the baseline is recommended, it shows the
+        best other method instead.
         """
         shown = self.results.hardest_first()[:MOST_ROWS]
         rows, labels = drop_rows(self.results, self.recommended, shown)
@@ -134,12 +135,13 @@ class Comparison(Displayed):
     def to_frame(self) -> pd.DataFrame:
         """Return mean, standard deviation and number of replicas of the out-of-domain scores.
 
-        One row per method; the columns have two levels, as in `ScoreTable.to_frame`. `table` has means only.
+        There is one row per method. Columns have two levels, as in `ScoreTable.to_frame`. For the means
+        alone, use `table`.
         """
         return self.results.scores().to_frame()
 
     def to_markdown(self, **options: Any) -> str:
-        """Return the out-of-domain scores as a Markdown table, as papers print them.
+        """Return the out-of-domain scores as a Markdown table in the style of papers.
 
         Args:
             options: Options of `ScoreTable.to_markdown`: `digits`, `percent`.
@@ -147,7 +149,7 @@ class Comparison(Displayed):
         return self.results.scores().to_markdown(**options)
 
     def to_latex(self, **options: Any) -> str:
-        """Return the out-of-domain scores as a LaTeX table, as papers print them.
+        """Return the out-of-domain scores as a LaTeX table in the style of papers.
 
         Args:
             options: Options of `ScoreTable.to_latex`: `digits`, `percent`, `caption`, `label`.
@@ -196,48 +198,50 @@ def compare(
     """Measure how far scores drop in new environments, and whether any method helps.
 
     Every environment is held out in turn (several together if there are more than 12). Replicas of every
-    method are trained on the other environments; if environments are ordered, on earlier ones.
+    method are trained on the other environments or, if environments are ordered, on the earlier ones.
     Hyperparameters are chosen by invariance selection on validation rows of the training environments, never
-    on test environments. The baseline is the best ordinary model by in-domain scores.
+    on test environments. The baseline is one of the ordinary methods (linear model, boosted trees, network):
+    the simplest one whose in-domain score is within one standard error of the best.
 
     Args:
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow.
         target: Name of the column to predict.
         environment: Name of the column with the environment of each row.
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
-        algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. Ordinary
-            methods are always included: a linear model, boosted trees and a regularized network (ERM).
-        candidates: Additional scikit-learn estimators, pipelines or predictors, by a name of your choice.
+        algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. Three
+            ordinary methods are always included: a linear model, boosted trees and a network (ERM).
+        candidates: Additional scikit-learn estimators, pipelines or predictors, by a name that you choose.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
-            Default: RMSE for regression, AUROC if the rarer of two classes is below 20 %, else accuracy.
+            Default: RMSE for regression; AUROC if the rarer of two classes has less than 20 % of the rows or
+            class shares differ between environments; otherwise accuracy.
         n_trials: Number of trials (sampled hyperparameter configurations) per method.
         replicas: Number of replicas (independent runs with their own seeds) per trial.
         exclude: Names of columns not used as inputs.
         sample_weight: Name of the column with case weights, for training and scores: a row of weight 2 counts
             as two rows. Networks sample rows in proportion to their weights.
-        ordered: Whether environments follow one another in time, as years do. Models are then trained on
-            earlier environments only, and tested on the next one.
-        group: Name of the column of groups of rows, such as patients. Splits keep groups together, and
-            intervals resample groups. The column is not an input.
-        subgroups: Names of columns whose values are scored separately, such as sex. They stay inputs unless
-            they are excluded. Numbers are divided at their quartiles.
-        min_rows: Smallest number of rows per environment; smaller environments are pooled.
+        ordered: Whether environments are ordered in time, such as years. Models are then trained on earlier
+            environments only, and tested on the next one.
+        group: Name of the column with the group of each row, such as the patient. Groups are never split
+            between training and validation, and intervals resample groups. The column is not an input.
+        subgroups: Names of columns whose values are scored separately, such as sex. Unless excluded, these
+            columns remain inputs. Numbers are divided at their quartiles.
+        min_rows: Smallest number of rows of an environment; smaller environments are pooled.
         max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
-        budget: Time limit such as "10m", or seconds; trials are added while time remains. Runs on a cluster
-            stop only between two stages. Default: no limit.
+        budget: Time limit such as "10m", or a number of seconds. Methods, replicas and trials are added while
+            time remains. On a cluster, the limit is checked only between stages. Default: no limit.
         seed: Base random seed.
         encoding: Encoding of a text file.
-        missing_values: Strings that represent a missing value in every column. Default: words such as NA if
-            they are rare or occur among numbers, except in the target and environment column.
+        missing_values: Strings that represent a missing value in every column. Default: words such as NA, if
+            they are rare or occur among numbers; the target and environment columns are exempt.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
-        out: Folder for the study, the page and the model; an existing study is resumed. Default: a temporary
-            folder.
+        out: Folder for the study, the report and the model; an existing study is resumed. Default: a
+            temporary folder.
         options: Training options of `RunSpec` for all runs: `model`, `steps`, `batch_size`, `optimizer`,
             `weight_decay`, `device`, `precision`, `execution`, `memory`, and so on.
 
     Returns:
-        The comparison, with `.verdict`, `.table`, `.best_model` and `.page`.
+        Comparison with attributes such as `verdict`, `table`, `best_model` and `page`.
 
     Raises:
         EnvariantError: If the table or an option cannot be used.
@@ -283,7 +287,7 @@ def _warn(lines: Sequence[str]) -> None:
 
 
 def _check_out(out: Path | str | None) -> Path | None:
-    """Return the output folder after checking that only files written by Envariant would be replaced."""
+    """Return the output folder; raise an error if files not written by Envariant would be replaced."""
     if out is None:
         return None
     folder = as_path(out, "out")
@@ -300,7 +304,7 @@ def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) ->
 def _train(
     folder: Path, plan: protocol.Plan, deadline: float, run: protocol.Run, table: tables.Table
 ) -> tuple[ComparisonResults, Study]:
-    """Train what the budget allows; return the results and the study with the completed trials."""
+    """Train as much as the budget allows; return the results and the completed part of the study."""
     limit = deadline if math.isfinite(deadline) else None
     study = protocol.run_within_budget(folder, plan.study, limit, run)
     with Store(folder) as store:
@@ -316,7 +320,7 @@ def _train(
 
 
 def _exceeded(seconds: float, limit: float) -> str:
-    """Warn of an exceeded time budget, with the least time, and return the warning."""
+    """Warn if the time budget was exceeded, and return the warning; "" if not."""
     if seconds <= limit:
         return ""
     line = f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least"
@@ -336,7 +340,7 @@ def _best_model(
     source: TableSource,
     options: Mapping[str, Any],
 ) -> tuple[SavedModel, str]:
-    """Train the recommended method on all rows of the table; say what the model lacks for serving."""
+    """Train the recommended method on all rows; return the model, and what it lacks for serving as text."""
     best = results.recommended
     trial = study.trials_of(best, source)[results.selected_trials[best]]
     model = protocol.train_final_model(full, methods[best], trial, study.seed, options)
@@ -345,7 +349,7 @@ def _best_model(
 
 
 def _written(comparison: Comparison) -> Comparison:
-    """Write the page and the model; a model that cannot be stored is no reason to lose the comparison."""
+    """Write the page and the model; only warn if the model cannot be stored."""
     page.write(comparison.to_dict(), comparison.results, comparison.recommendation, comparison.folder)
     try:
         comparison.best_model.save(comparison.folder / "model")
@@ -365,7 +369,7 @@ _ARGUMENTS: Mapping[str, Any] = {
 
 
 def _check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
-    """Check arguments that are not settings of the study, before the table is read."""
+    """Check all arguments that are not settings of the study, before the table is read."""
     for name, value in arguments.items():
         specs.check_value(value, _ARGUMENTS[name], f"compare: {name}")
     if arguments["address"] is not None and arguments["executor"] != "ray":
@@ -376,7 +380,7 @@ def _check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
 def _methods(
     algorithms: Any, candidates: Mapping[str, Any], metric: str | None, runs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the ordinary and the requested methods by name, after a check of metric and settings."""
+    """Return ordinary and requested methods by name; check the metric and the settings first."""
     given = tuple(algorithms) if isinstance(algorithms, list | tuple) else (algorithms,)
     ordinary = tuple(name for name in ORDINARY if name not in map(text_of, given))
     Study(("table",), (*ordinary, *given), **runs)

@@ -1,4 +1,4 @@
-"""Data check before training: findings on a table, each with what to do."""
+"""Check a table before training; every finding includes a suggested action."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ class Finding:
     """Finding of the data check.
 
     Attributes:
-        kind: Kind of the finding.
-        columns: Names of the columns concerned; environments are named only in `sentence`.
+        kind: Kind of the finding, such as "target leak" or "identifier".
+        columns: Names of the affected columns; environments are named only in `sentence`.
         sentence: Description of the finding.
         action: Suggested action.
     """
@@ -61,9 +61,10 @@ class Finding:
 def check_data(table: Table) -> tuple[Finding, ...]:
     """Check a table before training; the most consequential findings come first.
 
-    Checks: target leakage by one column and by several, columns that name the environment, missing values
+    Checks: target leakage by one or several columns, columns that identify the environment, missing values
     that differ between environments, numbers that probably represent missing values, whole-number targets,
-    identifiers, dates, categories of one environment, and environments that are small or have one class.
+    identifiers, dates, categories that occur in one environment only, and environments that are small or
+    have only one class.
 
     Example:
         >>> import numpy as np, pandas as pd
@@ -324,7 +325,7 @@ def _environments(table: Table) -> list[Finding]:
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Return up to three quoted names as text, and the number of others."""
+    """Return a string with up to three quoted names and the number of remaining names."""
     texts = [f"'{name}'" for name in names[:_MOST_NAMES]]
     if len(names) > _MOST_NAMES:
         texts.append(f"{len(names) - _MOST_NAMES} more")

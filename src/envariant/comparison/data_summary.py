@@ -1,4 +1,4 @@
-"""Measurements on the data of a comparison that need no trained method: shift, stability and leakage."""
+"""Measure shift, column stability and possible leakage in a table, without training any method."""
 
 import math
 import time
@@ -31,19 +31,19 @@ _SHIFT_TRIALS = 2
 @final
 @dataclass(frozen=True, eq=False)
 class DataSummary:
-    """Measurements on the data of a comparison.
+    """Properties of a comparison's table, such as shift, column stability and possible leakage.
 
     Attributes:
         target, environment_column: Names of the target column and the environment column.
         n_rows: Number of rows by environment.
-        baseline_scores: Score of the constant baseline prediction by environment.
-        unseen_classes: Classes of each test environment that are absent from its training environments.
+        baseline_scores: Score of a constant prediction by environment.
+        unseen_classes: Classes of each test environment that do not occur in its training environments.
         columns: Stability of each column, the least stable first.
         shifts: Shift between each environment (or the 20 with the worst scores) and all others; empty if
             there are too few rows.
         preprocessing_log: Preprocessing steps of each column.
         findings: Findings of the data check.
-        ordered: Whether environments follow one another in time.
+        ordered: Whether environments are ordered in time.
     """
 
     target: str = ""
@@ -59,12 +59,12 @@ class DataSummary:
 
     @property
     def new_environment(self) -> str:
-        """Name of an environment without data, in a sentence: "a new hospital" or "the next year"."""
+        """Phrase for a future environment in sentences, such as "a new hospital" or "the next year"."""
         return f"{'the next' if self.ordered else 'a new'} {self.environment_column or 'environment'}"
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
-        """Findings of target leakage by one column or by several together."""
+        """Findings of target leakage, by one column or by several columns together."""
         return tuple(each for each in self.findings if each.kind in ("target leak", "joint target leak"))
 
     @property
@@ -87,13 +87,13 @@ def summarize(
 
     Args:
         source: Table of the comparison.
-        folds: Groups of environments, each held out together.
-        baseline_scores: Result of `baselines.baseline_scores`.
-        columns: Result of `column_stability`.
+        folds: Groups of environments; the environments of a group are held out together.
+        baseline_scores: Scores of a constant prediction, from `baselines.baseline_scores`.
+        columns: Stability of each column, from `column_stability`.
         hardest: Environments sorted by the baseline's score, the worst first.
         seed: Base random seed of the shift measures.
-        findings: Result of `check_data`. Default: findings for the table of `source`.
-        until: Time on the clock of `time.monotonic` after which no other shift is measured.
+        findings: Findings from `check_data`. Default: check the table of `source`.
+        until: Deadline, as a value of `time.monotonic`, after which no further shift is measured.
     """
     table = source.table
     # Environments without a score come last.
@@ -114,7 +114,7 @@ def summarize(
 
 
 def column_stability(source: TableSource) -> tuple[ColumnStability, ...]:
-    """Measure the stability of each column's relation with the target, the least stable first."""
+    """Measure how stable the relation of each column with the target is, the least stable column first."""
     drawn = source.sample(0)
     inputs, targets = (
         np.concatenate([part.numpy() for part in parts])
@@ -138,8 +138,8 @@ def pairwise_shifts(
     """Measure the shift to each test environment and between training environments.
 
     Args:
-        source: Data source; each trial uses its own data draw.
-        test_environments: Names of the test environments. Default: those of the source.
+        source: Data source; each trial uses a new data draw.
+        test_environments: Names of the test environments. Default: test environments of the source.
         seed: Seed of the first trial.
         n_trials: Number of trials.
 
@@ -168,9 +168,9 @@ def pairwise_shifts(
 def _shifts_from_others(
     source: TableSource, names: Collection[str], seed: int, until: float
 ) -> dict[str, Shift]:
-    """Return the shift between environments and all others, or all earlier ones if they are ordered.
+    """Measure the shift between each environment and all others (if ordered: all earlier ones).
 
-    Environments with few rows are left out.
+    Environments with few rows are omitted.
     """
     drawn = source.sample(0)
     shifts: dict[str, Shift] = {}

@@ -1,7 +1,8 @@
-"""Tests of whether the score of the baseline drops in new environments.
+"""Test whether the score of the baseline drops in new environments.
 
-Three tests find three kinds of drops: a large one in a single environment, different ones in many small
-environments, and a small one in all of them. Together they err in at most about 5 % of tables without a drop.
+Three tests detect three kinds of drops: a large drop in a single environment, drops that vary between many
+small environments, and a small drop in all environments. For a table without a drop, the probability that any
+test rejects is at most about 5 %.
 """
 
 import math
@@ -21,9 +22,10 @@ SHORTFALL_LEVEL = 0.05
 
 
 def in_domain_drops(results: ComparisonResults) -> dict[str, float]:
-    """Return the significant and relevant drops from in-domain scores, by environment.
+    """Return the significant drops from in-domain to out-of-domain scores, by environment.
 
-    Intervals are Bonferroni-corrected over environments.
+    Drops below `ComparisonResults.relevant_difference` are omitted. Intervals are Bonferroni-corrected over
+    environments.
     """
     drops = {name: results.drop(cell) for name, cell in results.baseline.items()}
     widening = float(stats.norm.isf(0.025 / len(drops)) / stats.norm.isf(0.025))
@@ -35,10 +37,11 @@ def in_domain_drops(results: ComparisonResults) -> dict[str, float]:
 
 
 def shortfalls(results: ComparisonResults) -> dict[str, float]:
-    """Return the significant and relevant shortfalls of expected scores, by environment.
+    """Return the significant shortfalls by environment. A shortfall is expected minus observed score.
 
-    Single environments are tested only if Cochran's Q shows that shortfalls differ at all (a protected test),
-    and their p-values are corrected over environments; see `expected_scores`.
+    Shortfalls below `ComparisonResults.relevant_difference` are omitted. Single environments are tested only
+    if Cochran's Q shows that shortfalls differ between environments. P-values are corrected for the number of
+    environments; see `expected_scores`.
     """
     if not varies(results):
         return {}
@@ -50,15 +53,19 @@ def shortfalls(results: ComparisonResults) -> dict[str, float]:
 
 
 def significant_drops(results: ComparisonResults) -> dict[str, float]:
-    """Return the significant drops from in-domain scores, and the shortfalls of other environments."""
+    """Return each environment's significant drop or, if there is none, its significant shortfall.
+
+    A shortfall is expected minus observed score.
+    """
     return shortfalls(results) | in_domain_drops(results)
 
 
 def varies(results: ComparisonResults) -> bool:
-    """Return whether scores fall short of expected scores in some environments, significantly and relevantly.
+    """Return whether shortfalls differ between environments, significantly and by a relevant amount.
 
-    Cochran's Q tests all environments together, so that differences are found that no single small
-    environment shows.
+    A shortfall is expected minus observed score. Cochran's Q tests all environments together, and so detects
+    differences that are not significant in any single small environment. Relevant means that the standard
+    deviation between environments is at least `ComparisonResults.relevant_difference`.
     """
     pooled = results.expected.pooled
     return (
@@ -69,20 +76,27 @@ def varies(results: ComparisonResults) -> bool:
 
 
 def drops_on_average(results: ComparisonResults) -> bool:
-    """Return whether the random-effects mean of the drops is significant and relevant."""
+    """Return whether the mean drop over environments (random effects) is significant and relevant.
+
+    Relevant means at least `ComparisonResults.relevant_difference`.
+    """
     pooled = results.pooled_drop
     return pooled is not None and pooled.low > 0 and pooled.mean >= results.relevant_difference
 
 
 def has_drop(results: ComparisonResults) -> bool:
-    """Return whether the baseline's score drops in one environment, in some, or on average."""
+    """Return whether the baseline's score drops in new environments.
+
+    True if any of three tests rejects: for drops in single environments, for shortfalls that differ between
+    environments, or for a drop on average.
+    """
     return bool(significant_drops(results)) or varies(results) or drops_on_average(results)
 
 
 def hidden_drop(results: ComparisonResults) -> str:
-    """Return the environment with the largest drop that cannot be ruled out.
+    """Return the environment with the largest drop that cannot be ruled out, if no drop was detected.
 
-    Return "" if no such drop is relevant, or if any drop is significant.
+    Return "" if a drop was detected, or if the largest possible drop is not relevant.
     """
     upper = {name: results.drop(cell).upper for name, cell in results.baseline.items()}
     known = {name: most for name, most in upper.items() if math.isfinite(most)}

@@ -1,8 +1,9 @@
-"""Score of the baseline in each environment against the score that its predictions lead to expect.
+"""Compare the baseline's score in each environment with the score expected from its predictions.
 
-With many environments, one of them hardly changes a model that is also trained on it. In-domain and
-out-of-domain scores then agree although the relation of inputs and target differs there. The expected score
-shows this: it is the score if P(target | prediction) were that of the training environments.
+The expected score is the score if P(target | prediction) were the same as in the training environments. It
+reveals drops that a comparison with in-domain scores misses. With many environments, a single one hardly
+influences the model. Its in-domain and out-of-domain scores then agree even if its relation between inputs
+and target differs.
 """
 
 import math
@@ -39,11 +40,11 @@ class ExpectedScore:
     """Expected and observed score of a method in one environment.
 
     Attributes:
-        expected: Expected score, from the targets of validation rows of the training environments.
+        expected: Score expected if P(target | prediction) is the same as in the training environments.
         observed: Observed score in the environment.
         shortfall: Expected minus observed score, positive if the observed score is worse.
         error: Standard error of the shortfall.
-        p_value: P-value of no shortfall, corrected over environments.
+        p_value: P-value of the test that there is no shortfall, corrected for the number of environments.
     """
 
     expected: float
@@ -61,7 +62,7 @@ class ExpectedScores:
     Attributes:
         by_environment: Scores by environment; environments with fewer than 10 rows are absent.
         p_value: P-value of the test that shortfalls are equal in all environments (Cochran's Q).
-        pooled: Random-effects summary of the shortfalls; None with fewer than two.
+        pooled: Random-effects mean of the shortfalls; None with fewer than two shortfalls.
     """
 
     by_environment: Mapping[str, ExpectedScore]
@@ -72,7 +73,7 @@ class ExpectedScores:
 @final
 @dataclass(frozen=True, eq=False)
 class _Simulation:
-    """Shortfall in one environment, its two standard errors, and simulated shortfalls, `[draws]`."""
+    """Shortfall in one environment, with standard errors and simulated shortfalls, `[simulations]`."""
 
     expected: float
     observed: float
@@ -97,30 +98,32 @@ def expected_scores(
 ) -> ExpectedScores:
     """Compare the score in each environment with the expected score, and test whether they agree.
 
-    The null hypothesis is that P(target | prediction) is that of the training environments, as in the
-    invariance test; covariate shift alone does not change it. Predictions are recalibrated (intercept and
-    slope; slope only for more than two classes, Guo et al. 2017) on validation rows of the training
-    environments. Targets of the environment are then simulated,
-    and their mean score is the expected score, corrected by the difference between observed and expected
-    score on the validation rows. Real targets are predictions plus residuals of validation rows with similar
-    predictions. For AUROC of two classes, the level of the probabilities is that of the environment, because
-    AUROC does not depend on the shares of the classes.
+    The null hypothesis is that P(target | prediction) is the same as in the training environments, as in the
+    invariance test. Covariate shift alone does not violate this hypothesis. Predictions are recalibrated on
+    validation rows of the training environments, by intercept and slope (with more than two classes, by the
+    slope only, Guo et al. 2017). Targets of the environment are then simulated from the recalibrated
+    predictions. The expected score is the mean score of simulated targets, plus the difference between
+    observed and expected score on the validation rows. Simulated real-valued targets are predictions plus
+    residuals of validation rows with similar predictions. For AUROC with two classes, the intercept is fitted
+    in the environment, because AUROC does not depend on class shares.
 
-    Single environments are tested by the largest shortfall in standard errors, whose null distribution is
-    that of the largest simulated one, which corrects for the number of environments (Westfall & Young 1993).
-    All of them are tested together by Cochran's Q (Cochran 1954), the sum of squared deviations of the
-    shortfalls from their weighted mean in standard errors, also against its simulations, because it is far
-    from χ² for small environments. Validation rows of one model are rows that others are tested on, so that
-    shortfalls depend on each other: for Q, they are multiplied by s² / (s² + v²), with their variances s²
-    due to rows of the environment and v² due to validation rows. For E environments of one size, this is
-    (E − 1) / E and leaves deviations from the mean of all environments.
+    For single environments, the test statistic is the shortfall divided by its standard error. It is compared
+    with the largest statistic over all environments in each simulation, which corrects for multiple testing
+    (Westfall & Young 1993). All environments are tested together by Cochran's Q (Cochran 1954), the sum of
+    squared deviations of the shortfalls from their weighted mean, each divided by the squared standard error.
+    Q is also compared with simulations, because its distribution is far from χ² for small environments.
+    Shortfalls depend on each other, because validation rows of one model are test rows of others. For Q, they
+    are therefore multiplied by s² / (s² + v²), where s² is the variance due to rows of the environment and v²
+    the variance due to validation rows. For E environments of equal size, this factor is (E − 1) / E, and the
+    result is the deviation from the mean of all environments.
 
     Args:
         metric: Metric of the scores.
-        tasks: Task by environment.
-        out_of_domain: Predictions of each replica, by environment, by models that were not trained on it.
-        validation: Predictions of the same models on the validation rows of their training environments.
-        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        tasks: Prediction task by environment.
+        out_of_domain: Predictions of each replica by environment. Models must not have been trained on the
+            environment.
+        validation: Predictions of the same models on validation rows of each training environment.
+        holdout_fraction: Share of each training environment's rows that are used for validation.
         seed: Seed of the simulations.
     """
     generator = np.random.default_rng(seed)
@@ -136,7 +139,7 @@ def expected_scores(
 
 
 def _tested(simulations: Mapping[str, _Simulation], generator: np.random.Generator) -> ExpectedScores:
-    """Return scores with p-values from simulated noise."""
+    """Add p-values from the simulated shortfalls to the scores."""
     each = list(simulations.values())
     if len(each) < 2:
         return ExpectedScores({})
@@ -159,7 +162,7 @@ def _tested(simulations: Mapping[str, _Simulation], generator: np.random.Generat
 
 
 def _cochran(values: Array, errors: Array) -> Array:
-    """Return Cochran's Q of every column of values, `[environments, columns]`."""
+    """Return Cochran's Q for every column of `values`, `[environments, columns]`."""
     weights = 1 / errors[:, None] ** 2
     mean = (weights * values).sum(axis=0) / weights.sum()
     return (weights * (values - mean) ** 2).sum(axis=0)
@@ -172,7 +175,7 @@ def _simulated(
     holdout_fraction: float,
     generator: np.random.Generator,
 ) -> _Simulation | None:
-    """Return the mean over replicas of the shortfall; None if the metric or the targets are undefined."""
+    """Simulate shortfalls in one environment, averaged over replicas; None if the metric is undefined."""
     n_rows = len(pairs[0][0].targets)
     # Targets of a row are simulated alike for all replicas, whose scores are averaged.
     uniform = generator.random((_DRAWS, n_rows))
@@ -200,7 +203,7 @@ def _simulated(
 
 
 def _pooled(predictions: Sequence[Predictions]) -> Predictions:
-    """Return the predictions for the rows of several environments together."""
+    """Concatenate the predictions for several environments."""
     logits, targets = (np.concatenate([getattr(p, name) for p in predictions]) for name in _ARRAYS)
     return Predictions("", "validation", len(targets), logits, targets)
 
@@ -209,7 +212,7 @@ _ARRAYS = ("logits", "targets")
 
 
 def _slope(predictions: Predictions) -> float:
-    """Return the slope of the logits of several classes with the smallest log loss (temperature scaling)."""
+    """Return the factor of multiclass logits with the smallest log loss (temperature scaling)."""
     z: Array = predictions.logits.astype(np.float64)
     rows = np.arange(len(predictions.targets))
     own = z[rows, predictions.targets.astype(np.int64)]
@@ -225,7 +228,7 @@ def _slope(predictions: Predictions) -> float:
 def _scores(
     metric: Metric, task: Task, model: Predictions, validation: Sequence[Predictions], uniform: Array
 ) -> Array:
-    """Return the scores of simulated targets, `[draws]`, without those that are undefined."""
+    """Return the scores of simulated targets, `[simulations]`; undefined scores are replaced by the mean."""
     known = _pooled(validation)
     regression = isinstance(task, Regression)
     if known.logits.ndim == 2 and not regression:

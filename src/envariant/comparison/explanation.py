@@ -1,4 +1,4 @@
-"""Analyses of a comparison after training: measurements on the data, expected scores, causes and remedies."""
+"""Analyze a comparison after training: data summary, expected scores, causes of drops, and remedies."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def summarized(
     findings: Sequence[Finding],
     until: float,
 ) -> ComparisonResults:
-    """Add measurements on the data."""
+    """Add a summary of the table, such as shift and column stability, to the results."""
     data = summarize(
         source,
         study.test_environments,
@@ -50,7 +50,10 @@ def explained(
     tasks: Mapping[str, Task],
     until: float,
 ) -> ComparisonResults:
-    """Add expected scores, reasons for drops and measured remedies, unless the table is too large."""
+    """Add subgroup scores, expected scores, reasons for drops and remedies to the results.
+
+    For tables that are too large, only subgroup scores are added.
+    """
     seeds = [Seeds.of(study.seed, replica).data for replica in range(study.replicas)]
     folds, share = study.test_environments, study.holdout_fraction
     results = replace(results, subgroups=find_subgroups(source, results, folds, share, seeds))
@@ -81,7 +84,7 @@ def explained(
 
 
 def _expected(results: ComparisonResults, tasks: Mapping[str, Task], share: float) -> ExpectedScores:
-    """Return the expected scores of the baseline."""
+    """Compute the expected scores of the baseline in all environments."""
     rows = {e: results.rows[m, e] for m, e in results.rows if m == results.baseline_method}
     out_of_domain = {name: own.out_of_domain for name, own in rows.items() if own.out_of_domain}
     validation = {name: rows[name].others for name in out_of_domain}

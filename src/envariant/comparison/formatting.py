@@ -1,4 +1,4 @@
-"""Format names and numbers for verdicts and the page."""
+"""Format names and numbers for verdicts and the HTML report."""
 
 import math
 
@@ -20,7 +20,7 @@ _METHOD_NAMES = {
 
 
 def method_name(method: str) -> str:
-    """Return the name of a method in its customary spelling, such as V-REx."""
+    """Return the name of a method in its usual spelling, such as V-REx."""
     return _METHOD_NAMES.get(method, method)
 
 
@@ -30,20 +30,20 @@ def capitalized(name: str) -> str:
 
 
 def the(method: str) -> str:
-    """Return the name of a method for use in a sentence, with an article if it needs one."""
+    """Return the name of a method for use in a sentence, with "the" if required."""
     name = method_name(method)
     return f"the {name}" if name.startswith(("linear", "majority")) else name
 
 
 def environment_name(results: ComparisonResults, environment: str) -> str:
-    """Return an environment's name for use in a sentence; a numeric name follows the column name."""
+    """Return an environment's name for use in a sentence, such as "hospital 3" for the name 3."""
     is_number = environment.replace(".", "", 1).lstrip("-").isdigit()
     column = results.data.environment_column
     return f"{column} {environment}" if is_number and column else environment
 
 
 def score(results: ComparisonResults, value: float, *, signed: bool = False) -> str:
-    """Return a metric value with three decimals, or three significant digits if in the target's unit."""
+    """Format a score: three decimals, or three significant digits for metrics in the target's unit."""
     places = 3
     if results.metric.name in ("squared error", "RMSE"):
         size = abs(results.worst(results.baseline_method)[1].ood_score.mean)
@@ -53,7 +53,7 @@ def score(results: ComparisonResults, value: float, *, signed: bool = False) -> 
 
 
 def ci(results: ComparisonResults, interval: Interval, *, difference: bool = False) -> str:
-    """Return the confidence interval of a score, or of a difference of scores, limited to possible values."""
+    """Format the confidence interval of a score, or of a difference, clipped to possible values."""
     own = results.possible(interval, difference=difference)
     return (
         f"[{score(results, own.low)}, {score(results, own.high)}]"
@@ -63,12 +63,12 @@ def ci(results: ComparisonResults, interval: Interval, *, difference: bool = Fal
 
 
 def p_text(p_value: float | None) -> str:
-    """Return a p-value as text, such as `p = 0.012`."""
+    """Format a p-value, for example as `p = 0.012`."""
     if p_value is None:
         return "p unknown"
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
 def listed(names: list[str], most: int = 3, separator: str = ", ") -> str:
-    """Join the first `most` names; replace the others by "…"."""
+    """Join the first `most` names; append "…" if there are more names."""
     return separator.join([*names[:most], *(["…"] if len(names) > most else [])])

@@ -30,7 +30,7 @@ from envariant.training.store import Predictions, Store
 
 @final
 class _ScoreKey(NamedTuple):
-    """Key of one recorded score."""
+    """Run, step, environment and other columns that identify one recorded score."""
 
     run: int
     step: int
@@ -46,14 +46,16 @@ Scores = Mapping[_ScoreKey, float]
 @final
 @dataclass(frozen=True)
 class _ModelScores:
-    """Scores of one method's selected models in one environment, by replica.
+    """Scores and predictions of one method's selected models in one environment.
+
+    Every attribute is a mapping from the number of the replica.
 
     Attributes:
-        ood: Out-of-domain scores.
+        ood: Out-of-domain score.
         predictions: Out-of-domain predictions; all replicas predict the same rows.
-        validation: In-domain predictions, of the first fold.
-        others: Predictions on validation rows of the training environments, by environment.
-        id: In-domain scores, one per fold that trains on the environment.
+        validation: In-domain predictions, from the first fold that trains on the environment.
+        others: Predictions on validation rows of each training environment, by environment.
+        id: In-domain scores, one for each fold that trains on the environment.
     """
 
     ood: dict[int, float] = field(default_factory=dict[int, float])
@@ -64,7 +66,7 @@ class _ModelScores:
 
     @property
     def id_scores(self) -> list[float]:
-        """Mean in-domain score of each replica, in order."""
+        """Mean in-domain score of each replica, in the order of the replicas."""
         return [float(np.mean(self.id[replica])) for replica in sorted(self.id)]
 
 
@@ -75,8 +77,8 @@ def gather(
 
     Args:
         store: Store of the study, which may contain runs of larger studies.
-        study: Study whose results are collected; other methods, trials and replicas are ignored.
-        tasks: Task by test environment.
+        study: Study whose results are collected; methods, trials and replicas outside this study are ignored.
+        tasks: Prediction task by test environment.
         metric: Metric of the scores.
         table: Table of the study.
 
@@ -141,7 +143,7 @@ def _models(
     score_of: Callable[[SelectedRun, str, str], float | None],
     table: Table,
 ) -> dict[tuple[str, str], _ModelScores]:
-    """Return scores and predictions by method and environment."""
+    """Return the scores and predictions of the selected runs, by method and environment."""
     models: dict[tuple[str, str], _ModelScores] = {}
     for each, choice in chosen:
         judged = {*each.test_environments, *table.in_domain_environments(each.test_environments)}
@@ -170,7 +172,7 @@ def _second_results(
     chosen: Chosen, stored: StoredPredictions, tasks: Mapping[str, Task], metric: Metric, baseline: str,
     table: Table,
 ) -> ComparisonResults | None:  # fmt: skip
-    """Return scores of the stored predictions in a proper score, or in AUROC if the metric is proper."""
+    """Return results in log loss, or in AUROC if the metric is log loss; None for regression."""
     if metric.for_regression:
         return None
     second = metrics.METRICS["AUROC" if metric.name == "log loss" else "log loss"]
@@ -192,14 +194,14 @@ def _second_results(
 
 
 def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric) -> str:
-    """Return the simplest ordinary method whose in-domain score is within one standard error of the best.
+    """Choose the simplest ordinary method whose in-domain score is within one standard error of the best.
 
-    The one-standard-error rule (Breiman et al. 1984) compares means over environments; the standard error is
-    that of the paired differences to the best method over environments and replicas.
+    This is the one-standard-error rule (Breiman et al. 1984). Scores are averaged over environments. The
+    standard error is that of the mean paired difference to the best method, over environments and replicas.
 
     Args:
-        scores: In-domain scores of each replica by method and environment. The best method is chosen among
-            those with the largest number of environments.
+        scores: In-domain scores of all replicas, by method and environment. Only methods with the largest
+            number of environments are considered.
         metric: Metric of the scores.
     """
     # Scores of few validation rows may be undefined, such as the AUROC of one class.
@@ -226,14 +228,14 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
 
 
 def _scores_by_run(history: pd.DataFrame, metric: str) -> Scores:
-    """Return the recorded values of the metric by key; no other function depends on the history's layout."""
+    """Return the recorded values of a metric by key. Only this function uses the layout of the history."""
     rows = history[history["metric"] == metric].dropna(subset=["value"])
     keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
     return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
 
 
 def _missing(selected: Sequence[SelectionResult]) -> tuple[str, ...]:
-    """Return one line per algorithm and reason without a selected run."""
+    """Return one line per algorithm and reason why no run was selected."""
     reasons: dict[tuple[str, str], dict[tuple[str, ...], None]] = {}
     for each in selected:
         if not isinstance(each.choice, SelectedRun):
@@ -289,7 +291,7 @@ def _cells(
 
 
 def _by_environment(table: Table, column: Column | None) -> dict[str, NDArray[Any]]:
-    """Return the values of a column by environment; empty without the column."""
+    """Return the values of a column by environment; empty if the table has no such column."""
     codes = table.environment.values
     return {} if column is None else {n: column.values[codes == k] for k, n in enumerate(table.environments)}
 
@@ -301,7 +303,7 @@ def _in_order(
 
 
 def _importance(chosen: Chosen, scores: Scores, metric: Metric) -> dict[str, dict[str, ColumnImportance]]:
-    """Return the mean importance of each column over a method's selected models."""
+    """Return the importance of each column by method and column, averaged over the selected models."""
     method_of = {(choice.run, choice.step): each.algorithm for each, choice in chosen}
     losses: dict[tuple[str, str], dict[str, list[float]]] = {}
     for key, score in scores.items():

@@ -1,4 +1,4 @@
-"""Recommendation of a comparison: a headline, at most four facts and the next steps."""
+"""Write the recommendation of a comparison: a headline, at most four facts and the next steps."""
 
 import math
 from collections.abc import Sequence
@@ -46,10 +46,10 @@ class Recommendation(Displayed):
 
     Attributes:
         algorithm: Recommended method; the baseline if no other method is significantly better.
-        headline: The recommendation in one line.
-        bullets: At most four most important facts, one sentence each.
-        further_findings: Facts of lower priority.
-        next_steps: Suggested actions.
+        headline: One-line recommendation.
+        bullets: The most important facts, at most four, one sentence each.
+        further_findings: Less important facts, one sentence each.
+        next_steps: Suggested actions, one sentence each.
     """
 
     algorithm: str
@@ -133,7 +133,7 @@ def _leakage(results: ComparisonResults) -> str:
 
 
 def _partial(results: ComparisonResults) -> str:
-    """State which requested methods were not tried, or not in every environment."""
+    """State which requested methods were not tried in every environment, or not at all."""
     lines: list[str] = []
     if results.not_tried:
         names = listed([method_name(m) for m in results.not_tried], most=8)
@@ -182,7 +182,7 @@ def _drop(results: ComparisonResults) -> str:
 
 
 def _variation(results: ComparisonResults) -> str:
-    """State that scores differ between environments more than by chance."""
+    """State that scores differ between environments more than chance explains."""
     each = results.expected.by_environment
     name = max(each, key=lambda e: each[e].shortfall / each[e].error)
     return (
@@ -206,7 +206,7 @@ def _remedy(results: ComparisonResults) -> str:
 
 
 def _best_remedy(results: ComparisonResults) -> Remedy | None:
-    """Return the remedy with the largest gain, for the environment with the largest drop if known."""
+    """Return the remedy with the largest gain, if possible for the environment with the largest drop."""
     found = _remedies(results)
     order = {name: k for k, name in enumerate(_explained(results)[:1])}
     found.sort(key=lambda remedy: order.get(remedy.environment, len(order)))
@@ -233,14 +233,14 @@ def _remedies(results: ComparisonResults) -> list[Remedy]:
 
 
 def _explained(results: ComparisonResults) -> list[str]:
-    """Return the environments with known causes: those with a significant drop first, the largest first."""
+    """Return the environments with known causes: significant drops first, sorted by size, then others."""
     drops = significant_drops(results)
     names = [*sorted(drops, key=lambda name: -drops[name]), *results.hardest_first()]
     return [name for name in dict.fromkeys(names) if name in results.causes]
 
 
 def _next_environment(results: ComparisonResults) -> str:
-    """State the mean drop over environments, and the range expected in the next one."""
+    """State the mean drop over environments, and the range expected in the next environment."""
     pooled = results.pooled_drop
     if pooled is None or not math.isfinite(pooled.next_high):
         return ""
@@ -254,7 +254,7 @@ def _next_environment(results: ComparisonResults) -> str:
 def _scores(
     results: ComparisonResults, environment: str, *, interval: bool = True, expected: bool = False
 ) -> str:
-    """Return the baseline's out-of-domain and in-domain (or expected) score in an environment."""
+    """Return the baseline's out-of-domain and in-domain (or expected) score in an environment as text."""
     cell = results.baseline[environment]
     text = f"{results.metric.name} {score(results, cell.ood_score.mean)}"
     text += f", 95 % CI {ci(results, cell.ood_score)}" if interval else ""
@@ -309,7 +309,7 @@ def _price(results: ComparisonResults, best: str) -> str:
 
 
 def _unjudged(results: ComparisonResults) -> str:
-    """State which environments get no verdict, because many rows have classes not seen in training."""
+    """State which environments have no verdict, because many rows have classes not seen in training."""
     classes = _new_classes(results, judged=False)
     return f"No verdict where classes are new: {listed(classes, separator='; ')}." if classes else ""
 
@@ -357,7 +357,7 @@ def _useless(results: ComparisonResults, best: str) -> str:
 
 
 def _columns(results: ComparisonResults) -> str:
-    """State which unstable columns the baseline relies on; columns with a change of sign come first."""
+    """State which unstable columns the baseline relies on; columns that change sign come first."""
     importance = results.importance.get(results.baseline_method, {})
     threshold = _RELIES * results.relevant_difference
     relied_on = [

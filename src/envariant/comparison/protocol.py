@@ -1,4 +1,4 @@
-"""Protocol of a comparison: choice of rows, folds and metric, training in stages, and the final model."""
+"""Steps of a comparison: choose rows, folds and metric, train in stages, and train the final model."""
 
 import math
 import time
@@ -65,15 +65,15 @@ Run = Callable[[int, float | None], None]
 @final
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Plan of a comparison: its runs, metric and tasks.
+    """Planned runs of a comparison, with metric and tasks.
 
     Attributes:
         study: Study with all requested runs.
         metric: Metric of the scores.
-        tasks: Task by test environment; environments that get no verdict are left out.
-        baseline_scores: Score of the constant baseline prediction by environment; empty if uninformative.
-        undefined: One line per environment that gets no verdict, because the metric is undefined or many
-            rows have classes not seen in training.
+        tasks: Prediction task by test environment; environments that cannot be scored are omitted.
+        baseline_scores: Score of a constant prediction by environment; empty for calibration error.
+        undefined: Sentence for each environment that cannot be scored, with the reason: the metric is
+            undefined, or too many rows have classes that do not occur in its training environments.
         not_applicable: Reasons why requested methods cannot be run.
     """
 
@@ -101,16 +101,16 @@ def plan(
     Args:
         source: Table of the comparison.
         name: Name of the study.
-        algorithms: Ordinary methods and others, the cheap ones first.
-        metric: Name of the metric. None: chosen by `choose_metric`.
+        algorithms: All methods, sorted by cost, the cheapest first.
+        metric: Name of the metric. None: `choose_metric` decides.
         n_trials: Number of trials per method.
         replicas: Number of replicas per trial.
         seed: Base random seed.
         options: Training options of all runs.
-        importance_columns: Names of the columns whose importance is measured; empty: all columns.
+        importance_columns: Names of the columns whose importance is measured; empty for all columns.
 
     Raises:
-        EnvariantError: If an algorithm or the metric is unknown, or no environment can be judged.
+        EnvariantError: If an algorithm or the metric is unknown, or no environment can be scored.
     """
     table = source.table
     chosen = choose_metric(metric, table, source.task)
@@ -167,16 +167,16 @@ def plan(
 
 
 def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the training options of all runs: those requested, and the defaults of a comparison.
+    """Return the training options of all runs: the requested options, and the defaults of a comparison.
 
-    Networks have weight decay, and make about 30 passes over the rows in 100 to 400 steps. A batch has no
-    more rows of an environment than the median environment has. They are evaluated only at the last step.
+    By default, networks are trained with weight decay, for at least 100 steps and about 30 passes over the
+    rows. A batch contains at most as many rows per environment as the median size of the environments.
 
     Args:
         table: Table of the comparison.
         options: Requested training options.
-        first_fold: First test environments. With ordered environments, the number of steps depends only on
-            rows before them, so that no model depends on later rows.
+        first_fold: Environments of the first fold. If environments are ordered, the number of steps depends
+            only on earlier rows, so that no model depends on later rows.
     """
     n_environments = len(table.environments_until(first_fold))
     known = int(table.training_rows(first_fold).sum()) if table.ordered and first_fold else len(table)
@@ -189,7 +189,7 @@ def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[
 
 
 def is_large(source: TableSource) -> bool:
-    """Return whether a table has more than 50 classes, or more than 1,000 inputs once encoded."""
+    """Return whether a table has more than 50 classes, or more than 1,000 encoded inputs."""
     return len(source.table.classes) > _MOST_CLASSES or len(source.encoder.names) > _MOST_INPUTS
 
 
@@ -205,7 +205,7 @@ def _size_text(source: TableSource) -> str:
 
 
 def parse_duration(budget: str | float) -> float:
-    """Return a duration in seconds; text may end in a unit, as in `90s`, `10m` or `1.5h`.
+    """Convert a duration such as `90s`, `10m` or `1.5h` to seconds; numbers without a unit are seconds.
 
     Raises:
         EnvariantError: If `budget` is not a positive duration.
@@ -222,7 +222,7 @@ def parse_duration(budget: str | float) -> float:
 
 
 def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
-    """Return a table with a random subset of rows, and an entry in its preprocessing log.
+    """Sample rows of a table at random, and record this in the preprocessing log.
 
     Args:
         table: Table to sample from.
@@ -248,7 +248,7 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
 
 
 def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArray[np.int64]:
-    """Return the rows in random order; if independent, an environment's order depends on its rows only."""
+    """Return the rows in random order; if `independent`, the order in an environment ignores all others."""
     if not independent:
         return np.random.default_rng(seed).permutation(len(codes))
     rows = [np.flatnonzero(codes == code) for code in np.unique(codes)]
@@ -258,9 +258,9 @@ def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArr
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
     """Return the metric with the given name, or the default metric for the target.
 
-    The default is RMSE for regression. For classes it is accuracy, but AUROC if the rarer of two classes is
-    below 20 %, or if the shares of the classes differ between environments: accuracy then changes with the
-    shares although the model's ranking holds.
+    The default for regression is RMSE. The default for classes is AUROC if the rarer of two classes has less
+    than 20 % of the rows, or if class shares differ between environments, because accuracy then changes even
+    if the model's ranking is unchanged. Otherwise, it is accuracy.
 
     Raises:
         EnvariantError: If the metric is unknown or does not apply to the task.
@@ -275,7 +275,7 @@ def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
 
 
 def prevalence_differs(table: Table) -> bool:
-    """Return whether the share of a class differs between environments, by 0.1 or more and significantly."""
+    """Return whether class shares differ significantly, and by at least 0.1, between environments."""
     counts = np.zeros((len(table.environments), len(table.classes)))
     np.add.at(counts, (table.environment.values, table.targets().astype(int)), 1)
     counts = counts[:, counts.any(axis=0)]
@@ -289,9 +289,9 @@ def prevalence_differs(table: Table) -> bool:
 def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
     """Build the folds: one environment each, or groups of similar size if there are more than 12.
 
-    With ordered environments, one of the last 12 each, without the first two (or the first, if there are at
-    most three): models need earlier environments. The last fold tests none; it trains on all environments for
-    the in-domain score of the last one.
+    If environments are ordered, each of the last 12 environments is a fold. The first two environments (with
+    at most three environments, only the first) are never tested, because models need earlier environments.
+    The final fold is empty: models are trained on all environments, for the in-domain score of the last one.
     """
     names = table.environments
     if table.ordered:
@@ -309,7 +309,7 @@ def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
 
 
 def untested_environments(table: Table, folds: Folds) -> tuple[str, ...]:
-    """Return the environments that no fold tests, because they are the first in time."""
+    """Return the environments that are in no fold, because they are the first in time."""
     tested = {name for fold in folds for name in fold}
     return tuple(name for name in table.environments if name not in tested)
 
@@ -317,7 +317,7 @@ def untested_environments(table: Table, folds: Folds) -> tuple[str, ...]:
 def applicable_algorithms(
     algorithms: Sequence[Any], folds: Folds, n_environments: int
 ) -> tuple[tuple[Any, ...], tuple[str, ...]]:
-    """Return the algorithms with enough training environments, and reasons for excluding the others.
+    """Return the algorithms that have enough training environments, and reasons to exclude the others.
 
     Raises:
         EnvariantError: If an algorithm is unknown.
@@ -340,9 +340,10 @@ def applicable_algorithms(
 
 
 def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
-    """Return the task by test environment.
+    """Return the prediction task by test environment.
 
-    Tasks differ for real targets, which are standardized with the statistics of the training environments.
+    For regression, the tasks of two environments differ, because targets are standardized by the mean and
+    standard deviation of the training environments.
     """
     return {
         environment: table_source.task_of(table, table.training_rows(fold))
@@ -354,7 +355,7 @@ def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
 def choose_execution(study: Study, source: TableSource) -> Execution | None:
     """Choose the execution mode; return None to let the engine time both modes.
 
-    Stacked execution of the default algorithms is known to be fast for tables and needs no timing.
+    For the default algorithms, stacked execution is known to be fast on tables, so no timing is needed.
     """
     if not all(algorithm in ALGORITHMS for algorithm in study.algorithms):
         return None
@@ -364,18 +365,17 @@ def choose_execution(study: Study, source: TableSource) -> Execution | None:
 
 
 def run_within_budget(folder: Path, study: Study, deadline: float | None, run: Run) -> Study:
-    """Train the study; with a deadline, cheap methods first, then more replicas and trials of every method.
+    """Train a study in growing stages until the deadline: first methods, then replicas, then trials.
 
     Args:
         folder: Folder of the study.
-        study: Study with all requested methods, the cheap ones first.
-        deadline: Stopping time on the clock of `time.monotonic`. None: no limit. One replica of the first
-            method is trained in any case.
+        study: Study with all requested methods, sorted by cost, the cheapest first.
+        deadline: Stopping time, as a value of `time.monotonic`; None: train the whole study at once. One
+            replica of the first method is always trained.
         run: Function that executes the planned runs.
 
     Returns:
-        The part of the study that is complete: every method in every environment, with the same number of
-        trials and replicas.
+        Completed part of the study. All of its methods have the same numbers of trials and replicas.
     """
     stages = _stages(study) if deadline is not None else [study]
     completed: Study | None = None
@@ -395,7 +395,7 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
 
 
 def _stages(study: Study) -> list[Study]:
-    """Return growing parts of a study: one replica of more and more methods, then replicas, then trials."""
+    """Return growing parts of a study: first more methods with one replica, then more replicas and trials."""
     names, first = study.algorithms, replace(study, n_trials=1, replicas=1)
     methods = [replace(first, algorithms=names[:k]) for k in range(1, len(names) + 1)]
     replicas = [replace(study, n_trials=1, replicas=n) for n in (2, study.replicas) if n <= study.replicas]
@@ -409,7 +409,7 @@ def _size(study: Study) -> int:
 
 
 def _trained(folder: Path, study: Study, deadline: float | None, run: Run) -> bool:
-    """Train the planned runs of a study; return whether all of them have ended."""
+    """Train the planned runs of a study; return whether all runs have ended."""
     with begin(folder, study) as store:
         counts = store.counts(study.declares)
     run(counts["planned"] + counts["running"], deadline)
@@ -421,7 +421,7 @@ def _trained(folder: Path, study: Study, deadline: float | None, run: Run) -> bo
 def train_final_model(
     table: Table, algorithm: Any, trial: Trial, seed: int, options: Mapping[str, Any]
 ) -> SavedModel:
-    """Train one method with a trial's hyperparameters on all environments of a table.
+    """Train one method on all environments of a table, with the hyperparameters of a trial.
 
     Args:
         table: Table with all rows.

@@ -1,6 +1,7 @@
-"""Remedies for the drop in each new environment, with the gain measured on rows of that environment.
+"""Remedies for the drop in each new environment, with gains measured on rows of the same environment.
 
-A remedy is a few labels, another method, fewer columns, corrected class shares, or a column to collect.
+The possible remedies are recalibration with a few labels, another method, fewer columns, corrected class
+shares, and collection of missing columns.
 """
 
 import math
@@ -56,18 +57,19 @@ class Remedy:
     Attributes:
         environment: Name of the environment.
         label: Name of the environment as used in sentences.
-        kind: "labels" (an intercept, or intercept and slope, from labeled rows), "method" (another method),
-            "columns" (without unstable columns), "class shares" (corrected without labels) or "collect" (a
-            column that is missing).
-        action: The remedy in a few words, such as "20 labels".
+        kind: "labels" (recalibration with a few labels), "method" (another method), "columns" (omission of
+            unstable columns), "class shares" (correction of class shares without labels) or "collect"
+            (collection of a missing column).
+        action: Description in a few words, such as "20 labels".
         score: Name of the score: "accuracy", "log loss" or "RMSE".
         before: Score of the baseline in the environment; NaN if the gain is not measured.
         after: Score with the remedy, on the same rows.
-        gain: Improvement, positive if better, with its interval, corrected over environments and methods.
-        method: Method to use instead of the baseline; "" for other kinds.
-        columns: Columns to collect.
-        curve: Gain for each number of labels, with the better of the two refits (intercept, or intercept
-            and slope).
+        gain: Improvement (positive if better) with its interval, which is Bonferroni-corrected over
+            environments and methods.
+        method: Method to use instead of the baseline; "" for other kinds of remedies.
+        columns: Columns to collect; empty for other kinds of remedies.
+        curve: Gain for each number of labels. The intercept is refitted, or intercept and slope if that is
+            better.
     """
 
     environment: str
@@ -89,7 +91,7 @@ class Remedy:
 
     @property
     def sentence(self) -> str:
-        """The remedy and its measured gain, as a sentence; "" if the gain is not significant."""
+        """Sentence with the remedy and its measured gain; "" if the gain is not significant."""
         if self.kind == "collect":
             return f"{self.action}."
         if not self.significant:
@@ -101,12 +103,12 @@ class Remedy:
 
 
 def score_text(score: ScoreName, value: float) -> str:
-    """Return a score as text: two decimals, or three significant digits for RMSE."""
+    """Format a score with two decimals; RMSE with three significant digits."""
     return number(value) if score == "RMSE" else f"{value:.2f}"
 
 
 def ranked(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
-    """Return the remedies without those that make the score worse, significant gains first, then by gain."""
+    """Sort remedies by significance and gain, and omit remedies that do not improve the score."""
     improving = [each for each in remedies if not each.gain.mean <= 0]
     # Gains that are not measured are NaN.
     return tuple(sorted(improving, key=lambda each: (not each.significant, -np.nan_to_num(each.gain.mean))))
@@ -122,19 +124,19 @@ def remedies_by_environment(
     *,
     seed: int = 0,
 ) -> Iterator[list[Remedy]]:
-    """Measure what would improve the baseline, one environment after another.
+    """Measure the gain of each remedy, one environment after another.
 
     Args:
         source: Table of the study.
         results: Results of a study, with stored predictions.
-        causes: Result of `find_causes`; remedies are sought for its environments.
-        folds: Groups of environments, each held out together.
-        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        causes: Reasons for drops by environment, from `find_causes`; only these environments are examined.
+        folds: Groups of environments; the environments of a group are held out together.
+        holdout_fraction: Share of each training environment's rows that are used for validation.
         seeds: Seed of the data draw of each replica.
         seed: Seed of resampling.
 
     Yields:
-        The remedies of each environment; `ranked` orders them. Collecting a column has no measured gain.
+        Unsorted remedies of each environment. The gain of collecting a column is not measured.
     """
     stored = StoredRows(source, folds, holdout_fraction, seeds)
     name = _score_name(source)
@@ -154,15 +156,15 @@ def remedies_by_environment(
 @final
 @dataclass(frozen=True, eq=False)
 class _Tests:
-    """Rows of one environment with the baseline's predictions, on which remedies are measured.
+    """Measurement of gains on the rows of one environment.
 
     Attributes:
         cause: Reasons for the drop in the environment.
         score: Name of the score.
-        own: Predictions of the baseline.
-        groups: Group of each row, whose rows are not independent; None: rows are independent.
-        weights: Case weight of each row, for gains that are differences of two predictions; the gain of
-            labels is unweighted. None: equal weights.
+        own: Predictions of the baseline for the rows.
+        groups: Group of each row, such as the patient; None: rows are independent.
+        weights: Case weight of each row, used to compare two sets of predictions; the gain of labels is
+            unweighted. None: equal weights.
     """
 
     cause: Cause
@@ -172,7 +174,7 @@ class _Tests:
     weights: Array | None = None
 
     def labels(self, seed: int) -> list[Remedy]:
-        """Return the gain of a few labels: the smallest number with most of the gain of the largest."""
+        """Measure the gain of labels, for the smallest number with at least 90 % of the largest gain."""
         regression = self.score == "RMSE"
         gains = gain_from_labels(
             *self.own.pair, n_resamples=_RESAMPLES, regression=regression, seed=seed, groups=self.groups
@@ -200,7 +202,7 @@ class _Tests:
         return [self.remedy("labels", action, before, after, interval, curve=curve)]
 
     def paired(self, other: Scores, n_methods: int = 1) -> tuple[float, float, Interval]:
-        """Return the scores of the baseline and of `other`, and the gain with its interval (paired rows)."""
+        """Return the scores of the baseline and of `other` on the same rows, and the gain."""
         first, second = (_row_losses(each, self.score) for each in (self.own, other))
         if self.weights is not None and self.weights.any():
             # The standard error is that of a ratio of sums (linearized).
@@ -218,22 +220,22 @@ class _Tests:
         return *roots, self.interval(roots[0] - roots[1], error / max(sum(roots), 1e-12), n_methods)
 
     def interval(self, gain: float, error: float, n_methods: int = 1) -> Interval:
-        """Return the interval of a gain, Bonferroni-corrected over environments and methods."""
+        """Return a gain with its interval, Bonferroni-corrected over environments and methods."""
         half = error * float(stats.norm.isf((1 - LEVEL) / 2 / (self.cause.n_compared * n_methods)))
         return Interval(gain, gain - half, gain + half, len(self.own.targets))
 
     def remedy(
         self, kind: Kind, action: str, before: float, after: float, gain: Interval, **more: Any
     ) -> Remedy:
-        """Return a remedy for the environment."""
+        """Build a remedy for the environment from its kind, scores and gain."""
         cause = self.cause
         return Remedy(cause.environment, cause.label, kind, action, self.score, before, after, gain, **more)
 
 
 def label_scores(gain: LabelGain, score: ScoreName) -> tuple[float, float, float]:
-    """Return the score before and after recalibration with labels, and the standard deviation.
+    """Return the score before and after recalibration with labels, and the standard deviation of the latter.
 
-    The standard deviation is that of the score after recalibration over random choices of labeled rows.
+    The standard deviation is over random choices of the labeled rows.
     """
     if score == "accuracy" and gain.accuracy is not None:
         return gain.accuracy.before, gain.accuracy.after, gain.accuracy.sd
@@ -253,7 +255,7 @@ def _score_name(source: TableSource) -> ScoreName:
 
 
 def _row_losses(scores: Scores, score: ScoreName) -> Array:
-    """Return error, log loss or squared error of each row."""
+    """Return the 0/1 error (accuracy), log loss or squared error (RMSE) of each row."""
     if score != "accuracy":
         return scores.losses(regression=score == "RMSE")
     z = scores.values
@@ -262,7 +264,7 @@ def _row_losses(scores: Scores, score: ScoreName) -> Array:
 
 
 def _other_methods(tests: _Tests, results: ComparisonResults, stored: StoredRows) -> list[Remedy]:
-    """Return the gain of the best other method, and that of leaving out unstable columns."""
+    """Measure the gain of the best other method, and of omitting unstable columns."""
     environment = tests.cause.environment
     others = [
         method
@@ -288,7 +290,7 @@ def _other_methods(tests: _Tests, results: ComparisonResults, stored: StoredRows
 
 
 def _class_shares(tests: _Tests, stored: StoredRows, training: Scores | None, seed: int) -> list[Remedy]:
-    """Return the gain of class shares estimated without labels, if P(Y) changes and P(X | Y) does not."""
+    """Measure the gain of correcting class shares without labels, if only P(Y) changes, not P(X | Y)."""
     cause, own = tests.cause, tests.own
     if stored.regression or training is None or training.rows is None or own.rows is None:
         return []
@@ -312,7 +314,7 @@ def _class_shares(tests: _Tests, stored: StoredRows, training: Scores | None, se
 
 
 def _collect(tests: _Tests, source: TableSource) -> list[Remedy]:
-    """Return the columns that are missing in the environment or elsewhere, but not in both."""
+    """Suggest collecting columns that are missing either in the environment or elsewhere, but not both."""
     table = source.table
     name = tests.cause.environment
     here, there = table.environment.values == table.environments.index(name), table.training_rows((name,))

@@ -32,11 +32,11 @@ class Cell:
 
     Attributes:
         ood_score: Out-of-domain score: mean over replicas trained without the environment. The interval
-            accounts for variation between replicas and between rows.
+            accounts for variation between replicas and sampling of rows.
         id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
-        gain: Gain over the baseline, positive if better; None for the baseline and if a score is absent.
-        p_value: P-value of the test of no gain, Holm-corrected over all methods and environments.
-        ood_values: Out-of-domain score of each replica.
+        gain: Gain over the baseline, positive if better; None for the baseline, or if a score is absent.
+        p_value: P-value of the test that there is no gain, Holm-corrected over all methods and environments.
+        ood_values: Out-of-domain score of each replica, by replica index.
     """
 
     ood_score: Interval
@@ -59,7 +59,8 @@ class Drop:
     Attributes:
         mean: Estimated drop; NaN if the in-domain score is absent.
         half_width: Half the width of the 95 % confidence interval.
-        limits: Smallest and largest possible drop, given the in-domain score and the metric's range.
+        limits: Smallest and largest drop that are possible with this in-domain score and the range of the
+            metric.
     """
 
     mean: float
@@ -73,7 +74,7 @@ class Drop:
 
     @property
     def interval(self) -> Interval:
-        """Confidence interval, limited to possible drops."""
+        """Confidence interval of the drop, clipped to the range of possible drops."""
         return Interval(self.mean, self.mean - self.half_width, self.upper, 2).clipped(*self.limits)
 
 
@@ -85,8 +86,8 @@ class ColumnImportance:
     Decreases are in units of the metric, and positive if the score gets worse.
 
     Attributes:
-        in_domain: Decrease after shuffling among validation rows of training environments.
-        out_of_domain: Decrease after shuffling among rows of a test environment.
+        in_domain: Decrease after shuffling the values among validation rows of training environments.
+        out_of_domain: Decrease after shuffling the values among rows of a test environment.
         replaced: Decrease after replacing the values in a test environment with values from training
             environments; negative if the original values mislead the model.
     """
@@ -102,12 +103,12 @@ class ScoredRows:
     """Predictions of one method on rows of one environment.
 
     Attributes:
-        in_domain: Predictions on validation rows by models that were trained on other rows of the
-            environment, one set per replica.
-        out_of_domain: Predictions by models that were not trained on the environment, one set per replica,
-            on the same rows.
-        others: Predictions of the same models as `out_of_domain`, on the validation rows of their training
-            environments, by environment.
+        in_domain: Predictions on validation rows of the environment, one set per replica, by models that
+            were trained on its other rows.
+        out_of_domain: Predictions on rows of the environment, one set per replica, by models that were not
+            trained on it. All sets are for the same rows.
+        others: Predictions of the models of `out_of_domain` on validation rows of their training
+            environments, by environment; one mapping per replica.
     """
 
     in_domain: tuple[Predictions, ...]
@@ -118,29 +119,31 @@ class ScoredRows:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ComparisonResults(Displayed):
-    """Scores, drops and gains of all methods, and measurements on the data.
+    """Scores, drops and gains of all methods, and properties of the table.
 
     Attributes:
         metric: Metric of the scores.
         environments: Names of the test environments.
-        cells: Results by method and environment, without combinations that could not be measured.
+        cells: Results by method and environment; combinations without scores are absent.
         importance: Column importance by method and column.
-        selected_trials: Trial selected most often over environments and replicas, by method.
+        selected_trials: Index of the trial that was selected most often, over environments and replicas, by
+            method.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
-        baseline_method: Ordinary method to which all others are compared: the simplest one within one
-            standard error of the best in-domain score.
-        second: Results for a second metric, a proper score, with the same baseline; None if there is none.
+        baseline_method: Name of the ordinary method with which all others are compared: the simplest one
+            within one standard error of the best in-domain score.
+        second: Results for a second metric (log loss, or AUROC if the metric is log loss), with the same
+            baseline; None for regression.
         not_applicable: Reasons why requested methods cannot be run.
-        not_tried: Requested methods that the time budget did not allow.
-        data: Measurements on the data that need no trained method.
+        not_tried: Requested methods that were not run because the time budget was used up.
+        data: Properties of the table, such as shift and column stability.
         settings: Settings of the study.
-        networks: Names of the network architectures trained by each method; predictors have none.
+        networks: Names of the network architectures by method; predictors have none.
         rows: Stored predictions by method and environment.
         causes: Reasons for the baseline's drop by environment.
-        remedies: Measured remedies, the largest gain first.
+        remedies: Remedies with measured gains, significant ones first, then by gain.
         expected: Expected and observed scores of the baseline by environment.
-        subgroups: Scores of subgroups, if any were requested.
+        subgroups: Scores of subgroups; empty if none were requested.
     """
 
     metric: Metric
@@ -170,13 +173,13 @@ class ComparisonResults(Displayed):
 
     @property
     def relevant_difference(self) -> float:
-        """Smallest relevant difference of two scores: 5 % of the worst error, or 0.02 for other metrics."""
+        """Smallest relevant difference of two scores: 0.02; for RMSE, 5 % of the baseline's worst RMSE."""
         if self.metric.name in ("squared error", "RMSE"):
             return 0.05 * abs(self.worst(self.baseline_method)[1].ood_score.mean)
         return 0.02
 
     def worst(self, method: str) -> tuple[str, Cell]:
-        """Return the environment with the method's worst out-of-domain score, and its results there."""
+        """Return the environment with a method's worst out-of-domain score, and its results there."""
         return min(self.cells[method].items(), key=lambda item: self.metric.sign * item[1].ood_score.mean)
 
     def hardest_first(self) -> list[str]:
@@ -188,7 +191,7 @@ class ComparisonResults(Displayed):
         return float(np.mean([cell.ood_score.mean for cell in self.cells[method].values()]))
 
     def scores(self) -> ScoreTable:
-        """Return the out-of-domain scores, as papers print them: one row per method."""
+        """Return a table of out-of-domain scores in the style of papers, one row per method."""
         values = {
             m: {name: cell.ood_values for name, cell in cells.items()} for m, cells in self.cells.items()
         }
@@ -223,30 +226,30 @@ class ComparisonResults(Displayed):
 
     @cached_property
     def pooled_drop(self) -> PooledEstimate | None:
-        """Mean of the baseline's drop over environments, and its prediction interval for the next one.
+        """Mean drop of the baseline over environments, and prediction interval for the next environment.
 
-        None with fewer than two measured drops.
+        None if there are fewer than two measured drops.
         """
         drops = (self.drop(cell) for cell in self.baseline.values())
         return _pooled([(drop.mean, drop.half_width) for drop in drops])
 
     def pooled_gain(self, method: str) -> PooledEstimate | None:
-        """Return the mean gain of a method over environments; None with fewer than two measured gains."""
+        """Pool the gain of a method over environments; None if there are fewer than two measured gains."""
         gains = [cell.gain for cell in self.cells[method].values() if cell.gain is not None]
         return _pooled([(gain.mean, (gain.high - gain.low) / 2) for gain in gains])
 
     def possible(self, interval: Interval, *, difference: bool = False) -> Interval:
-        """Return the interval of a score, or of a difference of scores, limited to possible values."""
+        """Clip the interval of a score, or of a difference of scores, to possible values."""
         largest = self.metric.largest_difference
         return interval.clipped(*((-largest, largest) if difference else self.metric.bounds))
 
     @cached_property
     def significantly_better(self) -> tuple[str, ...]:
-        """Methods that can be recommended instead of the baseline, by worst score, the best first.
+        """Methods that can be recommended instead of the baseline, sorted by worst score, the best first.
 
         Such a method is significantly better in the baseline's worst environment or in the mean over
-        environments, has a better worst and mean score, and is no worse in the second metric. Its mean score
-        is better than that of the constant prediction.
+        environments. Its worst and mean scores are better than the baseline's, its mean score is better than
+        the constant prediction's, and it is no worse in the second metric.
         """
         if not self.is_complete(self.baseline_method):
             return ()
@@ -257,9 +260,10 @@ class ComparisonResults(Displayed):
     def recommended(self) -> str:
         """Recommended method: the first of `significantly_better`, or the baseline if there is none.
 
-        Methods in this list whose worst score is within the relevant difference of the first, and whose mean
-        score is within half of it, count as equally good. Of these, the earliest in the study is recommended;
-        the study lists ordinary methods first.
+        A method in this list is considered as good as the first one if its worst score is within
+        `relevant_difference` of the first method's worst score, and its mean score within half of
+        `relevant_difference` of the first method's mean score. Among these methods, the one that comes first
+        in the study is recommended; the study lists ordinary methods first.
         """
         if not (better := self.significantly_better):
             return self.baseline_method
@@ -276,7 +280,7 @@ class ComparisonResults(Displayed):
 
     @cached_property
     def pooled_p_values(self) -> Mapping[str, float]:
-        """P-values of the test of no mean gain over environments, by method; Holm-corrected over methods."""
+        """P-value of the test that the mean gain over environments is 0, by method, Holm-corrected."""
         others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
         pooled = {m: estimate for m in others if (estimate := self.pooled_gain(m)) is not None}
         corrected = statistics.holm([_two_sided(each) for each in pooled.values()])
@@ -284,7 +288,7 @@ class ComparisonResults(Displayed):
 
     @cached_property
     def _significant(self) -> frozenset[str]:
-        """Methods with a significant gain in the baseline's worst environment or in the mean (Holm)."""
+        """Methods with a significant gain in the baseline's worst environment or on average."""
         others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
         hardest, _ = self.worst(self.baseline_method)
         there = {m: self.cells[m][hardest] for m in others}
@@ -300,7 +304,7 @@ class ComparisonResults(Displayed):
         return frozenset(significant)
 
     def _holds_everywhere(self, method: str) -> bool:
-        """Return whether worst and mean score and the second metric agree that a method is better."""
+        """Return whether a method is better by worst score, by mean score and by the second metric."""
         scores = [
             (self.worst(method)[1].ood_score.mean, self.worst(self.baseline_method)[1].ood_score.mean),
             (self.mean(method), self.mean(self.baseline_method)),
@@ -316,12 +320,12 @@ class ComparisonResults(Displayed):
 
 
 def _pooled(estimates: Sequence[tuple[float, float]]) -> PooledEstimate | None:
-    """Pool means with half the widths of their 95 % confidence intervals; None with fewer than two."""
+    """Pool pairs of mean and half width of a 95 % confidence interval; None with fewer than two."""
     known = [(mean, half / 1.96) for mean, half in estimates if math.isfinite(mean) and half > 0]
     return pool_estimates(*map(list, zip(*known, strict=True))) if len(known) > 1 else None
 
 
 def _two_sided(estimate: PooledEstimate) -> float:
-    """Return the p-value of the test of a zero mean (Student's t, n_environments − 1 degrees of freedom)."""
+    """Return the two-sided p-value of the test that the mean is 0, from Student's t distribution."""
     freedom = estimate.n_environments - 1
     return float(2 * stats.t.sf(abs(estimate.mean) / estimate.error, freedom)) if estimate.error else 1.0

@@ -1,4 +1,4 @@
-"""What the recommended model needs to serve, from predictions in environments left out."""
+"""Add data for predictions to the recommended model: calibration, conformal scores and accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,18 +20,19 @@ def with_serving(
     holdout_fraction: float,
     seeds: Sequence[int],
 ) -> tuple[SavedModel, str]:
-    """Add calibration, conformal scores and accuracy of the recommended method to its model.
+    """Add calibration, conformal scores and accuracy, measured out of domain, to the recommended model.
 
     Args:
         model: Model of the recommended method.
         source: Table of the study.
         results: Results of a study, with stored predictions.
-        folds: Groups of environments, each held out together.
-        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        folds: Groups of environments; the environments of a group are held out together.
+        holdout_fraction: Share of each training environment's rows that are used for validation.
         seeds: Seed of the data draw of each replica.
 
     Returns:
-        The model, and "" or the reason why nothing could be added.
+        Model with the added data and an empty string. If the data cannot be added: the unchanged model and
+            the reason.
     """
     stored = StoredRows(source, folds, holdout_fraction, seeds)
     rows = {

@@ -1,4 +1,4 @@
-"""Rows of stored predictions: their position in the table, and one prediction per row over all replicas."""
+"""Find the rows of stored predictions in the table, and choose one replica's prediction for each row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ Rows = NDArray[np.int64]
 @final
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Predictions of distinct rows, each by one of the replicas.
+    """One prediction per row, each by one of the replicas.
 
     Attributes:
         values: Logits `[rows]` or `[rows, classes]`; for regression, predictions in the target's unit.
-        targets: Class numbers, or targets in their unit, `[rows]`.
+        targets: Class indices, or targets in their unit, `[rows]`.
         rows: Position of each row in the table; None if unknown.
     """
 
@@ -39,7 +39,7 @@ class Scores:
 
     @property
     def pair(self) -> tuple[Array, Array]:
-        """Values and targets."""
+        """Pair of `values` and `targets`."""
         return self.values, self.targets
 
     def losses(self, *, regression: bool) -> Array:
@@ -55,12 +55,12 @@ class Scores:
 @final
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """Table and validation splits of a study, from which the rows of stored predictions are found.
+    """Table and validation splits of a study, used to find the rows of stored predictions.
 
     Attributes:
         source: Table of the study.
-        folds: Groups of environments, each held out together.
-        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        folds: Groups of environments; the environments of a group are held out together.
+        holdout_fraction: Share of each training environment's rows that are used for validation.
         seeds: Seed of the data draw of each replica.
     """
 
@@ -77,22 +77,22 @@ class StoredRows:
 
     @cached_property
     def groups(self) -> Rows | None:
-        """Group number of each row of the table; None without groups."""
+        """Index of the group of each row of the table; None without groups."""
         group = self.source.table.group
         return None if group is None else np.unique(group.values, return_inverse=True)[1]
 
     def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
-        """Return the group numbers of rows; None without groups, or if any rows are unknown."""
+        """Return the group indices of the rows of each argument; None without groups or with unknown rows."""
         return _values_of(self.groups, scores)
 
     def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
-        """Return the case weights of rows; None without weights, or if any rows are unknown."""
+        """Return the case weights of the rows of each argument; None without weights or with unknown rows."""
         weights = self.source.table.sample_weight
         return _values_of(None if weights is None else weights.values, scores)
 
     @property
     def regression(self) -> bool:
-        """Whether targets are real numbers."""
+        """Whether targets are real-valued."""
         return self.source.table.task == "regression"
 
     def fold_of(self, environment: str) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ class StoredRows:
         return tuple(next(fold for fold in self.folds if environment in fold))
 
     def inputs(self, fold: Sequence[str]) -> Array:
-        """Return the inputs of all rows, encoded on a fold's training rows; NaN for rows not in the fold."""
+        """Return the inputs of all rows, encoded as for a fold; NaN for rows that the fold does not use."""
         sample = self.source.with_test_environments(tuple(fold)).sample(0)
         inputs: Array | None = None
         for each in sample.environments:
@@ -114,7 +114,7 @@ class StoredRows:
         return inputs
 
     def out_of_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores:
-        """Return one out-of-domain prediction per stored row, taken from each replica in turn."""
+        """Return one out-of-domain prediction per stored row; the rows are divided among the replicas."""
         values, targets = self._scores(self.fold_of(environment), predictions[0])
         turn = np.arange(len(targets)) % len(predictions)
         for k, each in enumerate(predictions):
@@ -123,7 +123,7 @@ class StoredRows:
         return Scores(values, targets, of_all[evenly_spaced(len(of_all), len(targets)).numpy()])
 
     def in_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores | None:
-        """Return one in-domain prediction per validation row; None without predictions."""
+        """Return one in-domain prediction per validation row; None if there are no predictions."""
         table = self.source.table
         folds = [fold for fold in self.folds if environment in table.in_domain_environments(fold)]
         if not folds:
@@ -136,10 +136,9 @@ class StoredRows:
         return _distinct(found)
 
     def training(self, environment: str, predictions: Sequence[Mapping[str, Predictions]]) -> Scores | None:
-        """Return one prediction per validation row by models that were not trained on an environment.
+        """Return one prediction per validation row of the training environments of `environment`.
 
-        The rows are those of the training environments. The result is None if there are no predictions, or
-        if their rows cannot be found.
+        The result is None if there are no predictions, or if their rows cannot be found.
         """
         fold = self.fold_of(environment)
         found: list[Scores] = []
@@ -160,7 +159,7 @@ class StoredRows:
         return values, targets
 
     def _held_out(self, fold: Sequence[str], environment: str, stored: Predictions) -> Rows | None:
-        """Return the validation rows to which stored predictions belong; None if their targets differ."""
+        """Find the validation rows of stored predictions; None if no split has the stored targets."""
         task, targets = self._task(fold), self.source.table.targets()
         for seed in self.seeds:
             rows = self._splits(tuple(fold), seed)[environment]
@@ -175,7 +174,7 @@ class StoredRows:
         return None
 
     def _splits(self, fold: tuple[str, ...], seed: int) -> Mapping[str, Rows]:
-        """Return the validation rows of each training environment."""
+        """Return the validation rows of each training environment of a fold, for one data seed."""
         if (fold, seed) not in self._cache:
             training = self.source.table.training_rows(fold)
             rows = {name: own[training[own]] for name, own in self.by_environment.items()}
@@ -202,7 +201,7 @@ def _values_of(values: NDArray[Any] | None, scores: Sequence[Scores]) -> tuple[N
 
 
 def _distinct(found: Sequence[Scores]) -> Scores | None:
-    """Concatenate predictions and keep the first of each row; keep all if the rows are unknown."""
+    """Concatenate predictions; use only the first prediction of each row if the rows are known."""
     if not found:
         return None
     values, targets = (np.concatenate(parts) for parts in zip(*(each.pair for each in found), strict=True))

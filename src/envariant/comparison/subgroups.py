@@ -1,4 +1,4 @@
-"""Scores of subgroups, such as women and men, in environments that models were not trained on."""
+"""Score subgroups, such as women and men, in environments on which models were not trained."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -37,13 +37,13 @@ class SubgroupScore:
 
     Attributes:
         column: Name of the column.
-        value: Value of the subgroup, or range of numbers.
+        value: Value that defines the subgroup, or a range of numbers.
         method: Name of the method.
         n_rows: Number of scored rows.
         score: Score with its interval, Bonferroni-corrected over subgroups; None if there are too few rows,
             or the metric is undefined.
-        others: Score on the rows with other values of the column.
-        p_value: P-value of no difference to the other rows, Holm-corrected over subgroups.
+        others: Score on the rows with other values of the column; NaN if undefined.
+        p_value: P-value of the test that both scores are equal, Holm-corrected over subgroups.
     """
 
     column: str
@@ -56,7 +56,7 @@ class SubgroupScore:
 
     @property
     def name(self) -> str:
-        """Subgroup as text, such as `sex = f`."""
+        """Description of the subgroup, such as `sex = f`."""
         return f"{self.column} {self.value}" if self.value[:1] in "≤>" else f"{self.column} = {self.value}"
 
 
@@ -70,10 +70,10 @@ def find_subgroups(
     """Score the baseline and the recommended method on each subgroup, in test environments.
 
     Args:
-        source: Table of the study, with its columns of subgroups.
+        source: Table of the study, including the columns that define subgroups.
         results: Results of a study, with stored predictions.
-        folds: Groups of environments, each held out together.
-        holdout_fraction: Share of the rows of every training environment that are validation rows.
+        folds: Groups of environments; the environments of a group are held out together.
+        holdout_fraction: Share of each training environment's rows that are used for validation.
         seeds: Seed of the data draw of each replica.
     """
     table = source.table
@@ -97,12 +97,12 @@ def find_subgroups(
 @final
 @dataclass(frozen=True, eq=False)
 class _Scored:
-    """Predictions of rows of all test environments, with their position, group and weight.
+    """Predictions for the rows of all test environments, with position, group and weight of each row.
 
     Attributes:
-        predictions: Logits, or predictions in the target's unit, and targets.
+        predictions: Logits (regression: predictions in the target's unit) and targets.
         rows: Position of each row in the table.
-        groups, weights: Group and case weight of each row; None without.
+        groups, weights: Group and case weight of each row; None if the table has none.
         task: Prediction task.
         metric: Metric of the scores.
     """
@@ -116,7 +116,7 @@ class _Scored:
 
     @classmethod
     def of(cls, stored: StoredRows, parts: Sequence[Scores], task: Task, metric: Metric) -> "_Scored":
-        """Return the rows of several environments together."""
+        """Concatenate the predictions for several environments."""
         values, targets = (np.concatenate(each) for each in zip(*(part.pair for part in parts), strict=True))
         rows = np.concatenate([part.rows for part in parts if part.rows is not None])
         weight, groups = stored.source.table.sample_weight, stored.groups
@@ -130,7 +130,7 @@ class _Scored:
         )
 
     def score(self, chosen: NDArray[np.bool_]) -> tuple[float, float]:
-        """Return the score on some rows, and its standard error."""
+        """Return the score on the chosen rows, and its standard error."""
         own = self.predictions
         part = Predictions("", "test", int(chosen.sum()), own.logits[chosen], own.targets[chosen])
         groups = None if self.groups is None else self.groups[chosen]
@@ -140,7 +140,7 @@ class _Scored:
 
 
 def _scores(own: _Scored, column: Column, method: str) -> Iterator[SubgroupScore]:
-    """Yield the score of each subgroup of a column; intervals are not corrected yet."""
+    """Yield the score of each subgroup of a column, without correction for multiple testing."""
     names = subgroup_names(column)[own.rows]
     for value in dict.fromkeys(sorted(name for name in names.tolist() if name)):
         inside = names == value
@@ -187,7 +187,7 @@ def _corrected(scores: Sequence[SubgroupScore]) -> list[SubgroupScore]:
 
 
 def subgroup_names(column: Column) -> NDArray[Any]:
-    """Return the subgroup of each row as text, `[rows]`; "" for missing values.
+    """Return the subgroup name of each row, `[rows]`; "" for missing values.
 
     Numbers and dates with more than 8 values are divided at their quartiles.
     """

@@ -1,6 +1,6 @@
-"""Confidence intervals and p-values of mean scores.
+"""Compute confidence intervals and p-values of mean scores.
 
-Two sources of noise are included: replicas differ in weights, batches and validation rows, and each
+Two sources of noise are included: replicas differ in initial weights, batches and validation rows, and each
 environment is only a sample of rows.
 """
 
@@ -38,9 +38,9 @@ def mean_interval(values: Sequence[float], row_error: float) -> Interval:
 def half_width(values: Sequence[float], row_error: float, level: float) -> float:
     """Return half the width of the confidence interval of a mean over replicas.
 
-    The replica error and the row error are each multiplied by their Student quantile, with degrees of freedom
-    from the number of replicas or of resamples. The half width is the root of the sum of their squares. For
-    a single replica, only the row error is included.
+    The standard errors over replicas and over rows are each multiplied by a quantile of Student's t, with
+    degrees of freedom from the number of replicas and of resamples. The half width is the square root of the
+    sum of the squared products. With a single replica, only the row error is included.
 
     Args:
         values: One value per replica.
@@ -55,9 +55,9 @@ def half_width(values: Sequence[float], row_error: float, level: float) -> float
 
 
 def p_value(differences: Sequence[float], row_error: float) -> float:
-    """Return the p-value of the test of a zero mean difference.
+    """Return the p-value of the test that the mean difference is 0.
 
-    It is the level whose confidence interval ends at 0, found by bisection.
+    The p-value is the error probability for which the confidence interval ends at 0, found by bisection.
     """
     mean = abs(float(np.mean(differences)))
     if mean == 0 or half_width(differences, row_error, _SMALLEST_P) < mean:
@@ -73,11 +73,11 @@ def p_value(differences: Sequence[float], row_error: float) -> float:
 
 
 def standard_error(values: NDArray[np.float64], groups: NDArray[np.int64] | None = None) -> float:
-    """Return the standard error of a mean; rows of one group are not independent (cluster-robust).
+    """Return the standard error of a mean over rows; it is cluster-robust if groups are given.
 
     Args:
-        values: Values `[rows]`.
-        groups: Group of each row `[rows]`. None: rows are independent.
+        values: Value of each row, `[rows]`.
+        groups: Group of each row, `[rows]`. None: rows are independent.
     """
     if groups is None:
         return float(values.std()) / math.sqrt(len(values))
@@ -99,11 +99,11 @@ def row_standard_error(
         task: Prediction task.
         metric: Metric of the scores.
         predictions: Predictions of each replica on the same rows.
-        reference: Predictions of the reference method for a gain, one per replica; empty for a score.
+        reference: Predictions of the reference method for each replica, for the error of a mean gain; empty
+            for the error of a mean score.
         groups: Group of every row of the environment, `[rows]`; whole groups are resampled. None: rows are
             resampled.
-        weights: Case weight of every row of the environment, `[rows]`; rows are resampled with their weights.
-            None: equal weights.
+        weights: Case weight of every row of the environment, `[rows]`. None: equal weights.
     """
     if not predictions:
         return 0.0
@@ -148,13 +148,13 @@ def score_of_rows(
     rows: NDArray[np.int64] | None = None,
     weights: NDArray[np.float64] | None = None,
 ) -> float:
-    """Return the score of stored predictions.
+    """Compute the score of stored predictions.
 
     Args:
         task: Prediction task.
         metric: Metric of the score.
         predictions: Predictions on stored rows.
-        rows: Positions of the rows to score. Default: all stored rows.
+        rows: Positions of the rows to score, within the stored rows. Default: all stored rows.
         weights: Case weight of every row of the environment. Default: equal weights.
     """
     logits, targets = _arrays(predictions)
@@ -168,6 +168,6 @@ def score_of_rows(
 
 
 def _arrays(predictions: Predictions) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return copies of stored logits and targets, which are read-only."""
+    """Return writable copies of stored logits and targets."""
     targets = predictions.targets.astype(np.int64 if predictions.logits.ndim == 2 else np.float32)
     return predictions.logits.copy(), targets

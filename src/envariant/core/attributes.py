@@ -1,4 +1,4 @@
-"""Names of the attributes of rows that the library uses."""
+"""Names of the row attributes that the library itself uses: sampling weights and group numbers."""
 
 WEIGHT = "weight"
 """Sampling weights, the relative frequencies of rows in minibatches."""

@@ -25,7 +25,8 @@ class EnvironmentBatch:
         targets: Targets `[rows, *target_shape]`.
         sizes: Number of rows of each environment, in order; sizes may differ.
         task: Prediction task.
-        aggregator: Function from the loss of each row to the risk. Default: the mean over environments.
+        aggregator: Function that maps the losses of all rows to the risk. Default: the mean over
+            environments.
     """
 
     inputs: Shaped[Tensor, "rows *input_shape"]
@@ -35,13 +36,13 @@ class EnvironmentBatch:
     aggregator: Callable[[Tensor], Tensor] | None = None
 
     def split(self, values: Shaped[Tensor, "rows *shape"]) -> tuple[Tensor, ...]:
-        """Split row values into one tensor per environment."""
+        """Split per-row values into one tensor per environment."""
         return values.split(self.sizes)
 
     def per_environment_mean(
         self, values: Float[Tensor, "rows *shape"]
     ) -> Float[Tensor, "environments *shape"]:
-        """Return the mean of row values in each environment, `[environments]`."""
+        """Return the mean of per-row values in each environment, `[environments, *shape]`."""
         if len(set(self.sizes)) == 1:
             # Equal sizes need a reshape only, which costs nothing and vectorizes.
             apart = values.reshape(len(self.sizes), self.sizes[0], *values.shape[1:])
@@ -50,7 +51,7 @@ class EnvironmentBatch:
         return torch.stack([part.sum(dim=0) / len(part) for part in self.split(values)])
 
     def mean(self, values: Float[Tensor, "rows *shape"]) -> Float[Tensor, ""]:
-        """Return the mean of row values, with equal total weight for every environment regardless of size."""
+        """Return the mean of per-row values, with the same total weight for every environment."""
         # With equal sizes all rows have equal weight, and one sum over all rows is faster.
         return (values if len(set(self.sizes)) == 1 else self.per_environment_mean(values)).mean()
 
@@ -64,7 +65,7 @@ class EnvironmentBatch:
         return torch.cat([like.new_full((size,), largest / size) for size in self.sizes])
 
     def risk(self, losses: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-        """Combine the losses of all rows into the risk to minimize, by the algorithm's risk aggregator."""
+        """Combine the losses of all rows into the risk to minimize, using the algorithm's risk aggregator."""
         return self.mean(losses) if self.aggregator is None else self.aggregator(losses)
 
     def environment_of_rows(self) -> Int[Tensor, " rows"]:
@@ -87,8 +88,8 @@ class EnvironmentBatch:
             features: Input of the model's head; width 0 if no part of the algorithm needs features.
             logits: Output of the model.
             context: Step number, learning rate and random numbers of the step.
-            auxiliary_networks: Auxiliary networks of the penalty or other part that receives the batch, by
-                name.
+            auxiliary_networks: Mapping from name to auxiliary network, for the penalty (or other part of the
+                algorithm) that receives the batch.
         """
         losses = self.task.losses(logits, self.targets)
         risks = self.per_environment_mean(losses)
@@ -104,12 +105,12 @@ class PredictedBatch:
         batch: Batch of inputs and targets.
         features: Input of the model's head, `[rows, width]`.
         logits: Output of the model, `[rows]` or `[rows, outputs]`.
-        losses: Loss of each row, `[rows]`: in nats for classes, in squared units of the target for
+        losses: Loss of each row, `[rows]`: in nats for classification, in squared units of the target for
             regression.
         risks: Mean loss of each environment `[environments]`.
         context: Step number, learning rate and random numbers of the step.
-        auxiliary_networks: Auxiliary networks of the penalty or other part that receives the batch, as
-            functions by name.
+        auxiliary_networks: Mapping from name to auxiliary network (a function), for the penalty (or other
+            part of the algorithm) that receives the batch.
     """
 
     batch: EnvironmentBatch
@@ -121,5 +122,5 @@ class PredictedBatch:
     auxiliary_networks: Networks = field(default_factory=dict[str, Callable[[Tensor], Tensor]])
 
     def multiplier_derivatives(self) -> Float[Tensor, " rows"]:
-        """Return ∂ℓ(s·z)/∂s at s = 1 for each row, with its loss ℓ and its logits z, `[rows]`."""
+        """Return ∂ℓ(s·z)/∂s at s = 1 for each row, `[rows]`, where ℓ is the loss and z are the logits."""
         return self.batch.task.multiplier_derivatives(self.logits, self.batch.targets)

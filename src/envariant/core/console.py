@@ -1,4 +1,4 @@
-"""Terminal output: a console and streams that escape control characters in text from data and files."""
+"""Terminal output in which control characters from data and files are escaped."""
 
 import io
 import sys
@@ -19,7 +19,7 @@ class SafeConsole(Console):
 
     Args:
         stderr: Whether to print to standard error instead of standard output.
-        options: Other options of `rich.console.Console`.
+        options: Keyword arguments passed to `rich.console.Console`.
     """
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
@@ -30,7 +30,7 @@ class SafeConsole(Console):
         super().__init__(file=file, markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Convert a string to rich text, with control characters escaped."""
+        """Convert a string to `rich` text, with control characters escaped."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

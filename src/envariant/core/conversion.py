@@ -1,6 +1,7 @@
 """Convert user inputs (lists, arrays, data frames, datasets) to tensors and tasks.
 
-Missing values, values of a wrong type and inconsistent shapes are rejected with their position.
+Missing values, values of a wrong type and inconsistent shapes are rejected; the error message gives their
+position.
 """
 
 import math
@@ -20,7 +21,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct labels: first numbers, sorted by size, then text, sorted alphabetically."""
+    """Return the distinct labels: first numbers in ascending order, then strings in alphabetical order."""
 
     def key(text: str) -> tuple[float, str]:
         try:
@@ -40,14 +41,14 @@ MOST_GROUPS = 5
 
 
 def clean(text: str) -> str:
-    """Normalize a label: compose Unicode characters, and remove invisible ones and surrounding spaces."""
+    """Normalize a label: apply Unicode NFC, and remove invisible characters and surrounding spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
     return text.strip()
 
 
 def look_alikes(labels: Iterable[str]) -> list[str]:
-    """Return one sentence per group of labels that differ only in case, spaces, accents or character form."""
+    """Return one sentence per group of labels that differ only in case, spaces, accents or Unicode form."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault(_without_accents(_folded(label)), []).append(label)
@@ -65,7 +66,7 @@ def look_alikes(labels: Iterable[str]) -> list[str]:
 
 
 def _folded(label: str) -> str:
-    """Return a label in one character form, in lower case and without spaces."""
+    """Return a label in a standard Unicode form, in lower case and without spaces."""
     if not label.isascii():
         label = unicodedata.normalize("NFKC", label).translate(_INVISIBLE)
     return "".join(label.casefold().split())
@@ -77,14 +78,14 @@ def _without_accents(label: str) -> str:
 
 
 def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
-    """Warn if labels differ only in case, spaces, accents or the form of characters.
+    """Warn if labels differ only in case, spaces, accents or Unicode form.
 
     Args:
-        labels: Labels.
+        labels: Labels of classes or environments.
         what: Data set and role of the labels, such as "arrays: targets".
 
     Warns:
-        EnvariantWarning: For each of the first groups of such labels.
+        EnvariantWarning: For the first groups of such labels, one warning per group.
     """
     for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
         text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
@@ -103,7 +104,7 @@ def targets_of(values: Any, task: Task | None, label: str) -> tuple[Tensor, Task
         numeric targets with a given task.
 
     Raises:
-        EnvariantError: If the values are not valid targets of the task, or fit no task.
+        EnvariantError: If the values are not valid targets of the task, or no task can be inferred from them.
     """
     column = column_of(values, f"{label}: targets")
     different = len(np.unique(column))
@@ -170,7 +171,7 @@ def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str
     """Encode labels as integers; return the code of each row, and the labels in the order of the codes.
 
     Warns:
-        EnvariantWarning: If labels differ only in case, spaces, accents or the form of characters.
+        EnvariantWarning: If labels differ only in case, spaces, accents or Unicode form.
     """
     distinct, inverse = np.unique(column, return_inverse=True)
     texts = [text_of(value) for value in distinct]
@@ -198,7 +199,7 @@ def several(names: object, what: str = "names") -> tuple[Any, ...]:
 
 
 def attributes_of(attributes: Any, rows: int, where: str) -> dict[str, Tensor]:
-    """Convert row attributes to tensors with one value per row.
+    """Convert the attributes of rows to tensors with one value per row.
 
     Raises:
         EnvariantError: If an attribute does not have one value per row, or its values are not numbers.
@@ -227,7 +228,7 @@ def text_of(value: object) -> str:
 
 
 def column_of_table(table: Any, name: str, label: str) -> Any:
-    """Return the column of a table that has a given name.
+    """Return the column with a given name from a table.
 
     Raises:
         EnvariantError: If the table has no column of that name.
@@ -287,15 +288,15 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -> Tensor:
-    """Concatenate columns of numbers or arrays, so that each row of inputs has the values of all.
+    """Concatenate columns of numbers or arrays into one tensor of inputs, `[rows, …]`.
 
     Args:
-        columns: Columns by name.
+        columns: Mapping from name to column.
         names: Names of the columns to concatenate, in order.
         label: Name of the data set, for error messages.
 
     Raises:
-        EnvariantError: If a column does not hold numbers, or the shapes do not fit together.
+        EnvariantError: If a column contains values other than numbers, or the numbers of rows differ.
     """
     parts = [tensor_of(columns[name], f"{label}: column '{name}'") for name in names]
     flat = [part[:, None] if part.dim() == 1 else part for part in parts]
@@ -307,7 +308,7 @@ def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -
 
 
 def check_lengths(lengths: Mapping[str, int], label: str) -> None:
-    """Check that inputs, targets and environment labels have as many rows.
+    """Check that inputs, targets and environment labels have the same number of rows.
 
     Raises:
         EnvariantError: If the numbers differ.

@@ -1,9 +1,9 @@
-"""Counter-based random number generator: a pure function of seed, step, stream and position.
+"""Counter-based random number generator: a pure function of seed, step, stream and index.
 
-There is no generator state. Resumed runs, single replicas and stacks of replicas therefore get the same
-numbers, and a whole stack needs only a few tensor operations. The mixing function is that of splitmix64
-(Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored as signed integers, because PyTorch lacks many
-operations on unsigned integers.
+There is no generator state. A replica therefore gets the same numbers in a resumed run, alone, or in a stack
+of replicas, and the numbers of a whole stack need only a few tensor operations. The mixing function is that
+of splitmix64 (Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored as signed integers, because
+PyTorch lacks many operations on unsigned integers.
 """
 
 from collections.abc import Generator, Sequence
@@ -42,13 +42,13 @@ def step_keys(
 def integers(
     keys: Int[Tensor, "*keys"], stream: int, below: Int[Tensor, " count"]
 ) -> Int[Tensor, "*keys count"]:
-    """Return, for every key and entry of `below`, an integer from 0 to `below - 1`.
+    """Return one random integer from 0 to `below - 1` for every key and every entry of `below`.
 
-    Each integer is the remainder of 63 random bits. For `below` up to a million, probabilities differ by
-    less than 10⁻¹².
+    Each integer is the remainder of 63 random bits. For `below` up to a million, the probabilities
+    of two integers differ by less than 10⁻¹².
 
     Args:
-        keys: Keys from `step_keys`.
+        keys: Keys returned by `step_keys`.
         stream: Number of the stream; different streams have independent numbers.
         below: Exclusive upper bounds of the integers.
     """
@@ -56,10 +56,10 @@ def integers(
 
 
 def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tensor, "*keys count"]:
-    """Return `count` uniform numbers in [0, 1) for every key; all are multiples of 2⁻²⁴.
+    """Return `count` random numbers in [0, 1) for every key; all are multiples of 2⁻²⁴.
 
     Args:
-        keys: Keys from `step_keys`.
+        keys: Keys returned by `step_keys`.
         stream: Number of the stream; different streams have independent numbers.
         count: Number of values per key.
     """
@@ -79,7 +79,7 @@ def default_generator(device: torch.device) -> torch.Generator:
 def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
     """Seed PyTorch's default generators within a `with` block, and restore their state afterwards.
 
-    Modules use these generators for initial weights and dropout masks.
+    PyTorch modules use these generators for initial weights and dropout masks.
     """
     # Initial weights may be sampled on the CPU even if the device is a GPU.
     generators = list({id(g): g for g in (torch.default_generator, default_generator(device))}.values())
@@ -106,7 +106,7 @@ def _mixed(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """Shift unsigned numbers to the right, and fill with zeros."""
+    """Shift the bits of unsigned numbers to the right, filling with zeros."""
     return (z >> by).bitwise_and((1 << (64 - by)) - 1)
 
 

@@ -1,7 +1,7 @@
 """Short descriptions of objects for consoles and notebooks: a few lines of text, or a small HTML table.
 
-An object returns a `Summary`, and this module renders it, so that all objects look alike. Pictures and pages
-are made by the package `envariant.reporting`, which is loaded by name at the first use (`views`).
+Objects return a `Summary`, which this module renders in a common layout. Pictures and HTML pages are made by
+`envariant.reporting`, which `views` imports when they are requested.
 """
 
 import html
@@ -34,17 +34,17 @@ _STYLE: Final = (
 @final
 @dataclass(frozen=True)
 class Summary:
-    """Content of the description of an object.
+    """Content of an object's description in consoles and notebooks.
 
     Attributes:
         title: Type and name of the object, or its headline.
-        facts: Text by label, such as {"task": "binary"}; empty texts are left out.
-        brief: Facts that are shown in a console only, where there is no table.
+        facts: Mapping from label to text, such as {"task": "binary"}; entries with empty text are left out.
+        brief: Facts shown only in consoles, where the table is not shown.
         lines: Sentences below the title.
         header: Names of the columns of a table, shown in notebooks only.
-        rows: Cells of the table; the first is the name of the row.
+        rows: Cells of each row of the table; the first cell is the row's name.
         notes: Explanations below the table, shown in notebooks only.
-        marks: Tag of marked cells, "b" or "u", by row and column number.
+        marks: HTML tag of highlighted cells, "b" (bold) or "u" (underlined), by row and column number.
     """
 
     title: str
@@ -64,7 +64,7 @@ class Summary:
         return "\n".join([one_line(self.title), *(f"  {shortened(line, 2 * _WIDTH)}" for line in kept)])
 
     def html(self) -> str:
-        """Return the whole description as HTML with its own style; all text is escaped."""
+        """Return the whole description as HTML with an embedded style sheet; all text is escaped."""
         facts = [(label, text) for label, text in self.facts.items() if text]
         body = [f"<p><strong>{_escaped(self.title)}</strong></p>"]
         if self.lines:
@@ -92,23 +92,23 @@ class Displayed(ABC):
 
 
 def views() -> Any:
-    """Return the module that draws pictures and writes pages.
+    """Import and return `envariant.reporting.views`, which draws pictures and writes HTML pages.
 
-    It belongs to a package above this one and is therefore found by name, as pandas finds its plotting
-    backend; objects without pictures never load it.
+    The package `core` must not depend on `envariant.reporting`. The module is therefore imported by name when
+    a picture or page is first requested, as pandas imports its plotting backend.
     """
     return import_module("envariant.reporting.views")
 
 
 def counted(names: Mapping[str, int], most: int = 6) -> str:
-    """Return names with their numbers of rows, such as "north (80), south (1,400)", and how many more."""
+    """Return names with row counts as text, such as "north (80), south (1,400)"; shorten long lists."""
     items = list(names.items())
     more = [f"… ({len(items):,} in all)"] if len(items) > most else []
     return ", ".join([*(f"{name} ({rows:,})" for name, rows in items[:most]), *more])
 
 
 def named(names: Iterable[object], most: int = 6) -> str:
-    """Return the first names, and how many there are in all."""
+    """Return the first `most` names as text; if there are more, also their total number."""
     texts = list(map(str, names))
     more = [f"… ({len(texts):,} in all)"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])

@@ -23,7 +23,7 @@ class Part:
     Attributes:
         name: Name of the environment.
         role: "train", "validation" or "test".
-        targets: Targets `[rows, …]`.
+        targets: Targets of the environment, `[rows, …]`.
     """
 
     name: str
@@ -36,9 +36,9 @@ def of_environment(name: str, store: InputStore, targets: Tensor, more: Mapping[
 
     Args:
         name: Name of the environment.
-        store: Inputs.
-        targets: Targets `[rows, …]`.
-        more: Other facts by label.
+        store: Inputs of the environment.
+        targets: Targets of the environment, `[rows, …]`.
+        more: Additional facts: mapping from label to text.
     """
     facts = {"rows": f"{len(targets):,}", "inputs": _inputs(store), "targets": _range(targets)}
     return Summary(f"Environment '{name}'", {**facts, **more})
@@ -54,7 +54,7 @@ def of_set(
         task: Prediction task.
         store: Inputs of one of the environments.
         parts: Name, role and targets of each environment.
-        classes: Labels of the classes; empty if they are numbers, or for regression.
+        classes: Labels of the classes; empty if the classes are numbers, or for regression.
     """
     has_classes = task.chance is not None and not task.target_shape
     labels = list(classes)

@@ -53,14 +53,14 @@ class Environment(Displayed):
         targets: Numeric targets `[rows, *target_shape]`.
         attributes: Additional values of each row by name, each `[rows, …]`, such as sampling weights or a
             color. They are not model inputs; figures and diagnostics use them.
-        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
+        origin: Name of the environment from which the rows were held out; "" if they were not held out.
 
     Attributes:
         name: Name of the environment.
         input_store: Inputs in the format in which they are stored, such as bytes.
         targets: Targets `[rows, *target_shape]`.
         attributes: Additional values of each row, by name.
-        origin: Name of the environment from which the rows are held out; "" if they are not held-out rows.
+        origin: Name of the environment from which the rows were held out; "" if they were not held out.
 
     Raises:
         EnvariantError: If lengths differ, there are no rows, or a value is NaN or infinite.
@@ -130,9 +130,10 @@ class Environment(Displayed):
         """Return an environment with a subset of the rows, in the same storage format.
 
         Args:
-            index: Row numbers.
-            name: Name of the new environment. Default: the same name.
-            origin: Name of the environment from which the rows are held out. Default: the same origin.
+            index: Row numbers of the subset.
+            name: Name of the new environment. Default: the name of this environment.
+            origin: Name of the environment from which the rows were held out. Default: the origin of this
+                environment.
         """
         return Environment(
             self.name if name is None else name,
@@ -154,7 +155,7 @@ class EnvironmentSource(Displayed, ABC):
     def identity(self) -> str:
         """Return a path-independent identifier of the data: a content hash, or name and settings.
 
-        Sources that read files override this method, so that moving a file does not change the identifier.
+        Sources that read files override this method so that moving a file does not change the identifier.
         """
         return self.name
 
@@ -213,9 +214,9 @@ class EnvironmentSet(EnvironmentSource):
     Attributes:
         label: Name of the set.
         environments: The environments, in a fixed order.
-        task: Prediction task.
+        task: Prediction task of all environments.
         test: Names of the default test environments.
-        known: Theoretical scores of the data set, such as chance.
+        known: Theoretical scores of the data set, such as the score of random guessing.
         validation: Names of validation environments, whose rows are held out from training environments.
         classes: Labels of the classes, in the order of their numbers; empty if targets are numbers.
     """
@@ -274,19 +275,20 @@ class EnvironmentSet(EnvironmentSource):
     ) -> "EnvironmentSet":
         """Build a set of environments from arrays and a column of environment labels.
 
-        Environments are sorted by number if all labels are numbers, else by text.
+        Environments are sorted numerically if all labels are numbers, otherwise alphabetically.
 
         Args:
-            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Images are scaled.
-            targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with
-                at most 20 distinct values, are classes. Other targets give a regression task. Classes are
-                numbered in order; `classes` of the set holds their labels.
+            inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Byte images are scaled to
+                [0, 1].
+            targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with at
+                most 20 distinct values, are classes. Other targets give a regression task. Classes are
+                numbered in order; the set's attribute `classes` contains their labels.
             environments: Environment label of each row `[rows]`, of any type.
             task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
                 used unchanged.
             label: Name of the set.
             test: Labels of the default test environments.
-            names: Environment names by label. Default: the label.
+            names: Mapping from environment label to environment name. Default: the label is the name.
 
         Raises:
             EnvariantError: If lengths differ, a value is missing, or inputs are not numbers.
@@ -320,11 +322,8 @@ class EnvironmentSet(EnvironmentSource):
     ) -> "EnvironmentSet":
         """Build a set of environments from PyTorch datasets, one per environment.
 
-        Each is read once, except that rows with random transforms are read whenever they are used.
-
         Args:
-            datasets: Datasets by environment name. An item is a tuple of input and target; additional
-                entries are ignored.
+            datasets: Datasets of tuples (input, target, …), by environment name. Random rows stay random.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Names of the default test environments.
@@ -363,7 +362,8 @@ class EnvironmentSet(EnvironmentSource):
 
         Args:
             dataset: Object whose columns are accessed as `dataset[name]`.
-            inputs: Name of a column of numbers, arrays or images, or of several columns to concatenate.
+            inputs: Name of a column of numbers, arrays or images, or names of several such columns to
+                concatenate.
             target: Name of the column to predict.
             environment: Name of the column of environment labels.
             task: Prediction task. Default: inferred from the targets.
@@ -413,7 +413,7 @@ class EnvironmentSet(EnvironmentSource):
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        """Return a digest of all names, inputs, targets, sampling weights and the loss of the task."""
+        """Return a digest of names, inputs, targets, sampling weights, group numbers and task loss."""
         digest = hashlib.blake2b(self.task.identity().encode(), digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())

@@ -23,9 +23,9 @@ class EnvariantError(ValueError):
     It is a `ValueError`, as scikit-learn expects for invalid arguments.
 
     Args:
-        message: One sentence.
-        retryable: Whether the cause is the machine and not the input, such as a full disk, so that the same
-            call can succeed later.
+        message: Error message, one sentence.
+        retryable: Whether the error is caused by the system and not by the input (a full disk, for example),
+            so that the same call can succeed later.
     """
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
@@ -38,7 +38,7 @@ class EnvariantError(ValueError):
 
 @final
 class EnvariantWarning(UserWarning):
-    """Warning about a run that works, but probably not as intended."""
+    """Warning that a run works, but probably not as the user intended."""
 
     def __str__(self) -> str:
         return _message(super().__str__())
@@ -65,7 +65,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name most similar to `name`, or None if none is similar."""
+    """Return the known name most similar to `name`, or None if no known name is similar."""
     candidates = {_simplified(str(candidate)): candidate for candidate in known}
     similar = difflib.get_close_matches(_simplified(str(name)), candidates, n=1, cutoff=0.6)
     return candidates[similar[0]] if similar else None
@@ -77,13 +77,13 @@ def first_line(error: Exception) -> str:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """Return text as one printable line, cut to at most `most` characters."""
+    """Return text as one printable line; text longer than `most` characters is truncated."""
     line = " ".join(printable(text).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def shown(value: object) -> str:
-    """Return a value as text for an error message: one line of at most 80 characters."""
+    """Return a value as text for an error message, on one line of at most 80 characters."""
     try:
         text = repr(value)
         # Objects such as data frames and optimizers describe themselves in many lines.
@@ -94,12 +94,12 @@ def shown(value: object) -> str:
 
 
 def listed(names: Sequence[object], most: int = 5, separator: str = ", ") -> str:
-    """Join the first `most` names in one line, with an ellipsis if there are more."""
+    """Join the first `most` names with a separator, followed by an ellipsis if there are more names."""
     return separator.join(map(str, names[:most])) + (f"{separator}…" if len(names) > most else "")
 
 
 def _message(text: str) -> str:
-    """Return a message in one printable line: it quotes names in data and files, which may hold anything."""
+    """Return a message as one printable line; quoted names from data and files may contain any character."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     return one_line(text)

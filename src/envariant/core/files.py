@@ -30,9 +30,9 @@ def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantErr
     """Return the error for a file or folder that cannot be written.
 
     Args:
-        path: File or folder.
+        path: File or folder that cannot be written.
         error: Error of the operating system, or of a library.
-        remedy: Advice for the user. Default: advice for the cause of the error.
+        remedy: Advice for the user. Default: advice chosen by the cause of the error.
     """
     code = getattr(error, "errno", None)
     if not remedy and code in _NO_SPACE:
@@ -45,14 +45,14 @@ def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantErr
 
 
 def as_path(path: object, what: str) -> Path:
-    """Convert text or a path object to a `Path`.
+    """Convert a string or path object to a `Path`.
 
     Args:
         path: Path of a file or folder.
         what: Name of the argument, for the error message.
 
     Raises:
-        EnvariantError: If `path` is neither a path nor text, empty, or no possible name.
+        EnvariantError: If `path` is neither a path nor a string, is empty, or is not a valid name.
     """
     if not isinstance(path, str | os.PathLike) or not path:
         raise EnvariantError(f"{what} must be the path of a folder; got {shown(path)}")
@@ -62,11 +62,11 @@ def as_path(path: object, what: str) -> Path:
 
 @contextmanager
 def writing(path: Path, remedy: str = "") -> Generator[None]:
-    """Convert operating-system errors in the block to one-line errors about `path`.
+    """Convert operating-system errors in a `with` block to one-line errors about `path`.
 
     Args:
         path: File or folder that is written in the block.
-        remedy: Advice for the user. Default: advice for the cause of the error.
+        remedy: Advice for the user. Default: advice chosen by the cause of the error.
 
     Raises:
         EnvariantError: If the block raises an `OSError`.
@@ -79,7 +79,7 @@ def writing(path: Path, remedy: str = "") -> Generator[None]:
 
 @contextmanager
 def replacing(path: Path, remedy: str = "") -> Generator[Path]:
-    """Yield a temporary path; after the block, the file written there atomically replaces `path`.
+    """Yield a temporary path; after the `with` block, the file at this path atomically replaces `path`.
 
     The folder is created if necessary. Other processes may read or write `path` at the same time. If the
     block fails, `path` is unchanged and the temporary file is removed; if the process is killed, the next
@@ -87,7 +87,8 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
 
     Args:
         path: File to write.
-        remedy: Advice for the user if `path` cannot be written. Default: advice for the cause of the error.
+        remedy: Advice for the user if `path` cannot be written. Default: advice chosen by the cause of the
+            error.
 
     Raises:
         EnvariantError: If the file cannot be written.
@@ -118,7 +119,7 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
     Args:
         folder: Folder of the files.
-        names: Pattern of the names of the files that were to be written.
+        names: Glob pattern; only temporary files for target files whose names match it are removed.
 
     Raises:
         OSError: If the folder cannot be written.
@@ -148,11 +149,11 @@ def write_bytes(content: bytes, path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> None:
-    """Write a safetensors file with a checksum of all its bytes; write it completely or not at all.
+    """Write tensors to a safetensors file with a checksum of all bytes, completely or not at all.
 
     Args:
         path: File to write.
-        tensors: Tensors by name.
+        tensors: Tensors to write, by name.
         texts: Metadata strings by name, stored in the header of the file.
 
     Raises:

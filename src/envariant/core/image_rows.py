@@ -1,4 +1,4 @@
-"""Convert images in arrays and in datasets of other libraries, and detect random transforms."""
+"""Convert images in arrays and in datasets of other libraries; detect random transforms."""
 
 import io
 import random
@@ -31,7 +31,8 @@ def prepared(rows: Tensor, where: str) -> Tensor:
         where: Name of the data set, for warnings.
 
     Warns:
-        EnvariantWarning: If other inputs look like images with channels last, or with values up to 65535.
+        EnvariantWarning: If inputs that are not byte images look like images with channels last, or with
+            values up to 65535.
     """
     if not may_be_images(rows) or not len(rows):
         return rows
@@ -63,7 +64,7 @@ def may_be_images(rows: Tensor) -> bool:
 
 
 def pixels_of(column: list[Any], what: str) -> Any:
-    """Convert a list of Pillow images or encoded images to a uint8 tensor; return other values unchanged.
+    """Convert a list of Pillow images or encoded images to a uint8 tensor; return other lists unchanged.
 
     Args:
         column: Values of a column.
@@ -112,8 +113,8 @@ def check_repeatable(
         dataset: Dataset of another library.
         rows: Inputs from the first reading of the dataset, `[rows, …]`.
         targets: Targets from the first reading.
-        read_again: Function that reads the first inputs and targets again; None if they can be read only
-            once.
+        read_again: Function that reads the first n inputs and targets again, given n; None if they can be
+            read only once.
         where: Name of the dataset.
         warn_of_inputs: Whether inputs are kept as they are read first, so that random ones are an error.
 

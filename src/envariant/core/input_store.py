@@ -42,7 +42,7 @@ class InputStore(ABC):
     @property
     @abstractmethod
     def encoding(self) -> Hashable:
-        """Return a key of the storage format; rows of stores with equal keys can be decoded together."""
+        """Return a hashable key of the storage format; rows of stores with equal keys share one decoding."""
 
     @abstractmethod
     def gather(self, index: Int[Tensor, " selected"] | None = None) -> Shaped[Tensor, "selected *shape"]:
@@ -62,7 +62,7 @@ class InputStore(ABC):
 
     @abstractmethod
     def with_rows(self, rows: Shaped[Tensor, "selected *shape"]) -> "InputStore":
-        """Return a store with the same encoding and other rows.
+        """Return a store with the same encoding but other rows.
 
         Args:
             rows: Rows in the format of `gather`.
@@ -108,15 +108,15 @@ class InputStore(ABC):
         """Return a store with a subset of the rows.
 
         Args:
-            index: Row numbers.
+            index: Row numbers of the subset.
         """
         return self.with_rows(self.gather(index))
 
     def frame(self, index: Int[Tensor, " selected"] | None = None) -> "pd.DataFrame | None":
-        """Return the raw columns of rows, or None if the inputs are not the columns of a table.
+        """Return the raw table columns of rows, or None if the inputs do not come from a table.
 
         Args:
-            index: Row numbers. None: all rows.
+            index: Row numbers. Default: all rows.
         """
         del index
         return None
@@ -250,7 +250,7 @@ def standardized(
 
 
 def image_store(rows: Tensor | InputStore) -> Tensor | InputStore:
-    """Put byte images into a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
+    """Store byte images in a `ByteStore`, which decodes them to [0, 1]; return other inputs unchanged.
 
     Args:
         rows: Inputs as returned by `image_rows.prepared`, or a store.
@@ -269,7 +269,7 @@ def input_store(inputs: Any, where: str) -> InputStore:
 
     Raises:
         EnvariantError: If inputs are not real numbers of shape `[rows, *shape]`, contain NaN or infinity, or
-            differ by less than float32 can represent.
+            differ by amounts too small for float32.
     """
     if isinstance(inputs, InputStore):
         return inputs
@@ -288,10 +288,10 @@ def input_store(inputs: Any, where: str) -> InputStore:
 
 
 def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
-    """Check that all environments store inputs of the same shape in the same way.
+    """Check that all environments have inputs of the same shape and storage format.
 
     Args:
-        stores: Stores by the name of their environment.
+        stores: Mapping from environment to its input store.
         label: Name of the data set, for error messages.
 
     Raises:

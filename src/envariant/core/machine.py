@@ -1,4 +1,4 @@
-"""Cores, threads and memory that this process may use, within the limits of its container."""
+"""Processor cores, threads and memory that this process may use, within the limits of its container."""
 
 import math
 import os
@@ -30,7 +30,7 @@ def cores() -> int:
 
 
 def memory() -> int | None:
-    """Return the available memory in bytes, including memory of cached files; None if it is unknown."""
+    """Return the available memory in bytes, including memory used for file caches; None if it is unknown."""
     amounts = _amounts(Path("/proc/meminfo"))
     known = [amounts["MemAvailable:"] * 1024] if "MemAvailable:" in amounts else []
     if not known and hasattr(os, "sysconf"):
@@ -53,10 +53,10 @@ def require_memory(
     """Check that an amount of memory is available, before it is allocated.
 
     Args:
-        needed: Lower bound of the required bytes.
+        needed: Lower bound of the required memory in bytes.
         what: Computation or object that requires the memory, for the error message.
         remedy: Advice on how to reduce the memory, for the error message.
-        available: Function that returns the available bytes; None if they are unknown.
+        available: Function that returns the available memory in bytes, or None if it is unknown.
 
     Raises:
         EnvariantError: If less memory is available.
@@ -71,9 +71,9 @@ def require_memory(
 def limit_threads(environ: MutableMapping[str, str] = os.environ) -> None:
     """Limit the threads of numerical libraries to the available cores, unless the user has set a limit.
 
-    Waiting threads are set to sleep instead of spinning: otherwise, processes that share cores slow each
-    other down by an order of magnitude. The limits are environment variables, which the libraries read only
-    once, so the function does nothing after PyTorch has been imported.
+    Waiting threads are also set to sleep instead of spinning. With spinning threads, processes that share
+    cores slow each other down by an order of magnitude. All limits are set as environment variables, which
+    the libraries read only once. The function therefore does nothing after PyTorch has been imported.
     """
     if "torch" in sys.modules:
         return

@@ -32,17 +32,18 @@ class Metric:
     Attributes:
         name: Name of the metric in tables, figures and options.
         higher_is_better: Whether higher values are better.
-        compute: Function of task, logits (`[rows]` or `[rows, classes]`), targets (`[rows]`) and, optionally,
-            case weights (`[rows]`): a row of weight 2 counts as two equal rows. The value is NaN if the
-            metric is undefined, such as AUROC with a single class.
+        compute: Function that returns the metric, given the task, logits (`[rows]` or `[rows, classes]`),
+            targets (`[rows]`) and, optionally, case weights (`[rows]`). A row of weight 2 counts as two equal
+            rows. The value is NaN if the metric is undefined, such as AUROC with a single class.
         tasks: Task classes for which the metric is defined.
         bounds: Smallest and largest possible value.
         unit: Unit of the values; "" for dimensionless values.
         number_format: Python format specification for printed values.
-        notable_difference: Smallest difference worth mentioning; None if it depends on the scale of the
-            target.
-        compute_samples: Function like `compute` with a further argument, row numbers `[samples, rows]`. It
-            returns the values of all samples of rows at once. None: `compute` is called for each sample.
+        notable_difference: Smallest difference worth mentioning; None if this difference depends on the scale
+            of the target.
+        compute_samples: Function that returns the metric of many samples of rows at once. Its arguments are
+            those of `compute` without case weights, and row indices `[samples, rows]`. None: `compute` is
+            called for each sample.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Metric:
         return self.bounds[1] - self.bounds[0]
 
     def of_samples(self, task: Task, logits: Array, targets: Array, samples: Array) -> Array:
-        """Return the value of each sample of rows, given as row numbers `[samples, rows]`."""
+        """Return the metric of each sample of rows; `samples` contains row indices, `[samples, rows]`."""
         if self.compute_samples is not None:
             return self.compute_samples(task, logits, targets, samples)
         return np.array([self.compute(task, logits[rows], targets[rows]) for rows in samples])
@@ -94,7 +95,7 @@ class Metric:
 
 
 def metric_named(name: str) -> Metric:
-    """Return a metric by its name in `METRICS`; case is ignored, and "r2" is accepted for R².
+    """Return a metric by its name in `METRICS`; case is ignored, and "r2" stands for R².
 
     Raises:
         EnvariantError: If the name is unknown.
@@ -106,7 +107,7 @@ def metric_named(name: str) -> Metric:
 
 
 def metric(name: str, task: Task) -> Metric:
-    """Return a metric by its name; see `metric_named`.
+    """Return a metric by its name, and check that it applies to the task; see `metric_named`.
 
     Raises:
         EnvariantError: If the name is unknown, or the metric does not apply to the task.
@@ -120,7 +121,7 @@ def metric(name: str, task: Task) -> Metric:
 
 
 def default_metric(task: Task) -> Metric:
-    """Return the metric recorded during training: accuracy, or squared error for regression."""
+    """Return the metric recorded during training: accuracy for classification, else squared error."""
     return METRICS[task.metric]
 
 
@@ -204,7 +205,7 @@ def _auroc(task: Task, logits: Array, targets: Array, weights: Array | None = No
 
 
 def _win_share(positive: Array, negative: Array) -> float:
-    """Return the share of pairs in which the positive row has the higher score; ties count half."""
+    """Return the share of positive–negative pairs where the positive row scores higher; ties count half."""
     if np.isnan(positive).any() or np.isnan(negative).any():
         return np.nan
     ordered = np.sort(negative)

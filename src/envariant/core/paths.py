@@ -1,4 +1,4 @@
-"""Checks of paths, files and folders before they are used."""
+"""Checks of paths, files and folders before use."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _HEAD, _TAIL = 1 << 12, 1 << 16
 
 
 def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
-    """Check that a path is a regular file before it is opened; opening a pipe could wait forever.
+    """Check that a path is a regular file before it is opened; opening a pipe could block forever.
 
     Args:
         path: File to be opened.
@@ -43,7 +43,7 @@ def check_name(path: object) -> None:
     """Check that the operating system accepts this name for a file or folder.
 
     Raises:
-        EnvariantError: If the name contains NUL, or half a character.
+        EnvariantError: If the name contains NUL or an incomplete Unicode character.
     """
     try:
         possible = b"\0" not in os.fsencode(str(path))
@@ -57,7 +57,7 @@ def check_name(path: object) -> None:
 
 
 def os_reason(error: Exception) -> str:
-    """Return the reason for an operating-system error as text, without the path."""
+    """Return the reason for an operating-system error as text, without the path of the file."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
@@ -69,7 +69,8 @@ def folder_name(name: str, where: str) -> str:
         where: Description of the name, for the error message.
 
     Raises:
-        EnvariantError: If the name is empty, too long or reserved, or leaves the parent folder.
+        EnvariantError: If the name is empty, too long or reserved, or contains a path separator or control
+            character.
     """
     if (
         not name.strip(". ")

@@ -28,7 +28,8 @@ class Plugins(Generic[T]):
         group: Entry-point group, such as "envariant.models".
         kind: Kind of plug-in, such as "model", for error messages.
         requirement: Description of a valid plug-in, for error messages.
-        fits: Function of a plug-in and the name of its entry point that returns whether the plug-in is valid.
+        fits: Function that returns whether a plug-in is valid; its arguments are the plug-in and the name of
+            the entry point.
     """
 
     group: str
@@ -41,11 +42,12 @@ class Plugins(Generic[T]):
         return tuple(self._entries()[0])
 
     def load(self, name: str, built_in: Collection[str] = ()) -> T:
-        """Import the plug-in registered under a name.
+        """Import a plug-in, given its registered name.
 
         Args:
             name: Name of the entry point.
-            built_in: Names of the library's objects of this kind, listed in the error for an unknown name.
+            built_in: Names of the library's built-in objects of this kind, which the error for an unknown
+                name also lists.
 
         Raises:
             EnvariantError: If the name is unknown, or the plug-in cannot be imported or does not meet

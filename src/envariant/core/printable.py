@@ -1,4 +1,4 @@
-"""Make text from data and files safe for terminals and pages.
+"""Escape control characters in text from data and files, so that it is safe in terminals and on HTML pages.
 
 Column names, class names, file names and stored messages may come from untrusted sources. Control characters
 in such text could clear a terminal, change its title or hide a part of a line.
@@ -14,13 +14,23 @@ _LONGEST_LINE: Final = 4_000
 
 
 def printable(text: str) -> str:
-    r"""Replace control characters by escapes such as `\x1b`; tabs and newlines are kept.
+    r"""Replace control characters with escapes such as `\x1b`; tabs and newlines are kept.
 
     Example:
         >>> print(printable("a\x1b[31m\u202e"))
         a\x1b[31m\u202e
     """
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless the count is 1.
+
+    Example:
+        >>> number_of(1, "column"), number_of(1200, "row")
+        ('1 column', '1,200 rows')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def one_line(text: str) -> str:

@@ -1,9 +1,9 @@
 """Schedules: coefficients and learning rates as functions of the step, writable as short strings.
 
-With a strong penalty from the first step, training ends at the constant predictor, whose penalty is zero;
-without a penalty, training is ERM. Published methods therefore change the coefficient during training:
+If the penalty is strong from the first step, training ends at a constant predictor, whose penalty is zero.
+Without a penalty, training is ERM. Published methods therefore change the coefficient during training:
 `step(1, 1e4, at=190)`, `stages(1, 1e4, 1e6, at=(190, 400))`, `poly(k=1, p=3, after=190)`. Switch points are
-step numbers, or shares of the run's length such as `at=40%`. Values are clipped to ±`CAP`, because an
+step numbers, or percentages of the run's length such as `at=40%`. Values are clipped to ±`CAP`, because an
 exponential schedule would overflow within a few hundred steps.
 """
 
@@ -22,7 +22,7 @@ CAP = 1e12
 
 
 class Schedule(ABC):
-    """Base class of schedules: functions of the step t, which is 0 for the first update.
+    """Base class of schedules: functions of the step number t, which is 0 for the first update.
 
     A subclass is a frozen dataclass with a `name`. Its fields are numbers, tuples of numbers, or switch
     points: step numbers or `Percent` values, listed in `switch_fields`.
@@ -125,7 +125,7 @@ class Schedule(ABC):
         return all(point < steps for point in self.resolve(steps).switch_points)
 
     def with_final_value(self, value: float) -> "Schedule | None":
-        """Return a copy with another final value; None if the schedule grows without a final value."""
+        """Return a copy with another final value; None for growing schedules, which have none."""
         changes = {self.final_field: value}
         return dataclasses.replace(cast("Any", self), **changes) if self.final_field else None
 
@@ -187,7 +187,7 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class Step(Schedule):
-    """Step schedule: `before` until step `at`, then `after`, as in the IRM and REx code."""
+    """Step schedule: `before` at steps t < `at`, then `after`, as in the IRM and REx code."""
 
     name: ClassVar[str] = "step"
     value_fields: ClassVar[tuple[str, ...]] = ("before", "after")
@@ -247,7 +247,7 @@ class Stages(Schedule):
 @final
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Linear schedule from `start` at step `after` to `end` at step `until`, constant before and after.
+    """Linear schedule: ramp from `start` at step `after` to `end` at step `until`, constant before and after.
 
     If `until` is relative, and `after` is relative or 0, the ramp takes at least one step.
     """
@@ -290,7 +290,7 @@ class Linear(Schedule):
 @final
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """Polynomial schedule: `before` until step `after`, then k·t^p at step t, clipped to ±`CAP`.
+    """Polynomial schedule: `before` at steps t < `after`, then k·t^p, clipped to ±`CAP` (10¹²).
 
     The course report (`sjtu-2023`) uses this schedule, with `before` = 1, for the penalty coefficient.
     """
@@ -315,9 +315,10 @@ class Polynomial(Schedule):
 @final
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """Exponential schedule: `before` until step `after`, then start·factor^(t − after) at step t.
+    """Exponential schedule: `before` at steps t < `after`, then start·factor^(t − after).
 
-    Values are clipped to ±`CAP`. Without the cap, a factor of 1.1 overflows float32 after about 930 steps.
+    Values are clipped to ±`CAP` (10¹²). Without clipping, a factor of 1.1 overflows float32 after about 930
+    steps.
     """
 
     name: ClassVar[str] = "exp"
@@ -350,7 +351,7 @@ def schedule(value: "Schedule | Spec | str | float") -> Schedule:
         value: Schedule (returned unchanged), number (a constant schedule), or string.
 
     Raises:
-        EnvariantError: If the schedule or a setting is unknown, or a setting is invalid.
+        EnvariantError: If the schedule or one of its settings is unknown, or a setting is invalid.
 
     Example:
         >>> schedule("step(1, 1e4, at=190)")(190)

@@ -1,6 +1,7 @@
-"""`ScoreTable`: scores of methods by environment, as papers print them (mean ± standard deviation).
+"""`ScoreTable`: scores of methods by environment (mean ± standard deviation), formatted as in papers.
 
-The best score of each column is bold, the second best underlined, by the digits that are printed.
+In each column, the best score is bold and the second best is underlined. Scores that are equal as printed
+count as equal.
 """
 
 import math
@@ -54,11 +55,11 @@ class ScoreTable(Displayed):
     Attributes:
         metric: Name of the metric.
         higher_is_better: Whether higher scores are better.
-        values: Score of each replica by method, environment and number of the replica.
+        values: Mapping from method to environment to replica number to score.
         columns: Names of the environments, in order.
-        title: What the table shows, as a phrase that begins its caption.
+        title: Beginning of the caption, such as "Scores by environment".
         averaged: Names of the environments in the average. Default: all.
-        notes: Further sentences of the caption.
+        notes: Additional sentences of the caption.
     """
 
     metric: str
@@ -74,8 +75,9 @@ class ScoreTable(Displayed):
 
         Args:
             method: Name of the method.
-            column: Name of an environment, or "average". The average of a method without a score in one of
-                the environments is NaN. Its standard deviation is that of the averages of single replicas.
+            column: Name of an environment, or "average". The average is NaN if the method lacks a score in an
+                averaged environment. The standard deviation of the average is computed from the averages of
+                the replicas.
         """
         if column != AVERAGE or AVERAGE in self.columns:
             return _score(_finite(self.values[method].get(column, {})).values())
@@ -87,7 +89,7 @@ class ScoreTable(Displayed):
         return Score(mean, _score(averages).sd, len(averages))
 
     def averages(self, method: str) -> tuple[float, ...]:
-        """Return the average over environments of every replica that has a score in all of them.
+        """Return each replica's average over environments, for replicas with a score in every environment.
 
         Args:
             method: Name of the method.
@@ -117,12 +119,12 @@ class ScoreTable(Displayed):
         return frame.astype(numbers)
 
     def to_markdown(self, *, digits: int | None = None, percent: bool = False) -> str:
-        """Return the table as Markdown: best bold, second underlined, and the caption below.
+        """Return the table as Markdown, with the best scores bold, the second best underlined, and a caption.
 
         Args:
             digits: Number of decimal places. Default: 1 for percentages, else 3, or fewer for scores of 10
                 and more.
-            percent: Whether to print the scores in percent.
+            percent: Whether to print the scores as percentages.
         """
         escape = _escaper(_MARKDOWN)
         header, *rows = self._cells(digits, percent, escape, {"b": "**{}**", "u": "<ins>{}</ins>"})
@@ -138,13 +140,13 @@ class ScoreTable(Displayed):
         caption: str | None = None,
         label: str = "",
     ) -> str:
-        r"""Return the table as LaTeX: best bold, second underlined; needs `\usepackage{booktabs}`.
+        r"""Return the table as LaTeX, best in bold and second best underlined; needs `\usepackage{booktabs}`.
 
         Args:
             digits: Number of decimal places. Default: 1 for percentages, else 3, or fewer for scores of 10
                 and more.
-            percent: Whether to print the scores in percent.
-            caption: Caption as LaTeX. Default: metric, number of replicas and meaning of the marks.
+            percent: Whether to print the scores as percentages.
+            caption: Caption as LaTeX code. Default: metric, number of replicas and meaning of the marks.
             label: Label for `\ref`. Default: none.
         """
         escape = _escaper(_LATEX)
@@ -171,7 +173,7 @@ class ScoreTable(Displayed):
         )
 
     def caption(self, *, percent: bool = False) -> str:
-        """Return title, metric, number of replicas, meaning of the marks and notes as sentences."""
+        """Return the caption: title, metric, number of replicas, meaning of the marks, and notes."""
         counts = [n for m in self.values for c in self.columns if (n := self.score(m, c).n)]
         low, high = min(counts, default=0), max(counts, default=0)
         number = f"{low}" if low == high else f"{low}–{high}"
@@ -211,7 +213,7 @@ class ScoreTable(Displayed):
         return (*self.columns, *((AVERAGE,) if has_average else ()))
 
     def summary(self) -> Summary:
-        """Return the table for a notebook."""
+        """Return the `Summary` of the table, which notebooks display."""
         plain = self._cells(None, False, str, {})
         marks = {
             (i, j): tag
@@ -239,7 +241,7 @@ class ScoreTable(Displayed):
     def _cells(
         self, digits: int | None, percent: bool, escape: Callable[[str], str], tags: Mapping[str, str]
     ) -> list[list[str]]:
-        """Return header and rows as text; marked scores are put into the templates in `tags`."""
+        """Return header and rows as text; the best scores are formatted with the templates in `tags`."""
         if not self.values:
             raise EnvariantError(f"{self.title}: has no method to show")
         digits, factor = self._digits(digits, percent), 100.0 if percent else 1.0

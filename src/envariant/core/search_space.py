@@ -1,7 +1,7 @@
 """Search ranges of hyperparameters, declared in their type annotations.
 
 `coefficient: Annotated[float, LogUniform(1e2, 1e6)] = 1e4` declares type, default and search range together.
-There is no other list of ranges. A study can override a range with text such as `loguniform(1e2, 1e6)`.
+Ranges are declared nowhere else. A study can override a range with a string such as `loguniform(1e2, 1e6)`.
 """
 
 import math
@@ -20,7 +20,7 @@ class Range(ABC):
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Any:
-        """Sample one value."""
+        """Sample one value of the hyperparameter."""
 
     def _reject(self, requirement: str, low: float, high: float) -> NoReturn:
         raise EnvariantError(f"{type(self).__name__}: {requirement}; got {low:g}, {high:g}")
@@ -125,10 +125,11 @@ RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, 
 
 
 def search_range(declared: object) -> Range:
-    """Convert a list of values, or text such as `loguniform(1e2, 1e6)`, to a search range.
+    """Convert a list of values, or a string such as `loguniform(1e2, 1e6)`, to a search range.
 
     Raises:
-        EnvariantError: If `declared` is neither a list nor the text of a range, or the bounds are invalid.
+        EnvariantError: If `declared` is neither a list nor a string that describes a range, or the bounds are
+            invalid.
     """
     if isinstance(declared, list | tuple):
         values = tuple(cast("list[Any]", declared))

@@ -1,4 +1,4 @@
-"""Convert numbers to float32, with an error if rounding would remove differences between them."""
+"""Convert numbers to float32; raise an error if rounding would distort the differences between them."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ _CONSTANT = 1e-14
 
 
 def single_precision(values: Tensor, what: str) -> Tensor:
-    """Convert finite numbers to float32, and check that rounding does not remove differences between them.
+    """Convert finite numbers to float32, and check that rounding does not distort their differences.
 
     Args:
         values: Numbers of any type. Only shapes `[rows]` and `[rows, columns]` are checked.
         what: Name of the values, for error messages.
 
     Raises:
-        EnvariantError: If the numbers of a column differ by less than float32 can represent.
+        EnvariantError: If the numbers in a column differ by amounts too small for float32.
     """
     rounded = values.to(torch.float32)
     exact = values.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8)

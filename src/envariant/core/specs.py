@@ -50,7 +50,7 @@ class Percent:
 @final
 @dataclass(frozen=True)
 class Spec:
-    """Name with positional and keyword arguments, written `name(1, key=value)`; arguments may be specs."""
+    """Name with positional and keyword arguments, written `name(1, key=value)`; arguments can be specs."""
 
     name: str
     positional: tuple[Any, ...] = ()
@@ -66,7 +66,7 @@ def parse(text: str) -> Spec:
     """Parse a string of the form `name` or `name(1, key=value, …)` to a `Spec`.
 
     Raises:
-        EnvariantError: If the text is not a name with optional arguments in parentheses.
+        EnvariantError: If the string is not a name with optional arguments in parentheses.
     """
     match = _CALL.fullmatch(_bounded(text))
     if match is None:
@@ -84,7 +84,7 @@ def parse(text: str) -> Spec:
 
 
 def parse_as(kind: str, text: str) -> Spec:
-    """Parse text like `parse`; error messages name the kind of the object, such as "model"."""
+    """Parse a string like `parse`; error messages name the kind of the object, such as "model"."""
     try:
         return parse(text)
     except EnvariantError as error:
@@ -92,10 +92,10 @@ def parse_as(kind: str, text: str) -> Spec:
 
 
 def parse_value(text: str) -> Any:
-    """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a word, a tuple or a spec.
+    """Parse one value: a number, a percentage such as `40%`, `true`, `none`, a name, a tuple or a spec.
 
     Raises:
-        EnvariantError: If the text is not a valid value.
+        EnvariantError: If the string is not a valid value.
     """
     match = _CALL.fullmatch(_bounded(text))
     try:
@@ -109,7 +109,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Convert a number, Boolean, None, string, spec or tuple to text that `parse_value` reads back."""
+    """Convert a number, Boolean, None, string, spec or tuple to a string that `parse_value` can read back."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
@@ -138,13 +138,13 @@ def _quoted(text: str) -> str:
 
 
 def describe(name: str, instance: object, default: object = None, positional: tuple[str, ...] = ()) -> str:
-    """Return a dataclass instance as text: a name, and the settings that differ from the defaults.
+    """Convert a dataclass instance to a string: its name, and the settings that differ from the defaults.
 
     Args:
         name: Name of the object.
         instance: Dataclass instance; fields with `compare=False` are not written.
         default: Instance with the default settings. Default: the defaults of the fields.
-        positional: Names of the fields whose values are always written, before the others and without a key.
+        positional: Names of the fields whose values are always written; they come first and have no key.
     """
     changed = {
         f.name: getattr(instance, f.name)
@@ -212,7 +212,8 @@ def build(kind: str, text: str, known: Mapping[str, type[T]]) -> T:
 def checked(cls: type[Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert settings to the declared types of the fields of a dataclass; integers are valid floats.
 
-    Bounds, and settings whose type is a class of this package, are checked later, by the dataclass itself.
+    Bounds are not checked here, nor are settings whose type is a class of this package; the dataclass checks
+    both when it is constructed.
 
     Raises:
         EnvariantError: If a value has the wrong type; the message begins with `where`.
@@ -232,7 +233,7 @@ def validate(instance: object, where: str = "", only: Collection[str] | None = N
 
     Args:
         instance: Instance of a frozen dataclass.
-        where: Prefix of error messages. Default: name of the class.
+        where: Prefix of error messages. Default: the name of the class.
         only: Names of the fields to check. Default: all.
 
     Raises:

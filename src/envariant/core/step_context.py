@@ -28,9 +28,9 @@ class StepContext:
         step: Number of completed updates; 0 in the first step.
         learning_rate: Learning rate of the run's optimizer at this step.
         key: Key of the step's random numbers; None for algorithms that are not `stochastic`.
-        part: Index of the part of the algorithm; every part has separate random numbers.
-        weight_decay: Twice the algorithm's l2. A training step that updates parameters itself adds this
-            multiple of the parameters to their gradients.
+        part: Index of the current part of the algorithm; every part has separate random numbers.
+        weight_decay: Twice the algorithm's L2 coefficient `l2`. A training step that updates parameters
+            itself adds this multiple of each parameter to its gradient.
     """
 
     step: Any = 0
@@ -41,7 +41,7 @@ class StepContext:
 
     @classmethod
     def at(cls, step: int, seed: int = 0, learning_rate: float = 1e-3) -> "StepContext":
-        """Create a context in which a part can be called outside of a run.
+        """Create a context for calling a part of an algorithm outside of a run.
 
         Args:
             step: Number of completed updates.
@@ -60,15 +60,16 @@ class StepContext:
         return replace(self, part=part)
 
     def uniform(self, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Return random numbers uniform in [0, 1).
+        """Return random numbers that are uniformly distributed in [0, 1).
 
         Args:
             shape: Shape of the result; empty for a single number.
-            draw: Index of the random sample within the part, 0 to 15; equal indices give equal numbers.
+            draw: Index of the random sample within the part, 0 to 15. Calls with the same index give the same
+                numbers.
             like: Tensor that determines data type and device of the result.
 
         Raises:
-            EnvariantError: If there is no key, because the algorithm is not declared stochastic.
+            EnvariantError: If `key` is None because the algorithm is not declared stochastic.
         """
         if self.key is None:
             raise EnvariantError(
@@ -83,11 +84,12 @@ class StepContext:
         )
 
     def normal(self, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Return standard normal random numbers, each from two uniform numbers (Box & Muller 1958).
+        """Return standard normal random numbers, each computed from two uniform ones (Box & Muller 1958).
 
         Args:
             shape: Shape of the result; empty for a single number.
-            draw: Index of the random sample within the part, 0 to 15; equal indices give equal numbers.
+            draw: Index of the random sample within the part, 0 to 15. Calls with the same index give the same
+                numbers.
             like: Tensor that determines data type and device of the result.
         """
         # 1 − u lies in (0, 1], so that its logarithm is finite.
@@ -95,22 +97,24 @@ class StepContext:
         return (-2 * torch.log1p(-size)).sqrt() * torch.cos(2 * math.pi * angle)
 
     def permutation(self, count: int, *, draw: int = 0, like: Tensor) -> Tensor:
-        """Return a random permutation of 0 … count − 1.
+        """Return a random permutation of the integers from 0 to `count` − 1.
 
         Args:
             count: Length of the permutation.
-            draw: Index of the random sample within the part, 0 to 15; equal indices give equal numbers.
+            draw: Index of the random sample within the part, 0 to 15. Calls with the same index give the same
+                numbers.
             like: Tensor that determines the device of the result.
         """
         return self.uniform(count, draw=draw, like=like).argsort()
 
     def symmetric_beta(self, alpha: Any, *shape: int, draw: int = 0, like: Tensor) -> Tensor:
-        """Return Beta(α, α) random numbers, each from two uniform numbers (method of Ulrich 1984).
+        """Return Beta(α, α) random numbers; each is computed from two uniform numbers (Ulrich 1984).
 
         Args:
             alpha: Parameter α of the distribution.
             shape: Shape of the result; empty for a single number.
-            draw: Index of the random sample within the part, 0 to 15; equal indices give equal numbers.
+            draw: Index of the random sample within the part, 0 to 15. Calls with the same index give the same
+                numbers.
             like: Tensor that determines data type and device of the result.
         """
         size, angle = self.uniform(2, *shape, draw=draw, like=like)

@@ -1,10 +1,11 @@
 """Prediction tasks: binary and multiclass classification, and regression.
 
 A task defines the loss of each row, the derivative of this loss with respect to a multiplier of the logits
-(used in IRM's penalty), the metric, and the shapes of targets and logits. All other code works with any task.
+(used in IRM's penalty), the metric, and the shapes of targets and logits. All other code is independent of
+the task.
 
-For another loss, such as label smoothing, define a subclass with a method `losses`. The derivatives are then
-computed from this loss by automatic differentiation.
+To use another loss, such as cross-entropy with label smoothing, define a subclass with a method `losses`. The
+derivatives are then computed from this loss by automatic differentiation.
 """
 
 import inspect
@@ -59,12 +60,12 @@ class Task(ABC):
 
     @property
     def target_shape(self) -> tuple[int, ...]:
-        """Shape of the target of one row; empty for a number or class."""
+        """Shape of the target of one row; empty if the target is a single number or class."""
         return ()
 
     @property
     def logits_shape(self) -> tuple[int, ...]:
-        """Shape of the logits of one row; empty for one output per row."""
+        """Shape of the logits of one row; empty if there is one output per row."""
         return () if self.outputs == 1 else (self.outputs,)
 
     @property
@@ -81,9 +82,9 @@ class Task(ABC):
     def residuals(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, "rows *c"]:
-        """Return the derivative ∂ℓ_i/∂z_i of the loss ℓ_i of each row i with respect to its logits z_i.
+        """Return the derivative ∂ℓ_i/∂z_i of each row's loss ℓ_i with respect to the row's logits z_i.
 
-        The result is differentiable in z. Default: automatic differentiation of `losses`.
+        The result is differentiable with respect to z. Default: automatic differentiation of `losses`.
         """
 
         def total(z: Tensor) -> Tensor:
@@ -96,8 +97,8 @@ class Task(ABC):
     ) -> Float[Tensor, " rows"]:
         """Return the derivative of each row's loss with respect to a multiplier s of its logits, at s = 1.
 
-        For the loss ℓ_i and the logits z_i of row i, this is ∂ℓ_i(s·z_i)/∂s = Σ_c ∂ℓ_i/∂z_ic · z_ic, with
-        outputs c. The result is differentiable in z.
+        For the loss ℓ_i and the logits z_i of row i, the derivative is ∂ℓ_i(s·z_i)/∂s = Σ_c ∂ℓ_i/∂z_ic ·
+        z_ic, where c runs over the outputs. The result is differentiable with respect to z.
         """
         products = self.residuals(logits, targets) * logits
         return products if self.outputs == 1 else products.sum(dim=1)
@@ -116,10 +117,10 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's score: 1 or 0 for a right or wrong class, the squared error for regression."""
+        """Return each row's score: 1 or 0 for a correct or wrong class; the squared error for regression."""
 
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:
-        """Return the mean loss of the best constant prediction: entropy of the classes, or variance.
+        """Return the mean loss of the best constant prediction (class entropy, or variance of the targets).
 
         Default: numerical minimization of `losses`; NaN if the minimization fails.
         """
@@ -155,9 +156,10 @@ class Task(ABC):
         """
 
     def identity(self) -> str:
-        """Return a string for hashing that differs between tasks with different losses.
+        """Return a string for hashing; it differs between tasks with different losses.
 
-        The string is empty for `Binary` and `Multiclass`, which differ in the data type of their targets.
+        The string is empty for `Binary` and `Multiclass`: the data types of their targets differ, which
+        changes the hash of the data.
         """
         if type(self) in (Binary, Multiclass, Regression):
             # Targets of classes differ in type, so the data tell them apart.
@@ -166,7 +168,7 @@ class Task(ABC):
         return " ".join((type(self).__qualname__, *values, _content(type(self))))
 
     def logits(self, raw: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows *c"]:
-        """Reshape the raw output of a model, `[rows, outputs]` or `[rows]`, to the task's logits."""
+        """Reshape the raw output of a model, `[rows, outputs]` or `[rows]`, to logits of the task."""
         return raw.flatten() if self.outputs == 1 else raw
 
 
@@ -268,7 +270,7 @@ class Multiclass(Task):
 @final
 @dataclass(frozen=True)
 class Regression(Task):
-    """Regression of one number. The loss is (f − y)², with prediction f and target y, without a factor 1/2.
+    """Regression of one number, with the squared error (f − y)² as loss, for prediction f and target y.
 
     Targets may be standardized; `scale` and `center` convert them back to the original unit.
 
@@ -330,7 +332,7 @@ def check_losses(task: Task, targets: Tensor) -> None:
 
     Args:
         task: Prediction task.
-        targets: Some targets `[rows, *target_shape]`.
+        targets: Example targets, `[rows, *target_shape]`.
 
     Raises:
         EnvariantError: If a result has another shape, the loss is not differentiable, or a method fails.
@@ -364,7 +366,7 @@ def task_named(name: str, outputs: int) -> Task:
 
     Args:
         name: "binary", "multiclass" or "regression".
-        outputs: Number of classes of a multiclass task.
+        outputs: Number of classes; used only for "multiclass".
 
     Raises:
         EnvariantError: If the name is unknown.

@@ -1,4 +1,4 @@
-"""Data sources, which provide environments; `source` returns the data source with a given name."""
+"""Data sources, which provide environments. `source` returns the data source with a given name."""
 
 from importlib import import_module
 from pathlib import Path
@@ -78,7 +78,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     """Convert a string such as `colored-mnist:irm(label_noise=0.1)` to a data source.
 
     Args:
-        text: Name, optional protocol after a colon, and settings in parentheses.
+        text: Name of the source, optional protocol after a colon, and optional settings in parentheses.
         folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
 
     Raises:
@@ -103,7 +103,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
 
 def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
-    """Return a mapping from name to data source class of each plug-in, and messages on failed plug-ins."""
+    """Return the data source classes of all plug-ins by name, and messages about plug-ins that failed."""
     return PLUGINS.load_all(SOURCES)
 
 

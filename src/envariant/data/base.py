@@ -1,4 +1,4 @@
-"""Base class of data sources that can be written as a name with settings in parentheses."""
+"""Base class of data sources that can be specified by a name with settings in parentheses."""
 
 from pathlib import Path
 from typing import ClassVar, Self
@@ -9,9 +9,9 @@ from envariant.core.specs import Spec
 
 
 class SpecSource(EnvironmentSource):
-    """Base class of environment sources written as `base(setting=value, …)`.
+    """Base class of data sources specified by text such as `base(setting=value, …)`.
 
-    A subclass is a frozen dataclass whose fields are the settings. Fields that do not change the data, such
+    A subclass is a frozen dataclass whose fields are the settings. Fields that do not affect the data, such
     as the folder of a cache, are declared with `compare=False` and are not settings.
     """
 
@@ -22,10 +22,10 @@ class SpecSource(EnvironmentSource):
 
     @classmethod
     def from_spec(cls, spec: Spec, folder: Path | None = None) -> Self:
-        """Build a source from its parsed text.
+        """Build a data source from its parsed specification.
 
         Args:
-            spec: Name and settings of the source, parsed from text.
+            spec: Name and settings of the data source.
             folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Limits on the size of files after decompression, checked before a file is read."""
+"""Check the size of files after decompression, before they are read."""
 
 import bz2
 import gzip
@@ -29,14 +29,14 @@ _DAMAGED: Final = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error
 
 
 def check_expansion(path: Path) -> None:
-    """Check that a file is not much larger after decompression, and fits in memory.
+    """Check that a compressed file does not expand to an excessive size, and fits in memory.
 
     Args:
-        path: File to be read; its suffix determines the compression.
+        path: File to be read; the suffix determines the compression.
 
     Raises:
-        EnvariantError: If the decompressed content is larger than both 256 MiB and 200 times the file, or
-            larger than the available memory.
+        EnvariantError: If the decompressed content is larger than 256 MiB and also larger than 200 times the
+            file, or if it is larger than the available memory.
     """
     state, suffix = path.stat(), path.suffix.lower()
     # A sparse file has holes of zeros, which take no space on the disk.
@@ -61,7 +61,7 @@ def check_expansion(path: Path) -> None:
 
 
 def check_size(path: Path, length: int, size: int) -> None:
-    """Check the number of bytes to be read from a file.
+    """Check that the decompressed size of a file is within the limits of `check_expansion`.
 
     Args:
         path: Path of the file, for the error message.
@@ -69,7 +69,7 @@ def check_size(path: Path, length: int, size: int) -> None:
         size: Number of bytes on the disk.
 
     Raises:
-        EnvariantError: If `length` exceeds one of the limits of `check_expansion`.
+        EnvariantError: If `length` exceeds a limit.
     """
     free = memory()
     if length > max(_SMALL, _LARGEST_RATIO * size):

@@ -1,7 +1,4 @@
-"""Data source for training-domain validation: a share of the rows of each training environment is held out.
-
-The held-out rows become validation environments.
-"""
+"""Data source that holds out a share of each training environment's rows for training-domain validation."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,13 +24,15 @@ SUFFIX = " (held-out rows)"
 @final
 @dataclass(frozen=True)
 class ValidationSplit(EnvironmentSource):
-    """Data source with a validation split of every training environment; the seed determines the split.
+    """Data source in which every training environment is split into training and validation rows.
+
+    The validation rows become validation environments. The seed of a data draw determines the split.
 
     Attributes:
         source: Data source to split.
-        share: Share of the rows of every training environment to hold out, between 0 and 1 (exclusive).
-        test: Names of the test environments, which are not split. Default: the default test environments of
-            the data source.
+        share: Share of each training environment's rows to hold out, between 0 and 1 (exclusive).
+        test: Names of the test environments, which are not split. Default: default test environments of the
+            data source.
     """
 
     source: EnvironmentSource
@@ -98,15 +97,15 @@ class ValidationSplit(EnvironmentSource):
 def held_out_rows(
     sizes: Mapping[str, int], share: float, seed: int, groups: Mapping[str, Tensor | None] | None = None
 ) -> dict[str, Tensor]:
-    """Return the indices of the held-out rows of every training environment, in ascending order.
+    """Select the rows of each training environment to hold out; return their indices in ascending order.
 
-    With groups, whole groups are held out, in all environments, and the share is approximate.
+    If groups are given, whole groups are held out from all environments, and the share is approximate.
 
     Args:
         sizes: Number of rows of each training environment, in the order of the data.
         share: Share of the rows to hold out.
         seed: Seed of the data draw.
-        groups: Group number of each row of each environment; None or without numbers: rows are independent.
+        groups: Group number of each row, by environment. None: rows are independent.
     """
     # The random stream differs from that of the data, which starts with the seed itself.
     generator = torch.Generator().manual_seed(seed ^ 0x5EED)
@@ -122,7 +121,7 @@ def held_out_rows(
 def _held_out_groups(
     groups: Mapping[str, Tensor], share: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the rows of random groups, about a share of the rows of every environment."""
+    """Select random groups with about the requested share of each environment's rows; return the rows."""
     numbers, row_group = torch.cat([*groups.values()]).unique(return_inverse=True)
     sizes = [len(each) for each in groups.values()]
     environment = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))

@@ -1,4 +1,4 @@
-"""Model descriptions, such as `mlp(hidden=390)`, that build a network for given shapes."""
+"""Model descriptions, such as `mlp(hidden=390)`; each builds a network for a given input shape."""
 
 from envariant.core import specs
 from envariant.core.plugins import Plugins, is_dataclass_of
@@ -26,7 +26,7 @@ MODELS: dict[str, type[ModelConfig]] = {cls.name: cls for cls in (Linear, MLP, L
 
 
 def model_config(text: str) -> ModelConfig:
-    """Return the model description specified by a string such as `mlp(hidden=390)`.
+    """Return the model described by a string such as `mlp(hidden=390)`.
 
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.
@@ -37,7 +37,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return a mapping from name to model class of each plug-in, and messages on plug-ins that failed."""
+    """Return the model classes of installed plug-ins by name, and a message for each plug-in that failed."""
     return PLUGINS.load_all(MODELS)
 
 

@@ -1,4 +1,4 @@
-"""Base class of model descriptions, and `FeaturizerAndHead`, a module with these two submodules.
+"""Base class of model descriptions, and `FeaturizerAndHead`, a module with a featurizer and a head.
 
 Any `torch.nn.Module` can be trained. If it has the submodules `featurizer` and `head`, penalties on features
 use the output of the featurizer; otherwise they use the output of the module. A `ModelConfig` builds a module
@@ -21,8 +21,8 @@ class FeaturizerAndHead(nn.Module):
     """Module that computes `head(featurizer(inputs))`.
 
     Args:
-        featurizer: Module from inputs `[rows, *input_shape]` to features `[rows, width]`.
-        head: Module from features to raw outputs `[rows, outputs]`.
+        featurizer: Module that maps inputs `[rows, *input_shape]` to features `[rows, width]`.
+        head: Module that maps features to raw outputs `[rows, outputs]`.
     """
 
     def __init__(self, featurizer: nn.Module, head: nn.Module) -> None:
@@ -37,8 +37,8 @@ class FeaturizerAndHead(nn.Module):
 class ModelConfig(ABC):
     """Base class of model descriptions, which build networks for given input and output shapes.
 
-    A subclass is a frozen dataclass; its fields, all with defaults, are the settings. Their types, and bounds
-    declared as in `Annotated[int, Field(ge=1)]`, are checked at construction.
+    A subclass is a frozen dataclass. Its fields, all with defaults, are the settings of the model. Types and
+    bounds of the fields, such as `Annotated[int, Field(ge=1)]`, are checked at construction.
     """
 
     name: ClassVar[str]
@@ -55,25 +55,25 @@ class ModelConfig(ABC):
         """Build a network with newly initialized weights.
 
         Args:
-            input_shape: Shape of one row of inputs.
+            input_shape: Shape of the inputs of one row.
             outputs: Number of outputs per row.
 
         Raises:
-            EnvariantError: If the network cannot take inputs of that shape.
+            EnvariantError: If the network does not accept inputs of this shape.
         """
 
     def size(self, input_shape: Sequence[int], outputs: int) -> float:
         """Return the total number of values in parameters and buffers, without allocating memory for them.
 
         Args:
-            input_shape: Shape of one row of inputs.
+            input_shape: Shape of the inputs of one row.
             outputs: Number of outputs per row.
 
         Returns:
             Number of values; infinity if a tensor is too large for PyTorch.
 
         Raises:
-            EnvariantError: If the network cannot take inputs of that shape.
+            EnvariantError: If the network does not accept inputs of this shape.
         """
         try:
             with torch.device("meta"):

@@ -13,10 +13,11 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 @final
 @dataclass(frozen=True)
 class LeNet(ModelConfig):
-    """LeNet-5: conv 6@5×5, pool, conv 16@5×5, pool, conv 120 over the remaining map, dense 84, then the head.
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling.
 
-    LeCun et al. 1998, with ReLU and max pooling. On 28×28 images the third convolution is 5×5 as
-    in the paper; on other images it spans the remaining map.
+    Layers: 5×5 convolution with 6 channels, pooling, 5×5 convolution with 16 channels, pooling, convolution
+    with 120 channels, dense layer with 84 units, and the head. The kernel of the third convolution covers the
+    whole remaining feature map; for 28×28 images, it is 5×5 as in the paper.
     """
 
     name: ClassVar[str] = "lenet"

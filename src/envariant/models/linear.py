@@ -13,10 +13,10 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 
 @final
 class _Linear(nn.Linear):
-    """Linear layer W x + b that computes the matrix product with the weights as its first factor.
+    """Linear layer W x + b, computed as a matrix product with the weights as its first factor.
 
-    Under `vmap`, many models with the same inputs then need one matrix product instead of one per model.
-    Because this requires contiguous weights, they are copied.
+    Under `vmap`, many models with the same inputs then need a single matrix product. The weights are copied,
+    because the product requires contiguous weights.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002

@@ -25,7 +25,7 @@ class MLP(ModelConfig):
     2019 use hidden=390 and depth=2.
 
     Attributes:
-        hidden: Width of every hidden layer, or a tuple of the widths of all hidden layers.
+        hidden: Width of every hidden layer, or a tuple with the width of each.
         depth: Number of hidden layers; ignored if `hidden` is a tuple.
     """
 

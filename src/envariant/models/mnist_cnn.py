@@ -16,8 +16,8 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 class _FromFewChannels(nn.Conv2d):
     """3×3 convolution of one to three channels, computed as a matrix product of weights and patches.
 
-    Convolution kernels are slow with so few channels. The product also has the memory layout required by
-    group norm, so that neither outputs nor gradients are copied.
+    With so few channels, PyTorch's convolution is slow. The result of the product also has the memory layout
+    that group norm requires, so that neither outputs nor gradients are copied.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -36,9 +36,9 @@ class _FromFewChannels(nn.Conv2d):
 
 @final
 class _ChannelsLast(nn.Module):
-    """Conversion to the channels-last memory layout, in which convolutions are faster.
+    """Layer that converts its inputs to the channels-last memory layout, in which convolutions are faster.
 
-    This layer follows the first norm layer, because group norm of full-size maps is slow in that layout.
+    It follows the first norm layer, because group norm of full-size maps is slow in that layout.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class _ChannelsLast(nn.Module):
 
 @final
 class _ChannelMeans(nn.Module):
-    """Layer that averages every channel over the image, with values accessed in memory order."""
+    """Layer that averages each channel over the image, reading values in memory order."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
@@ -56,10 +56,11 @@ class _ChannelMeans(nn.Module):
 @final
 @dataclass(frozen=True)
 class MNISTCNN(ModelConfig):
-    """CNN of four 3×3 convolutions (64, 128 with stride 2, 128, 128), each with ReLU and group norm.
+    """CNN with four 3×3 convolutions (64, 128 with stride 2, 128, 128 channels), with ReLU and group norm.
 
-    Features are the 128 channel means; the head is linear. Gulrajani & Lopez-Paz 2020 (arXiv 2007.01434),
-    table 7. Group norm has no running statistics, so evaluation does not depend on training batches.
+    The features are the spatial means of the 128 channels; the head is linear. Gulrajani & Lopez-Paz 2020
+    (arXiv 2007.01434), table 7. Group norm has no running statistics, so evaluation does not depend on
+    training batches.
     """
 
     name: ClassVar[str] = "mnist-cnn"

@@ -19,9 +19,9 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 @final
 @dataclass(frozen=True)
 class Timm(ModelConfig):
-    """Image network of timm with its classifier replaced by a linear layer.
+    """Image network of timm, with a linear layer in place of its classifier.
 
-    Architectures with a fixed input size are built for the size of the images.
+    An architecture with a fixed input size is built for the size of the given images.
 
     Attributes:
         architecture: Name of the architecture in timm, in quotes if it contains a dot.

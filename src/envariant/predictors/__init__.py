@@ -1,6 +1,6 @@
 """Predictors without gradient steps: linear models, boosted trees, baselines, scikit-learn estimators.
 
-Studies train, store, select and report predictors in the same way as algorithms.
+In studies, predictors are trained, stored, selected and reported in the same way as algorithms.
 """
 
 from envariant.predictors.base import FittedPredictor, Predictor, UntrustedTypes
@@ -26,10 +26,10 @@ FORMATS: dict[str, type[FittedPredictor]] = {
 
 
 def predictor(requested: object) -> Predictor | None:
-    """Return the predictor specified by a name or an object, or None if there is no such predictor.
+    """Convert a name or an estimator to a predictor; return None if this is not possible.
 
     Args:
-        requested: Name, predictor, or estimator with `fit` and `predict`. All other values give None.
+        requested: Name of a predictor, `Predictor`, or estimator with the methods `fit` and `predict`.
     """
     if isinstance(requested, str):
         cls = PREDICTORS.get(requested)

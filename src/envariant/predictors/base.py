@@ -27,16 +27,16 @@ Tensors = Mapping[str, Tensor]
 
 @final
 class UntrustedTypes(Exception):  # noqa: N818
-    """Error raised if a stored predictor refers to classes or functions that are not trusted."""
+    """Error raised if a stored predictor refers to untrusted classes or functions."""
 
 
 class FittedPredictor(ABC):
-    """Predictor after fitting.
+    """Base class of fitted predictors.
 
     Attributes:
-        iterations: Number of iterations or trees of the fit; 1 if the predictor has no iterations.
+        iterations: Number of iterations or trees; 1 if the fit has no iterations.
         kind: Name of the storage format in saved models; "" if the predictor cannot be saved.
-        columns: Names of the raw columns of a table that `logits` needs; empty for encoded inputs.
+        columns: Names of the raw table columns that `logits` needs; empty if it needs encoded inputs only.
     """
 
     kind: ClassVar[str] = ""
@@ -45,23 +45,23 @@ class FittedPredictor(ABC):
 
     @property
     def rows_are_independent(self) -> bool:
-        """Whether the logits of a row are known not to depend on the other rows of the same call."""
+        """Whether a row's logits are known not to depend on the other rows in the same call."""
         return False
 
     @abstractmethod
     def logits(
         self, inputs: Float[Tensor, "rows *input_shape"], columns: pd.DataFrame | None = None
     ) -> Float[Tensor, "rows *c"]:
-        """Return logits `[rows]` or `[rows, classes]`, or the predicted targets `[rows]` for regression.
+        """Return logits, `[rows]` or `[rows, classes]`; for regression, predicted targets, `[rows]`.
 
         Args:
-            inputs: Inputs `[rows, *input_shape]`, encoded as in training.
-            columns: Raw columns of the same rows, at least those in `self.columns`; only passed if there
-                are any.
+            inputs: Inputs, `[rows, *input_shape]`, encoded as in training.
+            columns: Raw columns of the same rows, at least those in `self.columns`; None if `self.columns` is
+                empty.
         """
 
     def note(self, names: Sequence[str]) -> str:
-        """Return one sentence on the fit, such as the inputs left out; "" if there is none.
+        """Return a remark on the fit, such as which inputs were omitted; "" if there is none.
 
         Args:
             names: Names of the inputs.
@@ -70,11 +70,11 @@ class FittedPredictor(ABC):
         return ""
 
     def stored_form(self) -> "FittedPredictor":
-        """Return the predictor to write to saved models; by default, this predictor."""
+        """Return the predictor to write to saved models instead of this one. Default: this predictor."""
         return self
 
     def store(self) -> tuple[Description, Tensors]:
-        """Return a description and the arrays from which `restore` builds the predictor.
+        """Return a description and arrays, from which `restore` rebuilds the predictor.
 
         Raises:
             EnvariantError: If the predictor cannot be saved.
@@ -88,11 +88,11 @@ class FittedPredictor(ABC):
     def restore(
         cls, description: Description, tensors: Tensors, task: Task, width: int, trusted: Sequence[str] = ()
     ) -> Self:
-        """Build the predictor from the output of `store`, which may come from an untrusted file.
+        """Rebuild the predictor from the output of `store`, which may come from an untrusted file.
 
         Args:
-            description: Description that `store` returned.
-            tensors: Arrays that `store` returned, by name.
+            description: Description returned by `store`.
+            tensors: Arrays returned by `store`, by name.
             task: Prediction task.
             width: Number of encoded inputs per row.
             trusted: Full names of classes and functions that the content may refer to.
@@ -105,10 +105,10 @@ class FittedPredictor(ABC):
 
 
 class Predictor(ABC):
-    """Model fitted to the pooled rows of all training environments.
+    """Base class of predictors, which are fitted to the training environments in one call.
 
     Attributes:
-        name: Name shown in tables; unique among the algorithms of a study.
+        name: Name shown in tables; unique in a study.
         minimum_environments: Smallest number of training environments.
     """
 
@@ -134,10 +134,10 @@ def pooled(
     """Concatenate the inputs, targets and sample weights of all environments.
 
     Args:
-        environments: Environments with one input shape.
+        environments: Environments with equal input shapes.
 
     Returns:
-        Inputs `[rows, width]`, flattened; targets `[rows]`; weights `[rows]`, or None without weights.
+        Flattened inputs, `[rows, width]`; targets, `[rows]`; weights, `[rows]`, or None if there are none.
     """
     rows: list[tuple[Tensor, Tensor]] = [environment.rows() for environment in environments.environments]
     inputs, targets = (torch.cat(parts) for parts in zip(*rows, strict=True))
@@ -147,11 +147,11 @@ def pooled(
 
 
 def numbers_of(tensors: Tensors, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return a stored array, after a check of its type, shape and values.
+    """Return a stored array after checking its type, shape and values.
 
     Args:
-        tensors: Arrays by name.
-        name: Name of the array.
+        tensors: Stored arrays by name.
+        name: Name of the array to return.
         shape: Required shape.
         dtype: Required type.
 
@@ -167,10 +167,10 @@ def numbers_of(tensors: Tensors, name: str, shape: Sequence[int], dtype: torch.d
 
 
 def classes_of(description: Description, task: Task) -> tuple[int, ...]:
-    """Return the stored classes of a fitted predictor, after a check; empty for regression.
+    """Check the stored classes of a fitted predictor, and return them; empty for regression.
 
     Raises:
-        ValueError: If the stored classes are not increasing class numbers of the task.
+        ValueError: If the stored classes are not increasing class indices of the task.
     """
     classes: list[int] = description["classes"]
     number = 0 if isinstance(task, Regression) else max(2, task.outputs)
@@ -182,13 +182,15 @@ def classes_of(description: Description, task: Task) -> tuple[int, ...]:
 
 
 def task_logits(task: Task, scores: NDArray[np.float64], classes: Sequence[int]) -> Tensor:
-    """Return float32 logits of a task from scores of the classes with training rows.
+    """Convert a predictor's scores to logits of the task, in float32.
+
+    Classes without training rows get a very low logit.
 
     Args:
         task: Prediction task.
-        scores: Log-odds of the second class `[rows]` or `[rows, 1]`, class scores `[rows, classes]`, or
-            predicted targets `[rows]` for regression.
-        classes: Classes with training rows, in order.
+        scores: Log-odds of the second class, `[rows]` or `[rows, 1]`; class scores, `[rows, classes]`; or
+            predicted targets for regression, `[rows]`.
+        classes: Indices of the classes with training rows, in increasing order.
     """
     if isinstance(task, Regression):
         return torch.from_numpy(np.asarray(scores, dtype=np.float64).reshape(len(scores))).float()
@@ -210,7 +212,7 @@ def task_logits(task: Task, scores: NDArray[np.float64], classes: Sequence[int])
 
 
 def row_groups(environments: EnvironmentSet) -> NDArray[np.int64] | None:
-    """Return the group number of each row of all environments, `[rows]`; None without groups."""
+    """Return the group index of each row of all environments, `[rows]`; None without groups."""
     attributes: list[Any] = [environment.attributes for environment in environments.environments]
     if ROW_GROUP not in attributes[0]:
         return None

@@ -1,6 +1,6 @@
 """Gradient-boosted trees, the usual baseline for tables.
 
-They are fitted to the pooled rows of all training environments and ignore environment labels.
+The trees are fitted to the pooled rows of all training environments and ignore environment labels.
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ class BoostedTrees(Predictor):
     """Histogram-based gradient boosting of scikit-learn (Ke et al. 2017, LightGBM).
 
     A leaf has at least 20 rows, or a tenth of all rows if there are fewer than 200. With more than 1,000
-    rows, there are up to 300 trees and early stopping, otherwise 100 trees. With groups of rows, there are
-    100 trees, because early stopping would split groups.
+    rows, early stopping chooses up to 300 trees; otherwise, there are 100 trees. If rows have groups, there
+    are always 100 trees, because early stopping would split groups.
 
     Attributes:
-        learning_rate: Shrinkage of each tree.
+        learning_rate: Factor by which the contribution of each tree is shrunk.
         name: Name shown in tables.
     """
 

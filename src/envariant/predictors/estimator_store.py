@@ -1,7 +1,8 @@
-"""Storage of scikit-learn estimators and similar objects with skops instead of pickle.
+"""Store scikit-learn estimators and similar objects with skops instead of pickle.
 
-Untrusted files are checked before any object is created: the types they name, the size of their content,
-and the nodes of decision trees, which compiled code follows without checks.
+Files may be untrusted. The types named in a file and the size of its content are checked before any object is
+created. The nodes of decision trees are checked too, because scikit-learn's compiled code does not check
+them.
 """
 
 import io
@@ -52,7 +53,7 @@ _TRUSTED = (
 
 
 def dump(name: str, estimator: Any) -> Tensor:
-    """Return the bytes of an estimator, uint8 `[bytes]`.
+    """Convert an estimator to bytes, a uint8 tensor `[bytes]`.
 
     Args:
         name: Name of the predictor, for error messages.
@@ -77,11 +78,11 @@ def dump(name: str, estimator: Any) -> Tensor:
 
 
 def load(content: Tensor, trusted: Sequence[str]) -> Any:
-    """Load an estimator from the bytes that `dump` returned.
+    """Load an estimator from the bytes returned by `dump`.
 
     Args:
-        content: Bytes, uint8 `[bytes]`.
-        trusted: Full names of classes and functions that the content may refer to, beyond those of
+        content: Bytes of the estimator, a uint8 tensor `[bytes]`.
+        trusted: Full names of classes and functions that the content may refer to, in addition to those of
             scikit-learn, XGBoost and LightGBM.
 
     Raises:
@@ -132,7 +133,7 @@ def _parts(root: Any) -> Iterator[Any]:
 
 
 def _check_trees(part: Any) -> None:
-    """Check that the trees of an estimator lead to leaves and use only its inputs.
+    """Check that all paths of an estimator's decision trees end in leaves, and only its inputs are used.
 
     Raises:
         ValueError: If a node is out of range.

@@ -49,10 +49,10 @@ _MOST_NEWTON = 300
 class Linear(Predictor):
     """Ridge or L2-regularized logistic regression (multinomial for several classes) on the pooled rows.
 
-    The penalty applies to standardized inputs; inputs with two values are only centered. Its strength
-    minimizes the squared error of leave-one-out predictions, or the log loss in 5-fold stratified
-    cross-validation over the pooled rows (Hoerl & Kennard 1970; le Cessie & van Houwelingen 1992). With
-    groups of rows, whole groups are left out, in 5 folds.
+    The penalty applies to standardized inputs; inputs with two values are only centered. The penalty strength
+    minimizes the squared error of leave-one-out predictions (ridge), or the log loss in 5-fold stratified
+    cross-validation (logistic) on the pooled rows (Hoerl & Kennard 1970; le Cessie & van Houwelingen 1992).
+    If rows have groups, 5-fold cross-validation leaves out whole groups.
 
     Attributes:
         name: Name shown in tables.
@@ -73,9 +73,9 @@ class FittedLinear(FittedPredictor):
     """Fitted linear model: logits = inputs · weight + bias.
 
     Attributes:
-        weight: Coefficients `[width, outputs]`, float64.
-        bias: Intercepts `[outputs]`, float64.
-        left_out: Positions of inputs left out as unstable. None: stability was not tested.
+        weight: Coefficients, `[width, outputs]`, float64.
+        bias: Intercepts, `[outputs]`, float64.
+        left_out: Positions of the inputs that were omitted as unstable; None if stability was not tested.
     """
 
     kind: ClassVar[str] = "linear"
@@ -105,7 +105,7 @@ class FittedLinear(FittedPredictor):
         return f"left out as unstable: {', '.join(names[k] for k in self.left_out)}"
 
     def module(self) -> nn.Module:
-        """Return the model as a linear layer in float32."""
+        """Convert the model to a linear layer of PyTorch in float32."""
         width, outputs = self.weight.shape
         layer = nn.Linear(width, outputs)
         state = {"weight": self.weight.T.float().contiguous(), "bias": self.bias.float()}
@@ -143,12 +143,13 @@ def fit_linear(
 
     Args:
         task: Prediction task.
-        inputs: Inputs `[rows, width]`.
-        targets: Targets `[rows]`.
-        weights: Sample weights `[rows]`; None for equal weights.
+        inputs: Inputs, `[rows, width]`.
+        targets: Targets, `[rows]`.
+        weights: Sample weights, `[rows]`; None for equal weights.
         seed: Random seed of the folds.
-        left_out: Positions of inputs with coefficient 0. None: no input is left out.
-        groups: Group of each row, whose rows are never split between folds `[rows]`; None: single rows.
+        left_out: Positions of inputs to omit, whose coefficients are 0. None: use all inputs.
+        groups: Group of each row, `[rows]`; groups are never split between folds. None: rows are
+            independent.
     """
     w = np.ones(len(inputs)) if weights is None else weights / weights.mean()
     rows = w > 0
@@ -167,7 +168,7 @@ def fit_linear(
 
 
 def _standardization(inputs: Array, w: Array) -> tuple[Array, Array]:
-    """Return center and scale of each input; the scale of inputs with at most two values is 1."""
+    """Return the weighted mean and scale of each input; the scale of 0/1 and constant inputs is 1."""
     center = w @ inputs / w.sum()
     scale = np.sqrt(np.maximum(w @ np.square(inputs - center) / w.sum(), 0))
     low, high = inputs.min(axis=0), inputs.max(axis=0)
@@ -179,7 +180,7 @@ def _ridge(
     task: Task, x: Array, targets: NDArray[Any], w: Array, draw: np.random.Generator,
     groups: NDArray[np.int64] | None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Return coefficients `[inputs, 1]` and intercept `[1]` of ridge regression."""
+    """Fit ridge regression; return coefficients, `[inputs, 1]`, and intercept, `[1]`."""
     from sklearn.linear_model import Ridge, RidgeCV
 
     y = targets.astype(np.float64)
@@ -203,7 +204,7 @@ def _logistic(
     task: Task, x: Array, targets: NDArray[Any], w: Array, draw: np.random.Generator,
     groups: NDArray[np.int64] | None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Return coefficients `[inputs, outputs]` and intercepts `[outputs]` of logistic regression."""
+    """Fit logistic regression with cross-validated penalty; return coefficients and intercepts."""
     present, y = np.unique(targets.astype(np.int64), return_inverse=True)
     if len(present) < 2 or not x.shape[1]:
         shares = np.bincount(y, w) / w.sum()
@@ -219,7 +220,7 @@ def _logistic(
 
 
 def _fit_logistic(x: Array, y: NDArray[Any], w: Array, inverse_penalty: float) -> tuple[Array, Array]:
-    """Return coefficients `[inputs, classes]` and intercepts `[classes]`."""
+    """Fit logistic regression; return coefficients, `[inputs, classes]`, and intercepts, `[classes]`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -271,7 +272,7 @@ def _strength(
 
 
 def _binary_losses(x: Array, y: NDArray[Any], w: Array, fold: NDArray[np.int64]) -> Array:
-    """Return the log loss of the folds for every inverse penalty; all folds are fitted at once."""
+    """Return the cross-validated log loss for every inverse penalty; all folds are fitted at once."""
     inside = w * (fold != np.unique(fold)[:, None])
     usable = ((inside > 0) & (y == 0)).any(axis=1) & ((inside > 0) & (y == 1)).any(axis=1)
     design = np.column_stack([np.ones(len(y)), x])
@@ -286,11 +287,11 @@ def _binary_losses(x: Array, y: NDArray[Any], w: Array, fold: NDArray[np.int64])
 
 
 def _folds_of_groups(groups: NDArray[np.int64], folds: int, draw: np.random.Generator) -> NDArray[np.int64]:
-    """Return the fold of each row; groups are dealt to the folds in turn, in random order."""
+    """Return the fold of each row; groups are assigned to the folds at random, in equal numbers."""
     numbers, group = np.unique(groups, return_inverse=True)
     return (draw.permutation(len(numbers)) % folds)[group]
 
 
 def _some_rows(count: int, draw: np.random.Generator) -> NDArray[np.int64]:
-    """Return the rows on which penalty strengths are compared."""
+    """Return the rows used to choose the penalty strength, a random sample of large data."""
     return np.arange(count) if count <= _MOST_ROWS else np.sort(draw.choice(count, _MOST_ROWS, replace=False))

@@ -1,4 +1,4 @@
-"""Majority-class baseline, with the same prediction for every row."""
+"""Majority-class baseline, which makes the same prediction for every row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ class MajorityClass(Predictor):
 @final
 @dataclass(frozen=True, eq=False)
 class FittedConstant(FittedPredictor):
-    """The same logits for every row.
+    """Fitted predictor with the same logits for every row.
 
     Attributes:
         value: Logits of one row, `[]` or `[classes]`.

@@ -45,16 +45,17 @@ _LARGEST_SEED = 2**31
 class ScikitLearn(Predictor):
     """Estimator with `fit` and `predict`, fitted to the pooled rows of the training environments.
 
-    `random_state` is set to the seed of the fit. If `fit` has a parameter `environments`, `environment`,
-    `groups` or `sample_domain`, it gets the environment of each row, numbered from 1. If it has a parameter
-    `sample_weight`, it gets the sample weights. In a pipeline, both are passed to the last step.
+    `random_state` is set to the seed of the fit. If the estimator's `fit` has a parameter `environments`,
+    `environment`, `groups` or `sample_domain`, the environment of each row is passed, numbered from 1. If
+    `fit` has a parameter `sample_weight`, the sample weights are passed. In a pipeline, both are passed to
+    the last step.
 
     Attributes:
         estimator: Unfitted classifier or regressor; each fit uses a copy.
         name: Name shown in tables. Default: class name of the estimator.
-        raw_columns: Whether the estimator gets a data frame with the raw columns of the table, instead of
-            the encoded inputs. Default: only if it contains a `ColumnTransformer`. Numbers have NaN for
-            missing values, categories and free text are text, dates are dates.
+        raw_columns: Whether the estimator is fitted to a data frame with the raw columns of the table,
+            instead of encoded inputs. Default: only if it contains a `ColumnTransformer`. In the data frame,
+            missing numbers are NaN, categories and free text are text, and dates are datetime64 values.
     """
 
     estimator: Any
@@ -77,18 +78,18 @@ class ScikitLearn(Predictor):
 @final
 @dataclass(frozen=True, eq=False)
 class FittedEstimator(FittedPredictor):
-    """Fitted estimator with logits as outputs.
+    """Fitted scikit-learn estimator whose outputs are converted to logits.
 
     Attributes:
         name: Name of the predictor, for error messages.
         task: Prediction task.
-        classes: Classes with training rows, in the order of the estimator's classes; empty for regression.
+        classes: Indices of the classes with training rows, in the estimator's order; empty for regression.
         estimator: Fitted estimator.
         iterations: Number of boosting rounds or solver iterations; 1 if the estimator does not report it.
-        frame_columns: Names of the columns in the data frame of the fit; empty for encoded inputs.
-        columns: Names of the columns in that data frame that the estimator uses.
-        in_unit: Whether the estimator predicts targets in their unit, not standardized ones, because its loss
-            is for positive targets, such as counts.
+        frame_columns: Names of the columns in the training data frame; empty for encoded inputs.
+        columns: Names of the columns of the training data frame that the estimator uses.
+        in_unit: Whether the estimator predicts targets in their original unit instead of standardized
+            targets. This is the case for losses that require positive targets, such as counts.
     """
 
     kind: ClassVar[str] = "estimator"
@@ -114,7 +115,7 @@ class FittedEstimator(FittedPredictor):
             return task_logits(self.task, scores, self.classes).to(inputs.device)
 
     def _scores(self, rows: Any) -> NDArray[np.float64]:
-        """Return log-odds `[rows]` for two classes, class scores `[rows, classes]`, or predicted targets."""
+        """Return log-odds (two classes) or predictions, `[rows]`, or class scores, `[rows, classes]`."""
         if isinstance(self.task, Regression):
             predicted = np.asarray(self.estimator.predict(rows), dtype=np.float64)
             return (predicted - self.task.center) / self.task.scale if self.in_unit else predicted
@@ -182,13 +183,13 @@ def fit_estimator(
         name: Name of the predictor, for error messages.
         estimator: Unfitted estimator; it is fitted in place.
         environments: Training environments.
-        raw_columns: Whether the estimator gets the raw columns of the table.
+        raw_columns: Whether to fit the estimator to the raw columns of the table instead of encoded inputs.
 
     Raises:
         EnvariantError: If the estimator rejects the data.
 
     Warns:
-        EnvariantWarning: If there are sample weights, but the estimator takes none.
+        EnvariantWarning: If there are sample weights that the estimator cannot use.
     """
     task, (inputs, targets, weights) = environments.task, pooled(environments)
     y, classes = targets.numpy(), ()
@@ -226,7 +227,7 @@ def fit_estimator(
 
 @contextmanager
 def _errors_with_name(name: str) -> Generator[None]:
-    """Convert the errors of an estimator to one line with its name."""
+    """Convert errors of an estimator to one-line errors with the estimator's name."""
     try:
         with warnings.catch_warnings():
             # Pooled rows are arrays without column names, although some estimators were fitted with names.
@@ -241,7 +242,7 @@ def _errors_with_name(name: str) -> Generator[None]:
 
 
 def _seeded(estimator: Any, seed: int) -> Any:
-    """Set `random_state` in an estimator and in its parts that have one; return the estimator."""
+    """Set every `random_state` parameter in an estimator and its parts; return the estimator."""
     small = seed % _LARGEST_SEED
     own = seed if type(estimator).__module__.startswith("sklearn.") else small
     if hasattr(estimator, "get_params"):
@@ -254,7 +255,7 @@ def _seeded(estimator: Any, seed: int) -> Any:
 
 
 def _fit_parameter(estimator: Any, names: Sequence[str]) -> str:
-    """Return the name under which `fit` takes one of several parameters, or ""."""
+    """Return the first of `names` that is a parameter of the estimator's `fit`; "" if none is."""
     if steps := getattr(estimator, "steps", None):
         name, last = steps[-1]
         key = _fit_parameter(last, names)
@@ -303,7 +304,7 @@ def _has_column_transformer(estimator: Any) -> bool:
 
 
 def _frame(name: str, environments: EnvironmentSet) -> pd.DataFrame:
-    """Return the raw columns of all rows."""
+    """Return the raw columns of all rows as a data frame."""
     frames = [each.input_store.frame() for each in environments.environments]
     known = [frame for frame in frames if frame is not None]
     if len(known) < len(frames):
@@ -314,7 +315,7 @@ def _frame(name: str, environments: EnvironmentSet) -> pd.DataFrame:
 
 
 def _used(estimator: Any, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the columns that a fitted estimator uses; all of them if that is not known."""
+    """Return the columns that a fitted estimator uses; all columns if this is unknown."""
     while steps := getattr(estimator, "steps", None):
         estimator = steps[0][1]
     indices: Any = getattr(estimator, "_transformer_to_input_indices", None)

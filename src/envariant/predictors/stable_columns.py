@@ -1,6 +1,6 @@
-"""Linear model without the inputs whose slopes differ between the training environments.
+"""Linear model that omits inputs whose slopes differ between the training environments.
 
-The inputs are chosen on the training environments only, so that the choice can be validated in a new one.
+Inputs are selected on the training environments only, so the selection can be validated in test environments.
 """
 
 from dataclasses import dataclass
@@ -39,13 +39,12 @@ _MOST_STEPS = 50
 class StableColumns(Predictor):
     """Ridge or logistic regression on the inputs with stable slopes.
 
-    In each training environment, the slopes β_e of all inputs are estimated jointly by linear or logistic
-    regression, with the prior N(β, 1) around the slopes β of all environments. Cochran's
-    Q = Σ_e (β_ej − β̄_j)² / v_ej tests
-    each input j (Cochran 1954), with Holm's correction over inputs. The most significant input whose slopes
-    also vary notably (standard deviation between environments τ > |β̄|/2) is left out, and the others are
-    tested again, until none is significant.
-    `linear` is then fitted to the remaining inputs. If no input is unstable, the result is that of `linear`.
+    In each training environment e, the slopes β_e of all inputs are estimated jointly by linear or logistic
+    regression, with the prior N(β, 1) around the common slopes β of all environments. Each input j is tested
+    by Cochran's Q = Σ_e (β_ej − β̄_j)² / v_ej (Cochran 1954), with weighted mean β̄_j, sampling variances
+    v_ej, and Holm correction over inputs. Among the significant inputs whose slopes vary notably (standard
+    deviation between environments τ > |β̄|/2), the most significant one is omitted. The remaining inputs are
+    then tested again, until no input is omitted. Finally, `linear` is fitted to the remaining inputs.
 
     Attributes:
         level: Significance level of the tests.
@@ -77,14 +76,15 @@ class StableColumns(Predictor):
 
 @final
 class _Problem:
-    """Regressions of all environments: one, or one for each class against the most frequent class.
+    """Test of all inputs for stable slopes, by one regression in each environment.
 
-    For several classes, the slopes are those of multinomial regression (Begg & Gray 1984).
+    With several classes, there is one regression for each class against the most frequent class, which
+    estimates the slopes of multinomial regression (Begg & Gray 1984).
 
     Args:
-        inputs: Inputs `[rows, width]`.
-        targets: Targets `[rows]`, numbers or classes.
-        weights: Sample weights `[rows]`.
+        inputs: Inputs, `[rows, width]`.
+        targets: Numbers or classes, `[rows]`.
+        weights: Sample weights, `[rows]`.
         codes: Environment of each row, `[rows]`.
         logistic: Whether targets are classes.
     """
@@ -110,7 +110,7 @@ class _Problem:
             self._regressions = [(every, (y - y.mean()) / (y.std() or 1.0))]
 
     def unstable(self, level: float) -> tuple[int, ...]:
-        """Return the positions of the inputs to leave out."""
+        """Return the positions of the unstable inputs."""
         left: list[int] = []
         used = np.arange(self._x.shape[1])
         if len(used) > MOST_TESTED:
@@ -151,7 +151,7 @@ class _Problem:
         return results
 
     def _common_slopes(self, x: Array, y: Array, w: Array, members: list[NDArray[Any]]) -> Array:
-        """Return the slopes shared by all environments, with one intercept per environment."""
+        """Fit one regression to all environments, with one intercept per environment; return the slopes."""
         intercepts = np.zeros((len(y), len(members)))
         for k, rows in enumerate(members):
             intercepts[rows, k] = 1.0
@@ -160,10 +160,10 @@ class _Problem:
         return _fit(design, y, w, np.zeros(design.shape[1]), precision, self._logistic)[0][: x.shape[1]]
 
     def _slopes(self, x: Array, y: Array, w: Array, center: Array) -> tuple[Array, Array, float]:
-        """Return the slopes of one environment, their standard errors, and 1 / degrees of freedom.
+        """Return slopes and standard errors in one environment, and 1 / degrees of freedom.
 
-        The standard errors are NaN if there are too few rows to estimate the slopes. The degrees of freedom
-        are those of the noise variance.
+        Standard errors are NaN if there are too few rows to estimate the slopes. The degrees of freedom are
+        those of the estimated noise variance.
         """
         none, inverse_df = np.full(len(center), np.nan), 0.0
         if len(y) < _FEWEST_ROWS or not np.ptp(y):
@@ -192,8 +192,8 @@ class _Problem:
 def _homogeneity(q: float, weights: Array, inverse_df: Array) -> float:
     """Return the p-value of Cochran's Q with estimated variances (Welch 1951).
 
-    F = Q/(E−1) / (1 + 2 (E−2) A) with A = Σ_e (1 − w_e/W)² / df_e / (E²−1) has E−1 and 1/(3A) degrees of
-    freedom.
+    For E environments e with weights w_e (sum W) and degrees of freedom df_e, F = Q/(E−1) / (1 + 2 (E−2) A)
+    with A = Σ_e (1 − w_e/W)² / df_e / (E²−1) has an F distribution with E−1 and 1/(3A) degrees of freedom.
     """
     n = len(weights)
     a = float((np.square(1 - weights / weights.sum()) * inverse_df).sum()) / (n**2 - 1)
@@ -205,7 +205,7 @@ def _homogeneity(q: float, weights: Array, inverse_df: Array) -> float:
 def _fit(
     design: Array, y: Array, w: Array, center: Array, precision: Array, logistic: bool
 ) -> tuple[Array, Array]:
-    """Return coefficients with a Gaussian prior, and the information of the rows without the prior."""
+    """Fit a regression with a Gaussian prior; return the coefficients and the data's information matrix."""
     if not logistic:
         information = design.T @ (w[:, None] * design)
         right = design.T @ (w * y) + precision * center
@@ -226,7 +226,7 @@ def _fit(
 
 
 def _some_rows(codes: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """Return at most a fixed number of rows of each environment, sampled at random."""
+    """Sample a limited number of rows from each environment at random."""
     draw = np.random.default_rng(seed)
     members = [np.flatnonzero(codes == k) for k in np.unique(codes)]
     return np.concatenate(

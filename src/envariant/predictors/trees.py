@@ -1,4 +1,4 @@
-"""Boosted trees as plain arrays, so that saved models do not depend on the version of scikit-learn."""
+"""Boosted trees stored as arrays, so that saved models do not depend on the version of scikit-learn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,16 +26,16 @@ _ROWS_PER_BLOCK = 1_024
 @final
 @dataclass(frozen=True, eq=False)
 class FittedTrees(FittedPredictor):
-    """Sum of regression trees for each output.
+    """Boosted trees: each output is the sum of several regression trees.
 
     Attributes:
         task: Prediction task.
-        classes: Classes with training rows, in the order of the outputs; empty for regression.
-        feature: Input of each node, `[nodes]`.
-        threshold: Threshold of each node: smaller or equal inputs go left, `[nodes]`.
-        left, right: Child nodes, `[nodes]`; a leaf is its own child.
+        classes: Indices of the classes with training rows, in the order of the outputs; empty for regression.
+        feature: Position of the input that each node compares, `[nodes]`.
+        threshold: Threshold of each node, `[nodes]`; inputs up to the threshold go to the left child.
+        left, right: Child nodes of each node, `[nodes]`; a leaf is its own child.
         value: Prediction of each leaf, `[nodes]`.
-        roots: Root of each tree, `[trees]`; consecutive trees belong to successive outputs.
+        roots: Root node of each tree, `[trees]`; consecutive trees belong to successive outputs.
         baseline: Initial prediction, `[outputs]`.
         iterations: Number of trees per output.
     """
@@ -69,7 +69,7 @@ class FittedTrees(FittedPredictor):
         return task_logits(self.task, scores.numpy(), self.classes).to(inputs.device)
 
     def _sums(self, rows: Tensor) -> Tensor:
-        """Return the sums `[rows, outputs]` over all trees."""
+        """Return the sum of all trees for each row and output, `[rows, outputs]`."""
         nodes = self.roots.expand(len(rows), -1)
         while True:
             goes_left = rows.gather(1, self.feature[nodes]) <= self.threshold[nodes]
@@ -82,11 +82,11 @@ class FittedTrees(FittedPredictor):
 
     @classmethod
     def of(cls, task: Task, classes: tuple[int, ...], estimator: Any) -> "FittedTrees":
-        """Return the trees of scikit-learn's `HistGradientBoosting…` without categorical features.
+        """Convert a fitted `HistGradientBoosting…` of scikit-learn without categorical features.
 
         Args:
             task: Prediction task.
-            classes: Classes with training rows, in the order of the estimator's classes.
+            classes: Indices of the classes with training rows, in the estimator's order.
             estimator: Fitted estimator.
         """
         trees: list[Any] = [tree.nodes for trees in estimator._predictors for tree in trees]

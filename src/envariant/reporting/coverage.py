@@ -29,7 +29,7 @@ class Coverage:
         environments: Names of the environments.
         classes: Names of the classes; empty for regression.
         counts: Number of rows, `[environments, classes]`; `[environments, 1]` for regression.
-        log: Preprocessing log.
+        log: Preprocessing log of the data set.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Coverage:
 
         Args:
             source: Data source whose rows are counted.
-            seed: Seed of the data sample.
+            seed: Seed of the data draw.
         """
         if isinstance(source, ImageSource):
             listing = source.listing()
@@ -66,30 +66,31 @@ class Coverage:
 
     @property
     def absent(self) -> dict[str, tuple[str, ...]]:
-        """Mapping from environment to the classes without rows in it."""
+        """Mapping from environment to the classes that do not occur in its rows."""
         none = [tuple(self.classes[k] for k in np.flatnonzero(row == 0)) for row in self.counts]
         return {name: classes for name, classes in zip(self.environments, none, strict=True) if self.classes}
 
     def table(self) -> TextTable:
-        """Return a table of the counts with one row per environment."""
+        """Return a table of row counts, with one row per environment."""
         are_few = len(self.classes) <= _MOST_COLUMNS
         columns = self.classes if are_few else ("classes",)
-        header = ("environment", "rows", *columns, *(("without rows",) if self.classes else ()))
+        some_absent = any(self.absent.values())
+        header = ("environment", "rows", *columns, *(("absent classes",) if some_absent else ()))
         rows: list[tuple[str, ...]] = []
         for name, counts in zip(self.environments, self.counts, strict=True):
             cells = [f"{count:,}" for count in counts] if are_few else [str(int((counts > 0).sum()))]
             cells = cells if self.classes else []
-            absent = (listed(self.absent[name]) or NONE,) if self.classes else ()
+            absent = (listed(self.absent[name]) or NONE,) if some_absent else ()
             rows.append((name, f"{counts.sum():,}", *cells, *absent))
         return TextTable(header, tuple(rows))
 
     def chart(self) -> charts.Chart:
-        """Draw the number of rows of each class in every environment."""
+        """Draw the number of rows in every environment, by class if there are classes."""
         name = without_folders(self.name)
         return charts.counts(self.environments, self.classes, self.counts, name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return counts and log as a JSON-compatible dictionary."""
+        """Return row counts and preprocessing log as a JSON-compatible dictionary."""
         rows = zip(self.environments, self.counts.tolist(), strict=True)
         counts = {name: dict(zip(self.classes or ("rows",), row, strict=True)) for name, row in rows}
         return {"data": self.name, "environments": counts, "preprocessing_log": list(self.log)}

@@ -18,12 +18,12 @@ _MOST_PANELS = 12
 
 
 def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None = None) -> str:
-    """Return a page about a data set as HTML text.
+    """Return an HTML page about a data set, as text.
 
     Args:
-        source: Data source.
+        source: Data source that the page describes.
         seed: Seed of the data draw.
-        coverage: Number of rows by environment and class, if it is known already.
+        coverage: Row counts of the data source. Default: the rows are counted by this function.
     """
     coverage = coverage or Coverage.of(source, seed)
     rows = coverage.counts.sum(axis=1)
@@ -70,17 +70,17 @@ def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None =
 
 
 def write(source: EnvironmentSource, path: Path, seed: int = 0, coverage: Coverage | None = None) -> None:
-    """Write a page about a data set to a file atomically; see `render` for the arguments.
+    """Write an HTML page about a data set to a file atomically; see `render` for the arguments.
 
     Raises:
-        EnvariantError: If the file cannot be written, or is another page.
+        EnvariantError: If the file cannot be written, or a file that is not such a page exists at the path.
     """
     html.check_page(path, "data")
     write_text(render(source, seed, coverage), path)
 
 
 def _pictures(source: EnvironmentSource, seed: int) -> list[Section]:
-    """Return sample images, or distributions of columns; for colored digits also theoretical accuracies."""
+    """Return a section with sample images or column distributions; for colored digits also with facts."""
     drawn = samples.plot(source, seed, _MOST_PANELS)
     if not isinstance(drawn, Picture):
         caption = "Click an environment to highlight it. Missing values are not drawn."

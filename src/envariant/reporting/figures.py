@@ -1,6 +1,6 @@
-"""Sheets of images, drawn by matplotlib without pyplot's global state and written as SVG or PNG.
+"""Image grids, drawn by matplotlib without pyplot's global state and written as SVG or PNG.
 
-Charts of numbers are in `charts`.
+Charts of numeric results are in `charts`.
 """
 
 import io
@@ -30,10 +30,10 @@ _PAPER = np.array([1.0, 1.0, 1.0])
 
 
 def svg(figure: Figure) -> str:
-    """Convert a figure to SVG text for a page; identical figures give identical text.
+    """Convert a figure to SVG text for an HTML page; identical figures give identical text.
 
-    Text is converted to outlines. If no installed font contains its characters, it remains text, and the
-    browser chooses the font.
+    Text is converted to outlines. If no installed font contains some of the characters, the text is not
+    converted, and the browser chooses the font.
     """
     text = io.StringIO()
     figure.set_canvas(FigureCanvasSVG(figure))
@@ -73,14 +73,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def overview(environments: EnvironmentSet, facts: Sequence[Facts], columns: int = 12) -> Figure:
-    """Draw sample digits from each environment, with the label below each digit.
+    """Draw sample digits from each environment, with the binary label below each digit.
 
     Digits with color 0 are drawn in red and digits with color 1 in green; digits of grayscale data are drawn
     in black. Label 0 is printed in red, label 1 in green.
 
     Args:
-        environments: Colored digits.
-        facts: Facts about the environments to draw; there is one row of digits per entry.
+        environments: Set of environments with colored digits.
+        facts: Facts about the environments to draw, in order; each environment is one row of the figure.
         columns: Number of digits per environment.
     """
     figure = Figure(figsize=(0.78 * columns + 2.6, 1.32 * len(facts) + 0.2), layout="constrained")
@@ -125,5 +125,5 @@ def _digit(axes: Axes, environment: Environment, row: int) -> None:
 
 
 def plain_text(text: str) -> str:
-    """Escape dollar signs, which matplotlib interprets as formulas, and control characters."""
+    """Escape control characters, and dollar signs, which matplotlib would interpret as math mode."""
     return printable(text).replace("$", r"\$")

@@ -13,10 +13,10 @@ from matplotlib.text import Text
 
 @contextmanager
 def fallbacks(figure: Figure) -> Generator[str]:
-    """Add installed fonts to texts of a figure that contain characters missing from the default font.
+    """In a `with` block, use other installed fonts for characters that the default font lacks.
 
     Yields:
-        Characters that no installed font has; within the context, drawing them issues no warning.
+        Characters that no installed font contains. Drawing them issues no warning within the block.
     """
     absent: set[str] = set()
     for text in figure.findobj(Text):
@@ -33,7 +33,7 @@ def fallbacks(figure: Figure) -> Generator[str]:
 
 
 def without_font(text: str) -> str:
-    """Return the characters of a text that no installed font has."""
+    """Return the characters of a string that no installed font contains."""
     characters = frozenset(filter(str.isprintable, text))
     missing = characters - _available(findfont(FontProperties()), characters)
     return "".join(sorted(_families(missing)[1])) if missing else ""
@@ -57,7 +57,7 @@ def _families(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[st
 
 @cache
 def _available(path: str, characters: frozenset[str]) -> frozenset[str]:
-    """Return the given characters that a font contains; none if the font cannot be read."""
+    """Return the subset of characters that a font contains; an empty set if the font cannot be read."""
     try:
         font = FT2Font(path)
     except (OSError, RuntimeError):

@@ -10,7 +10,7 @@ from envariant.core.printable import printable
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a self-contained HTML page; all values and all control characters are escaped.
+    """Render a template as a self-contained HTML page; escape all values and control characters.
 
     Args:
         template: File name of the Jinja template.
@@ -27,13 +27,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def check_page(path: Path, kind: str) -> None:
-    """Check that writing a page does not overwrite any file except an earlier page of the same kind.
+    """Check that writing an HTML page overwrites only an earlier page of the same kind, not another file.
 
     Args:
         path: HTML file to be written.
-        kind: "runs", "study", "comparison", "reproduction" or "data".
+        kind: Kind of page: "runs", "study", "comparison", "reproduction" or "data".
 
     Raises:
-        EnvariantError: If the file exists and is not such a page.
+        EnvariantError: If the file exists and is not a page of this kind.
     """
     check_overwrite(path, f'name="generator" content="envariant {kind}"')

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from envariant.core.printable import number_of
 from envariant.core.specs import format_value
 from envariant.training.result import TrainingResult
 
@@ -15,7 +16,7 @@ _FOLDERS = re.compile(r"(?<![^\s'\"=(,])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\",()/\\]+[
 
 
 def labels(results: Sequence[TrainingResult]) -> list[str]:
-    """Return a short name for each run: its algorithm, and the settings in which the runs differ."""
+    """Return a short name for each run: its algorithm, and the settings that differ between the runs."""
     known = [settings(result) for result in results]
     titles = [title(result) for result in results]
     names = list(titles)
@@ -68,7 +69,7 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return all options and hyperparameters of a run as text, keyed by the names shown in tables."""
+    """Return a mapping from option or hyperparameter, named as in tables, to its value in a run as text."""
     record = result.record
     options = record.spec.to_dict()
     hyperparameters = options.pop("hyperparameters")
@@ -76,7 +77,7 @@ def settings(result: TrainingResult) -> dict[str, str]:
         **{key: _text(value) for key, value in hyperparameters.items()},
         **{key.replace("_", " "): _text(value) for key, value in options.items() if key != "algorithm"},
         "test environments": ", ".join(record.test_environments) or "none",
-        "device": f"{record.spec.device}, {record.threads} thread{'s' if record.threads != 1 else ''}",
+        "device": f"{record.spec.device}, {number_of(record.threads, 'thread')}",
         "execution": f"stacks of {record.execution.group}"
         if record.execution.mode == "stacked"
         else "sequential",
@@ -86,7 +87,7 @@ def settings(result: TrainingResult) -> dict[str, str]:
 
 
 def without_folders(text: str) -> str:
-    """Return a text in which absolute paths are cut to file names, because pages are passed on.
+    """Replace absolute paths in a string by file names, because pages may be shared with other people.
 
     Example:
         >>> without_folders("envariant train --data 'table(/home/me/x.csv, target=y)'")

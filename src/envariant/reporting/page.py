@@ -1,4 +1,4 @@
-"""Pages: an answer at the top, folded sections below, interactive charts and tables, in one offline file."""
+"""HTML pages: the main result at the top, then folded sections with interactive charts and tables."""
 
 import base64
 import csv
@@ -37,9 +37,9 @@ class Block:
     """Element of a page, such as a chart or a table.
 
     Attributes:
-        kind: Kind of element.
-        content: Chart, `data:` address of an image, `TextTable`, text, or pairs of term and text.
-        caption: Caption of a chart, image or table; numbers of a claim.
+        kind: Kind of element, such as "chart", "table" or "text".
+        content: Chart, `data:` URL of an image, `TextTable`, text, or pairs of a term and its definition.
+        caption: Caption of a chart, image or table; for a claim, the supporting numbers.
     """
 
     kind: Kind
@@ -48,12 +48,12 @@ class Block:
 
     @classmethod
     def chart(cls, chart: charts.Chart, caption: str) -> "Block":
-        """Return a block with an interactive chart, its data as a table, and a download of these data."""
+        """Return a block with an interactive chart and its data as a table that can be downloaded."""
         return cls("chart", chart, caption)
 
     @classmethod
     def figure(cls, figure: Figure, caption: str) -> "Block":
-        """Return a block with a matplotlib figure, which is not interactive."""
+        """Return a block with a static matplotlib figure."""
         return cls("svg", figures.svg(figure), caption)
 
     @classmethod
@@ -73,11 +73,11 @@ class Section:
     """Section of a page, which readers can fold.
 
     Attributes:
-        anchor: Identifier in the page's address.
-        title: Heading.
+        anchor: Identifier of the section, used in links to it.
+        title: Heading of the section.
         blocks: Elements from top to bottom.
         hint: Short text next to the heading, such as the main result of the section.
-        is_open: Whether the section is open at first.
+        is_open: Whether the section is unfolded when the page opens.
     """
 
     anchor: str
@@ -90,12 +90,12 @@ class Section:
 @final
 @dataclass(frozen=True)
 class BigNumber:
-    """Number at the top of a page.
+    """Number that is shown in large type at the top of a page.
 
     Attributes:
-        label: What the number is.
-        value: The number as text.
-        detail: Interval or circumstances.
+        label: Description of the number.
+        value: Number as text.
+        detail: Interval of the number, or a short remark on it.
     """
 
     label: str
@@ -111,12 +111,12 @@ class Page:
     Attributes:
         kind: Kind of page: "runs", "study", "comparison", "reproduction" or "data".
         title: Heading of the page.
-        lead: One paragraph on what was done.
-        headline: The answer in one sentence.
-        numbers: The decisive numbers, from left to right.
-        bullets: At most four facts.
-        figure: Chart next to the answer.
-        sections: Folded sections.
+        lead: Introduction in one paragraph, which says what was done.
+        headline: Main result in one sentence.
+        numbers: Most important numbers, from left to right.
+        bullets: At most four facts that support the headline.
+        figure: Chart next to the headline.
+        sections: Sections below the main result, which readers can fold and unfold.
         methods: Names of methods that readers can highlight in all charts and tables.
     """
 
@@ -148,7 +148,7 @@ def render(page: Page) -> str:
 
 @cache
 def _script() -> tuple[str, str]:
-    """Return the script of all pages, and its digest for the Content-Security-Policy."""
+    """Return the JavaScript of all pages, and its hash for the Content-Security-Policy."""
     own = files("envariant.reporting").joinpath("templates/_page.js").read_text(encoding="utf-8")
     script = printable(f"{conversion.bundle()}\n{own}").replace("</script", "<\\/script")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -156,7 +156,7 @@ def _script() -> tuple[str, str]:
 
 
 def _figure_data(block: Block) -> dict[str, Any]:
-    """Return the specification of a chart, its description, and its data as a table and as a CSV file."""
+    """Return a chart's specification and description, and its data as a table and as CSV text."""
     document = charts.spec(block.content)
     rows = charts.rows_of(document)
     header = [key for key in dict.fromkeys(key for row in rows for key in row) if not key.startswith("_")]

@@ -1,4 +1,4 @@
-"""`Picture`: a matplotlib figure that notebooks show, with a text alternative."""
+"""`Picture`: a matplotlib figure with a text description, which notebooks display."""
 
 import base64
 import html
@@ -16,11 +16,11 @@ from envariant.reporting import figures
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Picture:
-    """Figure that notebooks show and `save` writes to a file.
+    """Matplotlib figure that notebooks display and `save` writes to a file.
 
     Attributes:
-        figure: Figure of matplotlib, which can be changed.
-        description: What the picture shows in one or two sentences, for readers who cannot see it.
+        figure: Matplotlib figure, which can be modified.
+        description: One or two sentences that describe the picture to readers who cannot see it.
     """
 
     figure: Figure
@@ -30,10 +30,11 @@ class Picture:
         """Write the picture to a file: as SVG if its name ends in .svg, otherwise as PNG.
 
         Args:
-            path: File to write.
+            path: SVG or PNG file to write. An existing file must be a picture written by Envariant.
 
         Raises:
-            EnvariantError: If the file cannot be written, or is not a picture of this library.
+            EnvariantError: If the file cannot be written, or a file that Envariant did not write exists at
+                the path.
         """
         figures.save(self.figure, as_path(path, "path"))
 

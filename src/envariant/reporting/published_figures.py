@@ -1,4 +1,4 @@
-"""Published scores for comparison with runs that have exactly the settings of the paper."""
+"""Published scores for runs that use exactly the settings of a paper."""
 
 from dataclasses import dataclass
 from typing import final
@@ -19,13 +19,13 @@ ROWS = {
 @final
 @dataclass(frozen=True)
 class PublishedScores:
-    """Published scores of one method, as fractions instead of percentages.
+    """Published scores of one method, as fractions between 0 and 1 instead of percentages.
 
     Attributes:
-        train: Mean and spread of the score in training environments; the spread is None if not published.
-        test: Mean and spread of the score in the test environment; the spread is None if not published.
+        train: Mean score in training environments and its spread; the spread is None if it was not published.
+        test: Mean score in the test environment and its spread; the spread is None if it was not published.
         source: Paper in which the scores were published.
-        spread: What the spread measures, such as standard deviation, and the number of runs.
+        spread: Kind of spread, such as standard deviation, and the number of runs over which it was computed.
     """
 
     train: tuple[float, float | None]
@@ -35,9 +35,9 @@ class PublishedScores:
 
 
 def comparable(record: Record) -> PublishedScores | None:
-    """Return published scores for a run with the paper's settings; None if there are no such scores.
+    """Return the published scores for a run with a paper's settings; None if there are none.
 
-    All pages and tables with published scores use this function.
+    Every page or table with published scores obtains them from this function.
     """
     entry = ROWS.get((record.spec.data, record.spec.algorithm))
     if record.changed or entry is None:

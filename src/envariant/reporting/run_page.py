@@ -1,4 +1,4 @@
-"""HTML page about runs: the answer, scores, learning curves, data, settings and hardware."""
+"""HTML page about runs: main result, scores, learning curves, data, settings and hardware."""
 
 import math
 import statistics
@@ -10,6 +10,7 @@ from envariant.analysis.statistics import Interval, holm, interval, paired_t
 from envariant.core.errors import EnvariantError
 from envariant.core.files import write_text
 from envariant.core.metrics import METRICS
+from envariant.core.printable import number_of
 from envariant.data import ColoredSource
 from envariant.reporting import charts, figures, html, tables
 from envariant.reporting.labels import labels, verdict, without_folders
@@ -26,12 +27,12 @@ _MOST_NAMES = 6
 
 
 def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None = None) -> str:
-    """Return a page about runs as HTML text.
+    """Return an HTML page about runs, as text.
 
     Args:
         results: Results of the runs; all must have the same metric.
         heading: Title of the page.
-        mnist: Folder of the MNIST files, for pictures of the data. Default: the cache.
+        mnist: Folder with the MNIST files, which are needed for pictures of the data. Default: the cache.
 
     Raises:
         EnvariantError: If there is no run, or the runs have different metrics.
@@ -65,7 +66,7 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
 
 
 def write(results: Sequence[TrainingResult], path: Path, heading: str, mnist: Path | None = None) -> None:
-    """Write a page about runs to a file atomically; see `render` for the arguments.
+    """Write an HTML page about runs to a file atomically; see `render` for the arguments.
 
     Raises:
         EnvariantError: If the page cannot be rendered or the file cannot be written.
@@ -263,7 +264,7 @@ def _machine(names: Sequence[str], results: Sequence[TrainingResult]) -> list[Bl
         else:
             blocks.append(Block("note", "Started from Python."))
         seeds = ", ".join(f"({s.data}, {s.initialization}, {s.order})" for s in record.seeds)
-        time = f"{result.seconds:.1f} s for {replicas} replica{'s' if replicas != 1 else ''}"
+        time = f"{result.seconds:.1f} s for {number_of(replicas, 'replica')}"
         blocks.append(
             Block("note", f"Training and evaluation: {time}. Seeds (data, initialization, order): {seeds}.")
         )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
+from envariant.core.printable import number_of
 from envariant.data import ColoredSource
 from envariant.reporting import figures
 from envariant.reporting.charts.distributions import distributions
@@ -27,12 +28,12 @@ _MOST_DISTINCT: Final = 30
 
 
 def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
-    """Return a `Picture` of images, or an Altair chart of the distributions of columns, by environment.
+    """Draw sample images (a `Picture`) or column distributions (an Altair chart) for each environment.
 
     Args:
-        source: Data to draw.
+        source: Data source to draw.
         seed: Seed of the data draw, and of the choice of rows.
-        most: Largest number of images per environment, or of columns.
+        most: Maximum number of images per environment, or of columns.
     """
     sample = source.sample(seed)
     if isinstance(source, ColoredSource):
@@ -46,13 +47,13 @@ def plot(source: EnvironmentSource, seed: int, most: int) -> Any:
 
 
 def _are_images(shape: Sequence[int]) -> bool:
-    """Return whether the shape is that of images: `[1 to 4 channels, height, width]` or a large matrix."""
+    """Return whether a shape is that of images: `[1 to 4 channels, height, width]` or a large matrix."""
     with_channels = len(shape) == 3 and shape[0] <= _MOST_CHANNELS
     return with_channels or (len(shape) == 2 and min(shape) >= _SMALLEST_IMAGE)
 
 
 def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
-    """Draw random images of every environment in one row, with the target below each."""
+    """Draw random images, one row of images per environment, with the target below each image."""
     shown, roles = sample.environments[:_MOST_ENVIRONMENTS], sample.roles()
     figure = Figure(figsize=(0.85 * most + 1.9, 1.1 * len(shown) + 0.2), layout="constrained")
     grid: Any = figure.subplots(len(shown), most + 1, width_ratios=[1.9] + [1] * most, squeeze=False)
@@ -70,7 +71,7 @@ def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(plain_text(_target(sample, target)), fontsize=8, color=MUTED, y=-0.3)
     hidden = len(sample.environments) - len(shown)
-    more = f" {hidden} more environments are not drawn." if hidden else ""
+    more = f" Not drawn: {number_of(hidden, 'environment')}." if hidden else ""
     names = ", ".join(environment.name for environment in shown)
     return Picture(
         figure, f"Images of {without_folders(sample.label)} in {names}, with the target below each.{more}"
@@ -78,7 +79,7 @@ def _sheet(sample: EnvironmentSet, seed: int, most: int) -> Picture:
 
 
 def _images(environment: Environment, index: torch.Tensor) -> list[NDArray[np.float64]]:
-    """Return images `[height, width]` or `[height, width, 3]` with values between 0 and 1."""
+    """Return images as arrays `[height, width]` or `[height, width, 3]` with values between 0 and 1."""
     inputs = environment.rows(index)[0].double().cpu()
     low, high = float(inputs.min()), float(inputs.max())
     scaled = ((inputs - low) / ((high - low) or 1.0)).numpy()
@@ -103,7 +104,7 @@ def _target(sample: EnvironmentSet, target: Any) -> str:
 
 
 def _columns(sample: EnvironmentSet, seed: int, most: int) -> Any:
-    """Draw the distributions of the target and of the first columns."""
+    """Draw the distributions of the target and of the first `most` columns."""
     shown = sample.environments[:_MOST_ENVIRONMENTS]
     chosen = {environment.name: _chosen(len(environment), _MOST_ROWS, seed) for environment in shown}
     raws = {environment.name: _raw(environment, chosen[environment.name]) for environment in shown}
@@ -116,17 +117,17 @@ def _columns(sample: EnvironmentSet, seed: int, most: int) -> Any:
         for each in shown
     }
     remarks: Sequence[tuple[int, str]] = (
-        (len(columns) - most, "columns"),
-        (len(sample.environments) - len(frames), "environments"),
+        (len(columns) - most, "column"),
+        (len(sample.environments) - len(frames), "environment"),
     )
-    more = [f"{count:,} more {what} are not drawn." for count, what in remarks if count > 0]
+    more = [f"Not drawn: {number_of(count, what)}." for count, what in remarks if count > 0]
     largest = max(map(len, sample.environments))
     more += [f"At most {_MOST_ROWS:,} random rows per environment."] if largest > _MOST_ROWS else []
     return distributions(frames, without_folders(sample.label), more)
 
 
 def _raw(environment: Environment, index: torch.Tensor) -> pd.DataFrame:
-    """Return the raw columns of some rows, or the inputs as columns."""
+    """Return the original columns of some rows; if there are none, the inputs as columns."""
     raw = environment.input_store.frame(index)
     if raw is not None:
         return raw.reset_index(drop=True)
@@ -140,7 +141,7 @@ def _is_free_text(column: "pd.Series[Any]") -> bool:
 
 
 def _targets(sample: EnvironmentSet, environment: Environment, index: torch.Tensor) -> "pd.DataFrame":
-    """Return the targets as a column with the labels of the classes."""
+    """Return the targets as a column; classes are given by their names."""
     targets = environment.targets[index].cpu()
     if targets.dim() > 1:
         return pd.DataFrame(index=range(len(targets)))
@@ -150,7 +151,7 @@ def _targets(sample: EnvironmentSet, environment: Environment, index: torch.Tens
 
 
 def _chosen(rows: int, most: int, seed: int) -> torch.Tensor:
-    """Return the numbers of at most `most` random rows, in order."""
+    """Return the sorted indices of at most `most` random rows."""
     generator = np.random.default_rng(seed)
     chosen = generator.choice(rows, size=min(rows, most), replace=False)
     return torch.from_numpy(np.sort(chosen))

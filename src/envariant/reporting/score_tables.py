@@ -1,4 +1,4 @@
-"""`score_table`: one table of several runs, as papers print them."""
+"""`score_table`: collect the scores of several runs in one table, as in papers."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -15,9 +15,9 @@ def score_table(
 ) -> ScoreTable:
     """Return the final scores of several runs: one row per method, one column per environment.
 
-    If the runs have different test environments (leave-one-domain-out), the columns are the test environments
-    of the runs, and runs of one method share a row. Otherwise the columns are all environments. The average
-    is over test environments.
+    If the runs have different test environments (leave-one-domain-out), the columns are these test
+    environments, and all runs of a method share one row. Otherwise, there is one column for every
+    environment. The average is taken over test environments.
 
     Args:
         results: Results of the runs, or a mapping from the name of a method to its result or results.
@@ -68,7 +68,7 @@ def score_table(
 def _named(
     results: Sequence[TrainingResult] | Mapping[str, TrainingResult | Sequence[TrainingResult]],
 ) -> list[tuple[str, TrainingResult]]:
-    """Return every run with the name of its row."""
+    """Return a list of runs with the names of their rows."""
     if isinstance(results, Mapping):
         given = cast("Mapping[str, Any]", results)
         several = {name: [each] if isinstance(each, TrainingResult) else each for name, each in given.items()}
@@ -81,7 +81,7 @@ def _named(
 
 
 def _columns(result: TrainingResult, *, with_data: bool, single: bool) -> dict[str, dict[int, float]]:
-    """Return the scores of each replica by column."""
+    """Return a mapping from column name to the score of each replica."""
     record = result.record
 
     def scores(name: str) -> dict[int, float]:

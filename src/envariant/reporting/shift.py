@@ -15,7 +15,7 @@ def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable
     Args:
         shifts: Mapping from the name of a pair of groups to the measured shift.
         label: Header of the first column.
-        note: Description of the compared groups.
+        note: Note on the compared groups, shown below the table.
     """
     rows = [
         (name, *(f"{getattr(shift, measure).mean:.3f}" for measure in MEASURES), shift.kind)
@@ -30,7 +30,7 @@ def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable
 
 
 def drift_table(drift: Drift) -> TextTable:
-    """Return a table of drift with one row per column, drifted columns first."""
+    """Return a table of drift with one row per column; columns that drifted come first."""
     order = ("further", "within", "alike")
     lines = [
         (

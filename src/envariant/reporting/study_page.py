@@ -51,7 +51,7 @@ _MOST_BULLETS = 4
 
 
 def render(store: Store) -> str:
-    """Return a page about a study as HTML text.
+    """Return an HTML page about a study, as text.
 
     Args:
         store: Store with the runs of the study.
@@ -119,7 +119,7 @@ def render(store: Store) -> str:
 
 
 def _headline(comparison: Comparison, metric: str) -> str:
-    """Return which algorithms are significantly better than ERM."""
+    """Return a sentence on the algorithms that are significantly better than ERM."""
     sign = METRICS[metric].sign
     tested = [(row.algorithm, row.gain.mean, row.p_value) for row in comparison.rows
               if row.gain is not None and row.p_value is not None]  # fmt: skip
@@ -137,7 +137,7 @@ def _headline(comparison: Comparison, metric: str) -> str:
 
 
 def _numbers(comparison: Comparison, metric: str, rule: Selection) -> list[BigNumber]:
-    """Return the test scores of ERM and of the best other algorithm, as selected by one rule."""
+    """Return the test scores of ERM and of the best other algorithm under one selection rule."""
     known = [row for row in comparison.rows if row.test.count]
     higher = METRICS[metric].higher_is_better
     others = [row for row in known if row.algorithm != BASELINE]
@@ -160,7 +160,7 @@ def _numbers(comparison: Comparison, metric: str, rule: Selection) -> list[BigNu
 def _bullets(
     pooled: Pooled, rules: Sequence[Selection], main: Selection, failures: Sequence[Block], metric: str
 ) -> list[str]:
-    """Return what each rule selects among all algorithms, and the number of failed runs."""
+    """Return sentences on the runs that each rule selects among all algorithms, and on failed runs."""
     bullets: list[str] = []
     for rule in sorted(rules, key=lambda rule: rule != main):
         runs = runs_of(pooled[rule.name])
@@ -198,7 +198,7 @@ def _overview(
 
 
 def write(store: Store, path: Path) -> None:
-    """Write a page about a study to a file atomically.
+    """Write an HTML page about a study to a file atomically.
 
     Args:
         store: Store with the runs of the study.
@@ -212,7 +212,7 @@ def write(store: Store, path: Path) -> None:
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
-    """Return the runs selected by one rule, with mean and worst test score, as a dictionary for JSON."""
+    """Return the runs that one rule selects as a dictionary for JSON, with mean and worst test score."""
     runs = runs_of(selected)
     return {
         "test": mean([run.test for run in runs]),
@@ -230,7 +230,7 @@ def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
 
 
 def overview(store: Store) -> tuple[TextTable, dict[str, Any]]:
-    """Return the results of selecting among all algorithms by each rule, as a table and as JSON data."""
+    """Return the runs that each rule selects among all algorithms' runs, as a table and a dictionary."""
     table = store.table()
     rules = [rule() for rule in SELECTIONS.values()]
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
@@ -302,7 +302,7 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
 
 
 def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return a table of varying hyperparameters for each algorithm, with one row per run in `last`."""
+    """Return a table per algorithm of the hyperparameters that vary, with one row per run in `last`."""
     listing = store.listing().set_index("id")
     tables: dict[str, pd.DataFrame] = {}
     for name, runs in last.groupby("algorithm", sort=False):
@@ -318,7 +318,7 @@ def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]
 
 
 def _numeric(row: Any) -> dict[str, float]:
-    """Return the learning rate and the numeric hyperparameters of a run; schedules give their final value."""
+    """Return the learning rate and numeric hyperparameters of a run; for schedules, the final values."""
     numbers: dict[str, float] = {}
     values = {"learning rate": json.loads(row["learning_rate"]), **json.loads(row["hyperparameters"])}
     for key, value in values.items():

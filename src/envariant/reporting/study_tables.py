@@ -1,4 +1,4 @@
-"""Tables of a study: scores of every selection rule, significance, environments and selected runs."""
+"""Tables of a study: scores under each selection rule, significance, environments and selected runs."""
 
 import math
 from collections import Counter
@@ -17,11 +17,11 @@ Pooled = Mapping[str, Sequence[SelectionResult]]
 
 
 def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, Sequence[str]]) -> TextTable:
-    """Return a table with one row per rule: scores of the runs that it selects among all algorithms.
+    """Return a table with the scores of the runs that each rule selects among all algorithms' runs.
 
     Args:
-        pooled: Selected runs, by the name of the rule.
-        rules: Selection rules.
+        pooled: Mapping from the name of a rule to the runs that it selects among all algorithms' runs.
+        rules: Selection rules, one per row of the table.
         networks: Mapping from algorithm to the names of its models.
     """
     rows: list[tuple[str, ...]] = []
@@ -53,10 +53,10 @@ def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, S
 
 
 def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]], metric: Metric) -> TextTable:
-    """Return a table with one row per algorithm: test scores under one rule, compared with ERM.
+    """Return a table of test scores under one selection rule, one row per algorithm, compared with ERM.
 
     Args:
-        comparison: Scores of the algorithms under one rule.
+        comparison: Scores of the algorithms under one selection rule.
         networks: Mapping from algorithm to the names of its models.
         metric: Metric of the scores.
     """
@@ -141,17 +141,17 @@ def choices(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def runs_of(selected: Sequence[SelectionResult]) -> list[SelectedRun]:
-    """Return the selected runs."""
+    """Return the selected runs, without the cases in which no run was selected."""
     return [each.choice for each in selected if isinstance(each.choice, SelectedRun)]
 
 
 def reasons_of(selected: Sequence[SelectionResult]) -> list[str]:
-    """Return the reasons why no run was selected."""
+    """Return the reasons why no run was selected, one per such case."""
     return [each.choice.reason for each in selected if isinstance(each.choice, NoSelection)]
 
 
 def label(rule: Selection) -> str:
-    """Return the name of a rule, with a remark if it uses test labels."""
+    """Return the name of a selection rule, with a remark if the rule uses test labels."""
     return f"{rule.name} (uses test labels)" if rule.uses_test else rule.name
 
 
@@ -161,7 +161,7 @@ def _environments(data: str, names: Sequence[str], *, with_data: bool = False) -
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean; NaN if there are no values."""
+    """Return the mean of values; NaN if there are none."""
     return sum(values) / len(values) if values else math.nan
 
 
@@ -171,12 +171,12 @@ def number(value: float) -> str:
 
 
 def p_text(value: float) -> str:
-    """Format a p-value."""
+    """Format a p-value; values below 0.001 as "< 0.001"."""
     return f"{value:.2g}" if value >= 0.001 else "< 0.001"
 
 
 def interval_text(interval: Interval) -> str:
-    """Format the confidence interval of a score; "" if it is not known."""
+    """Format the confidence interval of a score; "" if the interval is not known."""
     is_known = interval.count > 1 and math.isfinite(interval.high - interval.low)
     return f"95 % CI [{interval.low:.3f}, {interval.high:.3f}];" if is_known else ""
 

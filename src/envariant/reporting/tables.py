@@ -1,4 +1,4 @@
-"""Tables of runs and data as text, for the terminal and for pages."""
+"""Text tables of runs and data, for terminals and HTML pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ NONE = "–"
 @final
 @dataclass(frozen=True)
 class TextTable:
-    """Table whose cells are text and whose first column contains the names of the rows.
+    """Table with text in all cells; the first column contains the names of the rows.
 
     Attributes:
-        header: Name of each column.
+        header: Names of the columns.
         rows: Cells of each row, one per column.
-        notes: Explanations of the numbers, shown below the table.
+        notes: Sentences shown below the table.
     """
 
     header: tuple[str, ...]
@@ -34,7 +34,8 @@ def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None
 
     Args:
         results: Results of the runs.
-        names: Names of the rows. Default: the algorithm, and settings in which the runs differ.
+        names: Names of the rows. Default: the name of the algorithm, and settings that differ between the
+            runs.
     """
     environments = dict.fromkeys(
         (each.name, each.role, each.label) for result in results for each in result.record.environments
@@ -78,7 +79,7 @@ def model_of(result: TrainingResult) -> str:
 
 
 def network_notes(networks: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a note that names the networks of a comparison if they differ.
+    """Return a note that lists the networks of a comparison if they differ; otherwise an empty list.
 
     Args:
         networks: Mapping from algorithm to the names of its models.
@@ -105,7 +106,7 @@ def settings(results: Sequence[TrainingResult]) -> TextTable:
 
 
 def facts(environments: Sequence[Facts]) -> TextTable:
-    """Return a table with one row per colored environment: number of rows, label shares and accuracies."""
+    """Return a table about environments of colored digits: row counts, shares, theoretical accuracies."""
     header = (
         "environment", "role", "rows", "label 1", "color = label", "shape = label",
         "color only", "shape only", "Bayes (both)",
@@ -126,7 +127,7 @@ def facts(environments: Sequence[Facts]) -> TextTable:
 
 
 def spread(values: Spread, digits: int = 3) -> str:
-    """Format the scores of replicas as `0.669 ± 0.025`: without ± for one replica, as a dash for none."""
+    """Format the scores of replicas as `0.669 ± 0.025`; only the mean for one replica, a dash for none."""
     return mean_sd(values.mean, values.sd, digits) if values.values else NONE
 
 
@@ -141,7 +142,7 @@ def _replicas(result: TrainingResult) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Replace infinities and NaN, which JSON does not support, by None."""
+    """Replace infinities and NaN, which JSON does not support, with None."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):

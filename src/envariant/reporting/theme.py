@@ -1,4 +1,4 @@
-"""Colors of pages and charts: one color per method on all pages, legible on light and dark backgrounds."""
+"""Colors of HTML pages and charts: one per method, legible on light and dark backgrounds."""
 
 import re
 from collections.abc import Sequence
@@ -28,14 +28,17 @@ _METHOD = re.compile(r"[\w+-]+")
 
 
 def method_colors(names: Sequence[str]) -> dict[str, str]:
-    """Return the color of each method or run, the same on every page unless two of the names share it.
+    """Return the color of each method or run.
+
+    A method has the same color on every page, unless a method with the same preferred color is also on the
+    page.
 
     Args:
         names: Names that begin with the name of an algorithm, such as "irm" or "irm, threshold=0.5".
 
     Example:
         >>> method_colors(["erm", "irm"])
-        {'erm': '#6b7480', 'irm': '#2f7fd6'}
+        {'irm': '#2f7fd6', 'erm': '#6b7480'}
     """
     colors: dict[str, str] = {}
     # Methods with a color of their own come first, so that no other name takes it.
@@ -52,7 +55,7 @@ def method_colors(names: Sequence[str]) -> dict[str, str]:
 
 
 def baseline_first(names: Sequence[str]) -> list[str]:
-    """Return the names without duplicates, those of ERM first."""
+    """Return the names without duplicates, with the names of ERM runs first."""
     return sorted(dict.fromkeys(names), key=lambda name: _method(name) != BASELINE)
 
 

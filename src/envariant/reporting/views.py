@@ -1,4 +1,7 @@
-"""Pictures and pages of objects of lower layers, which find this module by name (`core.display.views`)."""
+"""Plots and pages for objects of packages that do not import matplotlib and Altair themselves.
+
+`core.display.views` imports this module when a plot is requested.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +17,21 @@ from envariant.training.store import Store
 
 
 def plot_data(source: EnvironmentSource, seed: int, most: int) -> Any:
-    """Return a picture of images, or a chart of the distributions of columns; see `samples.plot`."""
+    """Draw sample images or distributions of columns; see `samples.plot`."""
     return samples.plot(source, seed, most)
 
 
 def plot_runs(results: Sequence[TrainingResult]) -> Any:
-    """Return a chart of the scores of runs during training."""
+    """Draw the scores of runs during training."""
     return curves(results)
 
 
 def plot_scores(table: ScoreTable) -> Any:
-    """Return a chart of a table of scores: one row per method with the average of each replica."""
+    """Draw a table of scores, one row per method, with the average score of each replica as a dot."""
     rows = [RankingRow(method, table.averages(method), {}) for method in table.values]
     return ranking(rows, f"{table.metric} in the test environments", {})
 
 
 def write_study_page(store: Store, path: Path) -> None:
-    """Write the page of a study; see `study_page.write`."""
+    """Write the HTML page of a study; see `study_page.write`."""
     study_page.write(store, path)

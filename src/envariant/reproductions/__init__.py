@@ -11,7 +11,7 @@ NAMES: dict[str, str] = {
 
 
 def reproduction(name: str) -> Reproduction:
-    """Return a reproduction by name.
+    """Return the reproduction with a given name.
 
     Raises:
         EnvariantError: If the name is unknown; the message suggests the most similar name.

@@ -1,7 +1,7 @@
-"""Building blocks of reproductions: sections, and the claims, figures and tables in them.
+"""Building blocks of reproductions: sections, and the claims, figures and tables that they contain.
 
-A section is a function that requests runs from a runner and yields figures, tables, paragraphs and claims in
-reading order. Whether a claim holds is computed from the results.
+A section is a function that trains runs and yields figures, tables, paragraphs and claims in reading order.
+Whether a claim holds is determined from the results.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,8 +42,8 @@ class CaptionedFigure:
     """Figure with a caption in a section.
 
     Attributes:
-        name: Base name of the figure's files, unique within the section.
-        figure: Chart, or a matplotlib figure for sheets of images.
+        name: Base name of the figure's files; it must be unique within the section.
+        figure: Altair chart, or matplotlib figure with a grid of images.
         caption: Text below the figure.
     """
 
@@ -58,8 +58,8 @@ class CaptionedTable:
     """Table with a caption in a section.
 
     Attributes:
-        name: Base name of the table's file, unique within the section.
-        table: Table to show.
+        name: Base name of the table's file; it must be unique within the section.
+        table: Content of the table.
         caption: Text above the table.
     """
 
@@ -75,13 +75,14 @@ Finding = Claim | CaptionedFigure | CaptionedTable | str
 @final
 @dataclass(frozen=True)
 class Section:
-    """Section of a reproduction, which tests some of the publication's claims.
+    """Section of a reproduction, which tests one or more claims of the publication.
 
     Attributes:
-        name: Identifier on the page and on the command line.
+        name: Identifier of the section on the HTML page and on the command line.
         title: Heading of the section.
-        statement: Summary of the publication's statements.
-        find: Function that trains the runs of the section with a `Runner` and yields the findings.
+        statement: Summary of what the publication states, shown at the top of the section.
+        find: Function that trains the runs of the section with a `Runner`, and yields figures, tables,
+            paragraphs and claims.
     """
 
     name: str
@@ -96,11 +97,11 @@ class Reproduction:
     """Reproduction of a publication.
 
     Attributes:
-        name: Name on the command line.
-        title: Title of the page.
-        lead: Introduction to the page, one paragraph.
-        conditions: Mapping from profile, such as "quick", to its description.
-        sections: Sections in the order of the page.
+        name: Name of the reproduction on the command line.
+        title: Title of the HTML page.
+        lead: Introduction at the top of the page, one paragraph.
+        conditions: Mapping from the name of a profile, such as "quick", to a description of its runs.
+        sections: Sections in their order on the page.
     """
 
     name: str
@@ -111,10 +112,10 @@ class Reproduction:
 
 
 def section(name: str, title: str) -> Callable[[Callable[[Runner], Iterator[Finding]]], Section]:
-    """Return a decorator that turns a function into a section; the docstring becomes the statement.
+    """Return a decorator that converts a function to a `Section`, using its docstring as the statement.
 
     Args:
-        name: Identifier on the page and on the command line.
+        name: Identifier of the section on the HTML page and on the command line.
         title: Heading of the section.
     """
 

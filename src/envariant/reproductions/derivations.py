@@ -1,7 +1,7 @@
-"""Numerical checks of the course report's derivations: IRMv1 for least squares, and AND-mask.
+"""Numerical checks of derivations in the course report: IRMv1 for least squares, and an AND-mask example.
 
-Each result is computed in two independent ways: by normal equations and by automatic differentiation, or by
-hand and by the library.
+Each result is computed in two independent ways: from the normal equations and by automatic differentiation,
+or from the definition and by this library.
 """
 
 import math
@@ -29,21 +29,22 @@ EXAMPLE_THRESHOLD = 0.5
 @final
 @dataclass(frozen=True)
 class LeastSquares:
-    """Squared residual D = ‖ΦᵀY − ΦᵀΦw‖² of the normal equations, computed in three ways.
+    """Squared norm D = ‖ΦᵀY − ΦᵀΦw‖² of the residual of the normal equations, computed in three ways.
 
-    In one environment, Φ = Φ(X) are the features of inputs X, Y are the targets, which depend linearly on Φ,
-    and w are the weights of a linear predictor.
+    All quantities belong to a single environment: Φ = Φ(X) are the features of the inputs X, Y are the
+    targets (a linear function of Φ plus noise), and w are the weights of a linear predictor.
 
     Attributes:
         rows: Number of rows of Φ(X).
         features: Number of columns of Φ(X).
-        best: Norm ‖w*‖ of the least-squares solution w*, from the normal equations.
-        distance: D at w = 1, computed from its definition.
-        gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² at w = 1, which equals D, computed by automatic differentiation.
-        penalty: IRM penalty of this library for the predictions Φ·1, times (rows/2)², which equals D for a
-            single feature; None for several features, because the penalty is a derivative with respect to a
-            single factor.
-        at_best: D at w*, which is 0 up to rounding.
+        best: Norm ‖w*‖ of the least-squares solution w*, which is computed from the normal equations.
+        distance: D with all weights equal to 1, computed from the definition.
+        gradient: ‖½ ∂/∂w ‖Φw − Y‖²‖² with all weights equal to 1, computed by automatic differentiation. In
+            theory, it equals D.
+        penalty: For a single feature, (rows/2)² times the IRM penalty that this library computes for the
+            predictions Φ·1. In theory, it equals D. None for several features, because the IRM penalty is a
+            derivative with respect to a single factor.
+        at_best: D at the solution w*. In theory, it is 0.
     """
 
     rows: int
@@ -56,17 +57,17 @@ class LeastSquares:
 
     @property
     def disagreement(self) -> float:
-        """Largest relative difference of `gradient` and `penalty` from `distance`."""
+        """Larger of the relative deviations of `gradient` and `penalty` from `distance`."""
         others = [self.gradient] + ([] if self.penalty is None else [self.penalty])
         return max(abs(other - self.distance) / self.distance for other in others)
 
 
 def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
-    """Compute D at w = 1 for random data in three ways, in float64; see `LeastSquares`.
+    """Compute D = ‖ΦᵀY − ΦᵀΦw‖² at w = 1 for random data in three ways, in float64; see `LeastSquares`.
 
     Args:
-        rows: Number of rows.
-        features: Number of features.
+        rows: Number of rows of the random data.
+        features: Number of features of the random data.
         seed: Seed of the random data.
     """
     phi, y = _linear(rows, features, seed)
@@ -92,9 +93,10 @@ def least_squares(rows: int, features: int, seed: int) -> LeastSquares:
 
 
 def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float, list[float], list[float]]:
-    """Return D of `LeastSquares` as a function of a single weight w, for random data.
+    """Return the quantity D of `LeastSquares` as a function of a single weight w, for random data.
 
-    D = ‖ΦᵀY − ΦᵀΦw‖² is the squared residual of the normal equations, with one feature Φ and targets Y.
+    D = ‖ΦᵀY − ΦᵀΦw‖² is the squared norm of the residual of the normal equations, for one feature Φ and
+    targets Y.
 
     Args:
         seed: Seed of the random data.
@@ -113,12 +115,12 @@ def penalty_along(seed: int, reach: float = 2.0, count: int = 81) -> tuple[float
 @final
 @dataclass(frozen=True)
 class WorkedExample:
-    """Example of AND-mask in the course report: values for each entry of a 3×3 gradient.
+    """Example of AND-mask in the course report; each attribute has one value per entry of a 3×3 gradient.
 
     Attributes:
-        agreement: Mean sign over the three environments, `[3, 3]`.
-        mask: 1 if |agreement| is at least the threshold, else 0, `[3, 3]`.
-        kept: 1 if the entry is not 0 after masking by this library, else 0, `[3, 3]`.
+        agreement: Mean of the signs of the gradient entry in the three environments, `[3, 3]`.
+        mask: Mask according to the definition: 1 if |agreement| is at least the threshold, else 0, `[3, 3]`.
+        kept: Mask according to this library: 1 if its AND-mask leaves the entry nonzero, else 0, `[3, 3]`.
     """
 
     agreement: tuple[tuple[float, ...], ...]
@@ -126,7 +128,7 @@ class WorkedExample:
     kept: tuple[tuple[int, ...], ...]
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """Return one row of text per gradient entry: position, three gradients, mean sign, `mask`, `kept`."""
+        """Return table rows, one per gradient entry: position, three gradients, mean sign, `mask`, `kept`."""
         return tuple(
             (
                 f"({row + 1}, {column + 1})",
@@ -141,7 +143,7 @@ class WorkedExample:
 
 
 def worked_example() -> WorkedExample:
-    """Compute the mask of the example by definition, and with this library's AND-mask."""
+    """Compute the mask of the course report's example from the definition and with this library."""
     signs = np.sign(np.array(EXAMPLE)).mean(axis=0)
     mask = (np.abs(signs) >= EXAMPLE_THRESHOLD).astype(int)
     rule = AndMask(threshold=EXAMPLE_THRESHOLD, inverse_sparsity=False)
@@ -152,13 +154,14 @@ def worked_example() -> WorkedExample:
 @final
 @dataclass(frozen=True)
 class Hessians:
-    """Determinants of two means of the diagonal Hessians H_A and H_B of quadratic losses.
+    """Determinants of two means of the diagonal Hessians A and B of two quadratic losses.
 
     Attributes:
-        size: Length of each diagonal.
-        ratio: Ratio of the larger to the smaller entry of H_A and H_B, averaged geometrically over positions.
-        both: Determinant of H_A∧B, the entrywise geometric mean.
-        mean: Determinant of H_A+B, the entrywise arithmetic mean.
+        size: Number of diagonal entries.
+        ratio: Geometric mean, over positions, of the ratio between the larger and the smaller of the two
+            entries of A and B at that position.
+        both: Determinant of the entrywise geometric mean of A and B.
+        mean: Determinant of the entrywise arithmetic mean of A and B.
     """
 
     size: int
@@ -168,11 +171,11 @@ class Hessians:
 
 
 def hessians(size: int, spread: float, seed: int) -> Hessians:
-    """Compute the determinants for two random Hessians whose entries differ by factors of about exp(±spread).
+    """Compute the determinants of `Hessians` for random A and B.
 
     Args:
-        size: Length of each diagonal.
-        spread: Standard deviation of the logarithm of the factors.
+        size: Number of diagonal entries.
+        spread: Standard deviation of the logarithm of the ratio between the entries of A and B.
         seed: Seed of the random entries.
     """
     generator = np.random.default_rng(seed)
@@ -187,7 +190,7 @@ def hessians(size: int, spread: float, seed: int) -> Hessians:
 
 
 def largest_ratio(count: int, seed: int) -> float:
-    """Return the largest ratio of `both` to `mean` over random Hessians; the ratio of equal ones is 1.
+    """Return the largest ratio `both` / `mean` over random `Hessians`; the ratio is 1 if A equals B.
 
     Args:
         count: Number of random pairs, with sizes from 1 to 20.

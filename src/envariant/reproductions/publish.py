@@ -1,7 +1,7 @@
-"""Run a reproduction and write its report: an HTML page, a Markdown page, CSV tables, PNG and SVG figures.
+"""Run a reproduction and write a report as HTML and Markdown pages, CSV tables, and PNG and SVG figures.
 
-The pages are rewritten after each section, so the findings of an interrupted reproduction are not lost.
-Sections that are not requested are shown if their runs are stored.
+Both pages are rewritten after each section, so that an interruption loses no findings. Sections that were not
+requested are included if all their runs are stored.
 """
 
 import csv
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from envariant.core.errors import unknown_name
 from envariant.core.files import write_bytes, write_text
 from envariant.core.paths import check_overwrite
+from envariant.core.printable import number_of
 from envariant.reporting import charts, figures, html
 from envariant.reporting.labels import without_folders
 from envariant.reporting.page import BigNumber, Block, Page
@@ -48,11 +49,11 @@ _METHOD = (
 @final
 @dataclass(frozen=True)
 class SectionResult:
-    """Findings of one section of a reproduction.
+    """Findings in one section of a reproduction.
 
     Attributes:
         section: Section of the reproduction.
-        findings: Findings of the section in reading order; empty if the section is not done.
+        findings: Figures, tables, paragraphs and claims in reading order; empty if `done` is False.
         done: Whether all runs of the section are finished.
     """
 
@@ -62,12 +63,12 @@ class SectionResult:
 
     @property
     def claims(self) -> tuple[Claim, ...]:
-        """Claims among the findings."""
+        """Claims contained in `findings`."""
         return tuple(finding for finding in self.findings if isinstance(finding, Claim))
 
     @property
     def count(self) -> str:
-        """Number of confirmed claims as text, such as "2 of 3 confirmed"."""
+        """Number of confirmed claims as text, for example "2 of 3 confirmed"."""
         if not self.done:
             return "not run"
         return f"{sum(claim.holds for claim in self.claims)} of {len(self.claims)} confirmed"
@@ -86,14 +87,14 @@ def perform(
 
     Args:
         reproduction: Reproduction to run.
-        out: Folder for runs, page, tables and figures; stored runs in it are reused or resumed.
-        profile: "quick" or "full".
+        out: Folder for runs, pages, tables and figures; stored runs in it are reused or resumed.
+        profile: Size of the experiments: "quick" or "full".
         only: Names of the requested sections. Default: all sections.
         mnist: Folder of the MNIST files. Default: download to the cache.
-        report: Function called with a line of text before each section and each run.
+        report: Function called with a line of text before each section and each run, to report progress.
 
     Yields:
-        Result of each requested section, as soon as all its runs are finished.
+        Result of each requested section, as soon as all runs of the section are finished.
 
     Raises:
         EnvariantError: If a section is unknown, or a file cannot be written.
@@ -132,7 +133,7 @@ def _page(
     sections: Sequence[tuple[SectionResult, Sequence[Block]]],
     runs: Mapping[str, TrainingResult],
 ) -> Page:
-    """Return the page: which claims are confirmed, and the findings of every section."""
+    """Return the HTML page with the number of confirmed claims and the findings of every section."""
     claims = [claim for result, _ in sections for claim in result.claims]
     confirmed, done = sum(claim.holds for claim in claims), sum(result.done for result, _ in sections)
     failed = [f"Not confirmed: {claim.text} ({claim.numbers})" for claim in claims if not claim.holds]
@@ -178,7 +179,7 @@ def _missing(reproduction: Reproduction, result: SectionResult) -> list[Block]:
 
 
 def _stored(section: Section, archive: Runner) -> SectionResult:
-    """Return the result of a section from stored runs; it has no findings if a run is missing."""
+    """Return the result of a section from stored runs; without findings if any of its runs is missing."""
     try:
         return SectionResult(section, tuple(section.find(archive)), done=True)
     except RunNotStoredError:
@@ -255,7 +256,7 @@ def _csv(table: TextTable) -> str:
 
 
 def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
-    """Return a table with one row per run: its folder and settings."""
+    """Return a table of runs, with one row per run: folder and settings."""
     rows: list[tuple[str, ...]] = []
     for name, result in sorted(runs.items()):
         s = result.record.spec
@@ -272,7 +273,7 @@ def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
 
 
 def _provenance(runs: Mapping[str, TrainingResult]) -> list[str]:
-    """Return one line per combination of hardware and package versions, with its number of runs."""
+    """Return one line per combination of hardware and package versions, with the number of runs."""
     counts: dict[str, int] = {}
     for result in runs.values():
         record = result.record
@@ -280,4 +281,4 @@ def _provenance(runs: Mapping[str, TrainingResult]) -> list[str]:
             f"{key} {value}" for key, value in (*record.hardware.items(), *record.versions.items())
         )
         counts[line] = counts.get(line, 0) + 1
-    return [f"{line}: {count} run{'s' if count > 1 else ''}." for line, count in counts.items()]
+    return [f"{line}: {number_of(count, 'run')}." for line, count in counts.items()]

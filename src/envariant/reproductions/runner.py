@@ -1,7 +1,7 @@
 """Train the runs of a reproduction; every run is stored and trained only once.
 
-The folder of a run is named by a hash of its settings, so that sections share equal runs and an interrupted
-reproduction can be resumed.
+A run's folder is named after a hash of its settings. Sections that need the same run therefore share it, and
+an interrupted reproduction can be resumed.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ V = TypeVar("V")
 
 @final
 class RunNotStoredError(Exception):
-    """Error raised by a `Runner` with `stored_only` if a requested run is not stored."""
+    """Error raised if a `Runner` with `stored_only=True` does not find a requested run."""
 
 
 @final
 @dataclass(frozen=True)
 class Run:
-    """Declaration of a run: the arguments of `envariant.train`.
+    """Description of a run by the arguments of `envariant.train`.
 
     Attributes:
         data: Name of a data set.
-        algorithm: Recipe with its hyperparameters, such as `irm(coefficient=1e4)`.
-        settings: Other arguments of `train` by name.
+        algorithm: Name of an algorithm with its hyperparameters, such as `irm(coefficient=1e4)`.
+        settings: Mapping from the names of other arguments of `train` to their values.
     """
 
     data: str
@@ -47,7 +47,7 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def but(self, **settings: Any) -> "Run":
-        """Return a copy of the run with some settings changed."""
+        """Return a copy of the run in which the given settings are changed."""
         return replace(self, settings={**self.settings, **settings})
 
 
@@ -57,10 +57,12 @@ class Runner:
 
     Args:
         folder: Folder of the runs.
-        profile: "quick" or "full".
+        profile: Size of the experiments: "quick" or "full".
         mnist: Folder of the MNIST files. Default: download to the cache.
-        stored_only: Whether to load runs without training; a missing run raises `RunNotStoredError`.
-        report: Function called with a line of text before each run of a sweep. Default: none.
+        stored_only: Whether runs are only loaded, never trained. If a run is missing, `RunNotStoredError` is
+            raised.
+        report: Function called with a line of text before each run of a sweep, to report progress. Default:
+            no report.
 
     Attributes:
         runs: Mapping from folder name to the result of each requested run.
@@ -81,12 +83,12 @@ class Runner:
         self._report = report
 
     def pick(self, *, quick: V, full: V) -> V:
-        """Return the argument that belongs to the profile of this runner: `quick` or `full`."""
+        """Return `quick` or `full`, depending on the profile of this runner."""
         return quick if self.profile == "quick" else full
 
     @property
     def replicas(self) -> int:
-        """Default number of replicas of a run."""
+        """Default number of replicas of a run: 2 in the quick profile, 5 in the full profile."""
         return self.pick(quick=2, full=5)
 
     def source(self, data: str) -> EnvironmentSource:
@@ -94,10 +96,10 @@ class Runner:
         return sources.source(data, folder=self.mnist)
 
     def train(self, run: Run) -> TrainingResult:
-        """Return the result of a run: load it if it is stored, otherwise train it.
+        """Return the result of a run: load it if it is stored, otherwise train and store it.
 
         Raises:
-            RunNotStoredError: If `stored_only` is set and the run is not stored completely.
+            RunNotStoredError: If `stored_only` is True and the run is not completely stored.
         """
         settings: dict[str, Any] = {"replicas": self.replicas, **run.settings}
         name = _folder(run, settings)
@@ -113,7 +115,7 @@ class Runner:
         return self.runs[name]
 
     def sweep(self, runs: Mapping[K, Run]) -> dict[K, TrainingResult]:
-        """Train several runs, or load them if they are stored.
+        """Train several runs; runs that are already stored are loaded instead.
 
         Args:
             runs: Mapping from a key, such as a label, to a run.
@@ -155,7 +157,7 @@ class Runner:
 
 
 def _folder(run: Run, settings: Mapping[str, Any]) -> str:
-    """Return the folder name of a run: its algorithm and a hash of its settings."""
+    """Return the name of a run's folder: the algorithm, and a hash of data, algorithm and settings."""
     declaration = json.dumps([run.data, run.algorithm, dict(settings)], sort_keys=True)
     digest = hashlib.blake2b(declaration.encode(), digest_size=5).hexdigest()
     return f"{specs.parse(run.algorithm).name}-{digest}"

@@ -1,7 +1,7 @@
 """Reproduction of a course report on Colored MNIST with LeNet, IRM, AND-mask and V-REx.
 
-Each function with `@section` is a section of the page. The docstring summarizes what the report states; the
-function trains runs, draws figures and tests claims. All verdicts are computed from the runs.
+Each function with `@section` produces one section of the page: it trains runs, draws figures and tests
+claims. Its docstring, a summary of the report's statements, is shown on the page.
 """
 
 import math
@@ -64,7 +64,7 @@ def _lenet(runner: Runner, **settings: Any) -> Run:
 
 
 def _mlp(runner: Runner, algorithm: str, **settings: Any) -> Run:
-    """Return a run of an MLP with the data, full batches, learning rate and L2 weight of the IRM paper."""
+    """Return a run of an MLP with data, full batches, learning rate and L2 coefficient of the IRM paper."""
     model = runner.pick(quick="mlp(hidden=64)", full="mlp(hidden=128)")
     return Run(PAPER, algorithm, {"model": model, "steps": STEPS, **settings})
 
@@ -76,7 +76,7 @@ def _irm(runner: Runner, coefficient: object, *, normalize: bool = True, **setti
 
 
 def _step(at: int = SWITCH) -> str:
-    """Return a coefficient schedule: 1 before step `at`, then the value in the IRM paper."""
+    """Return a coefficient schedule: 1 before step `at`, afterwards the value in the IRM paper."""
     return f"step(1, {_PROTOCOL['penalty_weight']!r}, at={at})"
 
 
@@ -518,7 +518,7 @@ def and_mask(runner: Runner) -> Iterator[Finding]:
 
 
 def _mask_example() -> Iterator[Finding]:
-    """Yield the report's example of AND-mask, and a check of the report's inequality for determinants."""
+    """Yield the report's example of AND-mask, and a check of its inequality for determinants."""
     example = derivations.worked_example()
     header = ("entry", "M₁", "M₂", "M₃", "mean sign", "mask by hand", "kept by the library")
     title = f"The report's 3×3 example, τ = {derivations.EXAMPLE_THRESHOLD:g}"
@@ -588,7 +588,7 @@ def vrex(runner: Runner) -> Iterator[Finding]:
 def _vrex_variants(
     runner: Runner, results: Mapping[float, TrainingResult], report: float
 ) -> Iterator[Finding]:
-    """Yield a table of V-REx variants, which may explain the test accuracy in the report."""
+    """Yield a table of V-REx variants that may explain the test accuracy in the report."""
     variants = runner.sweep(
         {
             "β = 1e4 from the first step": _vrex(runner, "1e4", normalize=False),
@@ -664,7 +664,7 @@ def summary(runner: Runner) -> Iterator[Finding]:
 def _published() -> list[tuple[str, str, tuple[float, float | None]]]:
     """Return name, kind of source and test accuracy of published results.
 
-    These results are shown in separate rows, because most runs here differ in width or schedule.
+    The summary lists them in separate rows, because they differ from most runs here in width or schedule.
     """
     irm, rex = published.table("irm_colored_mnist"), published.table("rex_colored_mnist")
     report = float(published.course_report("vrex")["test_accuracy"])
@@ -700,7 +700,7 @@ def _method_table(methods: Mapping[str, TrainingResult]) -> TextTable:
 
 
 def _diagnosed(result: TrainingResult) -> Iterator[str]:
-    """Yield the diagnoses of a run as paragraphs."""
+    """Yield the diagnoses of a run, one paragraph each."""
     for diagnosis in result.diagnoses:
         yield f"Diagnosis by `envariant train`: {diagnosis}"
 

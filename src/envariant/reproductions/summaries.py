@@ -1,6 +1,6 @@
-"""Summarize runs to test claims: scores, paired differences, slopes, figures and tables.
+"""Summaries of runs for testing claims: scores, paired differences, slopes, figures and tables.
 
-Replicas are paired by number: replica k has the same data in every run.
+Replicas are paired by their index: replica k has the same data in every run.
 """
 
 import statistics
@@ -27,13 +27,13 @@ def training_environments(result: TrainingResult) -> list[str]:
 
 
 def ood_score(result: TrainingResult) -> Interval:
-    """Return the final score in the test environment, with its interval over replicas."""
+    """Return the final score in the test environment, with its confidence interval over replicas."""
     values = result.final(only_test_environment(result), result.record.metric).values
     return interval(values).clipped(*METRICS[result.record.metric].bounds)
 
 
 def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
-    """Return the final mean of a metric over training environments, with its interval over replicas.
+    """Return the mean of a final metric over training environments, with its interval over replicas.
 
     Args:
         result: Result of the run.
@@ -46,9 +46,9 @@ def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
 
 
 def gain(result: TrainingResult, over: TrainingResult) -> Interval:
-    """Return the paired difference of final test scores, `result` − `over`, with its interval over replicas.
+    """Return the paired difference of final test scores, `result` − `over`, with its confidence interval.
 
-    Replicas that failed in one of the runs are omitted.
+    Replicas are the pairs. A replica that failed in either run is omitted.
     """
     scores, others = (
         dict(zip(r.finished, r.final(only_test_environment(r), r.record.metric).values, strict=True))
@@ -60,17 +60,17 @@ def gain(result: TrainingResult, over: TrainingResult) -> Interval:
 
 
 def risk_gap(result: TrainingResult) -> Interval:
-    """Return the final difference between largest and smallest training risk, with its interval."""
+    """Return the gap between largest and smallest final training risk, with its confidence interval."""
     risks = [result.final(name, "loss").values for name in training_environments(result)]
     return interval([max(each) - min(each) for each in zip(*risks, strict=True)])
 
 
 def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, tuple[list[int], list[float]]]:
-    """Return the steps and values of a metric in one environment, for each finished replica.
+    """Return a mapping from replica index to the steps and the values of a metric in one environment.
 
     Args:
         result: Result of the run.
-        environment: Name of the environment; "*" for the whole batch.
+        environment: Name of the environment; "*" for metrics that are computed from the whole batch.
         metric: Name of the metric.
     """
     by_replica: dict[int, tuple[list[int], list[float]]] = {k: ([], []) for k in result.finished}
@@ -83,19 +83,19 @@ def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, t
 
 
 def mean_curve(result: TrainingResult, environments: list[str], metric: str) -> tuple[list[int], list[float]]:
-    """Return steps, and the mean of a metric over replicas and environments at each step."""
+    """Return the evaluated steps and, at each step, the mean of a metric over replicas and environments."""
     each = [curve for name in environments for curve in curves(result, name, metric).values()]
     columns = zip(*(values for _, values in each), strict=True)
     return each[0][0], [statistics.fmean(values) for values in columns]
 
 
 def final_batch_metric(result: TrainingResult, metric: str) -> Interval:
-    """Return the final value of a metric of the whole batch, such as "gradient rms"."""
+    """Return the final value of a metric of the whole batch, such as "gradient rms", with its interval."""
     return interval([values[-1] for _, values in curves(result, "*", metric).values()])
 
 
 def ood_slope(result: TrainingResult, after: int) -> Interval:
-    """Return the slope of the test score per 100 steps after a step, with its interval over replicas."""
+    """Return the change of the test score per 100 steps from step `after` on, with its interval."""
     slopes: list[float] = []
     for steps, values in curves(result, only_test_environment(result), result.record.metric).values():
         late = [(s, v) for s, v in zip(steps, values, strict=True) if s >= after]
@@ -104,7 +104,7 @@ def ood_slope(result: TrainingResult, after: int) -> Interval:
 
 
 def ood_score_at(result: TrainingResult, step: int) -> Interval:
-    """Return the test score at the last evaluation up to a step, with its interval over replicas."""
+    """Return the test score at the last evaluation at or before a step, with its confidence interval."""
     each = curves(result, only_test_environment(result), result.record.metric).values()
     values = [[v for s, v in zip(*curve, strict=True) if s <= step][-1] for curve in each]
     return interval(values).clipped(*METRICS[result.record.metric].bounds)
@@ -124,7 +124,7 @@ def show_sweep(
     scale: str = "linear",
     name: str = "sweep",
 ) -> Iterator[Finding]:
-    """Yield a chart and a table of the final scores of runs that differ in one setting."""
+    """Yield a chart and a table of the final scores of runs that differ in the value of one setting."""
     yield CaptionedFigure(f"{name}-chart", charts.sweep(results, setting, scale), caption)
     yield score_table({f"{setting} = {short(value)}": result for value, result in results.items()}, name)
 
@@ -132,12 +132,12 @@ def show_sweep(
 def score_table(
     results: Mapping[str, TrainingResult], name: str = "runs", caption: str = ""
 ) -> CaptionedTable:
-    """Return a table of final scores without notes, for a section.
+    """Return a table of final scores, without notes, for a section of a reproduction.
 
     Args:
-        results: Results of the runs, by row name.
-        name: First part of the table's name.
-        caption: Caption of the table. Default: the number of steps.
+        results: Mapping from the name of a row to the result of a run.
+        name: First part of the base name of the table's file.
+        caption: Caption of the table. Default: the number of training steps.
     """
     steps = " or ".join(dict.fromkeys(f"{r.record.spec.steps:,}" for r in results.values()))
     table = replace(tables.scores(list(results.values()), list(results)), notes=())
@@ -150,7 +150,7 @@ def short(value: float) -> str:
 
 
 def signed(change: Interval) -> str:
-    """Format a difference or slope and its interval with explicit signs."""
+    """Format a difference or slope, and its interval, with an explicit plus or minus sign on every number."""
     if change.count < 2:
         return f"{change.mean:+.3g} (one replica, no interval)"
     return f"{change.mean:+.3g} [{change.low:+.3g}, {change.high:+.3g}]"

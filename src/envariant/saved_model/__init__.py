@@ -1,4 +1,4 @@
-"""Saved models: a trained network or fitted predictor with its table encoding, stored in a folder."""
+"""Saved models: trained networks or fitted predictors, stored in a folder with their input encoding."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ def load_model(folder: Path | str, *, trusted: Sequence[str] = ()) -> SavedModel
 
     Args:
         folder: Folder of the saved model.
-        trusted: Full names of Python classes and functions that the model may contain, beyond those of
-            scikit-learn, XGBoost and LightGBM. Only trust code that you know.
+        trusted: Full names of Python classes and functions that the model may contain, in addition to those
+            of scikit-learn, XGBoost and LightGBM. Only trust code that you know.
 
     Raises:
-        EnvariantError: If the folder has no saved model, or the model is damaged, of another schema version,
-            or contains a type that is not trusted.
+        EnvariantError: If the folder contains no saved model, or the model is damaged, has another schema
+            version, or contains a type that is not trusted.
     """
     return SavedModel.load(folder, trusted=trusted)
 

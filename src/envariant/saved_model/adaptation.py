@@ -33,15 +33,17 @@ class Adaptation:
     """Intercept and slope fitted to a few labels of a new environment.
 
     Attributes:
-        slope: Factor of the logits; 1 if only the intercept was fitted.
-        shift: Number added to the logits: one for two classes and for regression, else one per class.
-        refit: "intercept", or "intercept and slope".
-        n_labels: Number of labels.
-        dropped: Number of rows without a usable label, by reason.
-        before, after: Scores on the labels by name, "accuracy" and "log loss" or "RMSE"; after by
-            cross-validation.
-        gain_error: Standard error of the decrease in log loss or mean squared error.
-        gain: Decrease in log loss or mean squared error.
+        slope: Factor that multiplies the logits; 1 if only the intercept was fitted.
+        shift: Values added to the logits: one value for binary tasks and regression, otherwise one per class.
+        refit: Fitted parameters: "intercept", or "intercept and slope".
+        n_labels: Number of labels used for the fit.
+        dropped: Mapping from reason to the number of rows without a usable label.
+        before: Mapping from metric to the score of the original model on the labeled rows. The metrics are
+            "accuracy" and "log loss", or "RMSE" for regression.
+        after: Mapping from metric to the cross-validated score of the adapted model on the labeled rows.
+        gain: Mean decrease of the cross-validated log loss or squared error per labeled row; positive if
+            adaptation helps.
+        gain_error: Standard error of `gain`.
         n_folds: Number of folds of the cross-validation.
     """
 
@@ -57,12 +59,12 @@ class Adaptation:
     n_folds: int
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Return the adapted logits, in the shape of `logits`."""
+        """Return adapted logits, with the shape of `logits`."""
         return self.slope * logits + torch.tensor(self.shift, dtype=logits.dtype).squeeze()
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """What was fitted, to how many labels, and how much better it is: one line each."""
+        """Sentences about the fitted parameters, the number of labels, and the scores before and after."""
         lines = [f"{self.refit} fitted to {self.n_labels} labels"]
         if self.dropped:
             count = sum(self.dropped.values())
@@ -80,7 +82,7 @@ class Adaptation:
 
 @final
 class Adapted(nn.Module):
-    """Network whose outputs are adapted."""
+    """Network with an adaptation applied to its outputs."""
 
     def __init__(self, network: nn.Module, adaptation: Adaptation) -> None:
         super().__init__()
@@ -93,15 +95,15 @@ class Adapted(nn.Module):
 @final
 @dataclass(frozen=True)
 class LabelColumn:
-    """Target column of a table with a few labels.
+    """Target column of a table with labels of a new environment.
 
     Attributes:
         name: Name of the column.
         classes: Class labels of the model; empty for regression.
-        target_type: Type of the target column in training.
-        environment: Name of the environment column, which a table with labels may lack.
-        unknown: Number of rows by class that the model does not know, counted by `read`.
-        environments: Environments of the rows with a label, collected by `read`.
+        target_type: Data type of the target column in training.
+        environment: Name of the environment column, which the table may lack.
+        unknown: Mapping from class that the model does not know to its number of rows; `read` counts them.
+        environments: Environments of the labeled rows; `read` collects them.
     """
 
     name: str
@@ -113,12 +115,12 @@ class LabelColumn:
 
     @property
     def kind(self) -> Kind:
-        """Kind of the column."""
+        """Kind of the column: "category", "date" or "number"."""
         is_date = any(name in self.target_type.dtype for name in ("datetime", "timestamp", "date32"))
         return "category" if self.classes else "date" if is_date else "number"
 
     def read(self, columns: Mapping[str, Column]) -> NDArray[np.float64]:
-        """Return class numbers or real targets, `[rows]`; NaN for missing values and unknown classes."""
+        """Return class indices or real-valued targets, `[rows]`; NaN if missing or of an unknown class."""
         targets = self._targets(columns[self.name])
         if (environment := columns.get(self.environment)) is not None and environment.categories:
             codes = np.unique(environment.values[np.isfinite(targets)])
@@ -128,7 +130,7 @@ class LabelColumn:
         return targets
 
     def warn_of_environments(self) -> None:
-        """Warn if the labels that were read come from several environments."""
+        """Warn if the labels come from more than one environment."""
         if len(self.environments) > 1:
             names = listed(sorted(self.environments), 5)
             warnings.warn(
@@ -154,16 +156,16 @@ class LabelColumn:
 def fit_adaptation(
     logits: NDArray[Any], targets: NDArray[np.float64], labels: LabelColumn, task: Task
 ) -> tuple[Adaptation, Serving]:
-    """Fit an adaptation to the rows with a label, and compute from them what serving needs.
+    """Fit an adaptation to labeled rows; also compute prediction sets and accuracy from these rows.
 
     Args:
         logits: Logits of the model, `[rows]` or `[rows, classes]`.
-        targets: Class numbers, or targets in their unit, `[rows]`; NaN without a label.
+        targets: Class indices, or targets in their original unit, `[rows]`; NaN for rows without a label.
         labels: Target column from which the targets were read.
         task: Prediction task.
 
     Raises:
-        EnvariantError: If fewer than five labels remain.
+        EnvariantError: If fewer than five rows have a usable label.
     """
     used = np.isfinite(targets)
     n, regression = int(used.sum()), isinstance(task, Regression)
@@ -208,7 +210,7 @@ def fit_adaptation(
 def _serving(
     held_out: NDArray[np.float64], targets: NDArray[np.float64], adaptation: Adaptation, *, regression: bool
 ) -> Serving:
-    """Return conformal scores and accuracy from cross-validated adapted predictions of the labeled rows."""
+    """Return the `Serving` of an adapted model, from cross-validated predictions of the labeled rows."""
     scores = np.sort(nonconformity(held_out, targets, regression=regression))[None]
     n = len(targets)
     if regression:

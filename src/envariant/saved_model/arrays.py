@@ -1,4 +1,4 @@
-"""Arrays of a saved model that are stored as tensors instead of in its description."""
+"""Conversion of a saved model's arrays to tensors, which are stored separately from the description."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +20,12 @@ EXCLUDED: Mapping[str, Any] = {
 
 
 def to_tensors(reference: Sequence[Sketch], parts: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the arrays by their names in the safetensors file.
+    """Convert the arrays of a model to tensors: a mapping from name in the safetensors file to tensor.
 
     Args:
-        reference: Distribution of each column.
-        parts: Other fields with arrays, by name; None if absent.
+        reference: Distribution of each column in training.
+        parts: Mapping from field of the model to the object that contains arrays; None if the model lacks the
+            field.
     """
     tensors = {
         f"{name}{k}": torch.from_numpy(getattr(sketch, name))
@@ -38,10 +39,12 @@ def to_tensors(reference: Sequence[Sketch], parts: Mapping[str, Any]) -> dict[st
 
 
 def with_arrays(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the fields of a stored model with their arrays; the content may come from a stranger.
+    """Insert the stored arrays into the description of a model.
+
+    The arrays may come from an untrusted source, so the caller must validate the result.
 
     Args:
-        description: Description of the model.
+        description: Description of the model, from its JSON text.
         tensors: All tensors of the saved model, by name.
     """
     fields = {key: value for key, value in description.items() if key not in ("schema", "inputs")}

@@ -1,4 +1,4 @@
-"""Files of a saved model: a safetensors file and a JSON description; nothing is pickled."""
+"""Files of a saved model: a safetensors file and a JSON description, without pickled objects."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _REMEDY = "save the model again, or repeat the comparison that saved it"
 
 
 def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files of a saved model; if interrupted, either the old or the new model can be loaded.
+    """Write both files of a saved model; an interruption leaves either the old or the new model complete.
 
     Args:
         folder: Folder to write to, created if missing.
@@ -44,25 +44,26 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def check(folder: Path) -> None:
-    """Check that saving a model overwrites only an earlier model.
+    """Check that saving a model would overwrite no files except those of an earlier saved model.
 
     Raises:
-        EnvariantError: If a file with one of these names exists and is not part of a saved model.
+        EnvariantError: If a file named `model.safetensors` or `model.json` exists and is not part of a saved
+            model.
     """
     check_overwrite(folder / TENSORS, r'__metadata__":\{"(checksum|envariant\.model)"')
     check_overwrite(folder / TEXT, OURS)
 
 
 def check_adapted(folder: Path, original: Path) -> None:
-    """Check that saving an adapted model overwrites only an earlier adapted model.
+    """Check that saving an adapted model would overwrite no files except those of an earlier adapted model.
 
     Args:
-        folder: Folder of the adapted model.
-        original: Folder of the model that is adapted.
+        folder: Folder to which the adapted model will be saved.
+        original: Folder of the original model.
 
     Raises:
-        EnvariantError: If the folder is that of the original, or has a model that is not adapted, or another
-            file in the place of one of the model's.
+        EnvariantError: If the folder is that of the original model, or contains a model that is not adapted,
+            or another file named `model.safetensors` or `model.json`.
     """
     check(folder)
     if not (folder / TENSORS).exists():
@@ -75,7 +76,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the description and the tensors of a saved model.
 
     Raises:
-        EnvariantError: If the folder has no saved model, or the model is damaged or of another schema
+        EnvariantError: If the folder contains no saved model, or the model is damaged or has another schema
             version.
     """
     path = folder / TENSORS
@@ -96,7 +97,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def damaged(folder: Path, error: Exception) -> EnvariantError:
-    """Return the error for a saved model that cannot be read."""
+    """Return the `EnvariantError` for a saved model that cannot be read."""
     reason = first_line(error)
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
@@ -105,5 +106,5 @@ def damaged(folder: Path, error: Exception) -> EnvariantError:
 
 
 def to_json(description: Mapping[str, Any]) -> str:
-    """Return the JSON text of a description."""
+    """Convert the description of a model to JSON text."""
     return json.dumps(description, ensure_ascii=False, indent=1) + "\n"

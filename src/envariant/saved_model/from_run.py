@@ -1,4 +1,4 @@
-"""Network of one replica of a finished run on a table, for a saved model."""
+"""Extract the network of one replica from a finished run, to save it as a model."""
 
 from envariant.core.errors import EnvariantError
 from envariant.data.tables.source import TableSource
@@ -11,16 +11,19 @@ from envariant.training.result import TrainingResult
 def network_of(
     source: TableSource, result: TrainingResult, replica: int
 ) -> tuple[TableSource, SavedNetwork, tuple[str, ...], dict[str, str]]:
-    """Return the table with the run's test environments, the network, its environments and its provenance.
+    """Rebuild the trained network of one replica.
 
     Args:
-        source: Table of the run.
+        source: Table on which the run was trained.
         result: Result of the run.
         replica: Index of the replica to save.
 
+    Returns:
+        Table with the run's test environments, network, names of the training environments, and provenance.
+
     Raises:
-        EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt by
-            name, or the run used another table.
+        EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt
+            because the model was not given by name, or the run used another table.
     """
     record, settings = result.record, result.record.spec
     if replica in result.checkpoints and replica not in result.finished:

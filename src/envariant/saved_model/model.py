@@ -1,4 +1,4 @@
-"""`SavedModel`: a trained network or fitted predictor that predicts the rows of new tables."""
+"""`SavedModel`: a trained network or fitted predictor that makes predictions for new tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,26 +47,31 @@ Predict = Callable[..., torch.Tensor]
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class SavedModel(Displayed):
-    """Trained network or fitted predictor, with the encoding of its input columns and its target.
+    """Trained network or fitted predictor, with the encodings of its input columns and its target.
 
     Attributes:
-        encoder: Encoding of columns as inputs, fitted on the training environments.
+        encoder: Encoder that converts table columns to inputs, fitted on the training environments.
         task: "binary", "multiclass" or "regression".
         classes: Class labels in the order of the outputs; empty for regression.
         target: Name of the target column.
-        environment: Name of the environment column of the training table; not needed for prediction.
-        scale: Standard deviation of a regression target, used to rescale outputs; 1 for classes.
-        center: Mean of a regression target, added to rescaled outputs; 0 for classes.
+        environment: Name of the environment column in the training table; prediction does not need this
+            column.
+        scale: Standard deviation of a regression target, which multiplies the outputs; 1 for classification.
+        center: Mean of a regression target, which is added after multiplication by `scale`; 0 for
+            classification.
         predictor: Trained network with its model and algorithm, or fitted predictor.
         environments: Names of the training environments.
         reference: Distribution of each column in the training environments.
-        about: Provenance by name: data, options, versions, command and date of the run.
-        target_type: Type of the target column and the values of its classes, which are predicted.
-        missing_values: Strings declared as missing values in the training table; None: decided by column.
-        other_columns: Columns that the predictor needs, but which are not encoded, such as free text.
-        density: Density of the inputs in the training environments, to flag rows that are unlike them.
-        serving: Calibration, conformal scores and accuracy from predictions in environments left out; None if
-            the model was saved without them. `compare` adds them to the model that it recommends.
+        about: Provenance: mapping with data, options, versions, command and date of the run.
+        target_type: Data type of the target column and of its class labels; predictions have the same data
+            type.
+        missing_values: Strings that were declared as missing values for the training table. None: missing
+            values were recognized in each column separately.
+        other_columns: Columns that the predictor needs in raw form, such as free text.
+        density: Density of the inputs in the training environments, to flag unusual rows.
+        serving: Calibration, conformal scores and estimated accuracy, computed from predictions for left-out
+            environments; None if the model was saved without them. `compare` adds them to the model that it
+            recommends.
         adaptation: Intercept and slope fitted to a few labels of a new environment; None if there are none.
 
     Example:
@@ -109,10 +114,10 @@ class SavedModel(Displayed):
         """Create a saved model from one replica of a finished run on a table.
 
         Args:
-            source: Table of the run; test environments are those of the run.
+            source: Table on which the run was trained.
             result: Result of the run.
             replica: Index of the replica to save.
-            about: Additional provenance to store, as text by name.
+            about: Additional provenance: mapping from name to text, stored with the model.
 
         Raises:
             EnvariantError: If the replica does not exist or has not finished, the network's model was not
@@ -134,11 +139,12 @@ class SavedModel(Displayed):
         """Create a saved model from a predictor, which is fitted first if necessary.
 
         Args:
-            source: Table; its test environments are not used.
-            predictor: Predictor to fit to all training rows of the source, or a predictor fitted to them.
+            source: Table with the training rows; rows of its test environments are not used.
+            predictor: Predictor of the model. An unfitted predictor is fitted to all training rows of
+                `source`.
             name: Name of the method, stored in `about`. Default: name of the predictor.
             seed: Random seed of the fit.
-            about: Additional provenance to store, by name.
+            about: Additional provenance: mapping from name to text, stored with the model.
 
         Raises:
             EnvariantError: If the predictor cannot be fitted to the data.
@@ -193,10 +199,10 @@ class SavedModel(Displayed):
         )
 
     def save(self, folder: Path | str) -> None:
-        """Store the model in a folder; if interrupted, either the old or the new model can be loaded.
+        """Save the model to a folder; an interruption leaves either the old or the new model complete.
 
-        `model.safetensors` contains the whole model. `model.json` repeats its description for people and
-        other programs, and is not used by `load`.
+        `model.safetensors` contains the whole model. `model.json` repeats the model's description for people
+        and other programs; `load` does not read this file.
 
         Args:
             folder: Folder to write to, created if missing.
@@ -214,11 +220,11 @@ class SavedModel(Displayed):
 
         Args:
             folder: Folder of the saved model.
-            trusted: Full names of Python classes and functions that the model may contain, beyond those of
-                scikit-learn, XGBoost and LightGBM. Only trust code that you know.
+            trusted: Full names of Python classes and functions that the model may contain, in addition to
+                those of scikit-learn, XGBoost and LightGBM. Only trust code that you know.
 
         Raises:
-            EnvariantError: If the folder has no saved model, or the model is damaged, of another schema
+            EnvariantError: If the folder contains no saved model, or the model is damaged, has another schema
                 version, or contains a type that is not trusted.
         """
         folder = as_path(folder, "folder")
@@ -260,8 +266,8 @@ class SavedModel(Displayed):
         The network maps encoded rows `[rows, width]` to raw outputs.
 
         Raises:
-            EnvariantError: If the model is neither a network nor linear, or the network's model or algorithm
-                is unknown to this version of the library.
+            EnvariantError: If the model is neither a network nor linear, or this version of the library does
+                not know the network's model or algorithm.
         """
         if isinstance(self.predictor, FittedLinear):
             module = self.predictor.module()
@@ -273,29 +279,29 @@ class SavedModel(Displayed):
         return module if self.adaptation is None else Adapted(module, self.adaptation).eval()
 
     def _predict(self) -> Predict:
-        """Return the function that predicts encoded rows."""
+        """Return a function that maps encoded rows to logits."""
         if not isinstance(self.predictor, FittedPredictor):
             return Evaluator.of_module(self.network(), self._task()).logits
         predict, adaptation = self.predictor.logits, self.adaptation
         return predict if adaptation is None else lambda *inputs: adaptation.apply(predict(*inputs))
 
     def predict(self, data: Any, *, encoding: str = "utf-8") -> pd.DataFrame:
-        """Return a prediction for every row, with the order and index of the input rows.
+        """Return a prediction for every row of a table, with the order and index of the input rows.
 
-        Columns are matched by name, in any order; other columns are ignored. Unknown categories are treated
-        as rare categories, missing values are imputed, and numbers are clipped at ten standard deviations.
-        `resembles` reports unknown categories, missing values and values outside the training range.
-        Computation is in float32, whatever the precision of training. Models trained by ARM predict
-        neighboring rows jointly: keep the rows of an environment together.
+        Columns are matched by name; additional columns are ignored. Unknown categories are treated as rare
+        categories, missing values are imputed, and numbers are clipped to ten standard deviations around the
+        mean; `resembles` reports such values. Predictions are computed in float32, even if training used
+        another precision. Models trained by ARM use neighboring rows as context: rows of the same environment
+        should be adjacent.
 
         Args:
             data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
             encoding: Encoding of a text file.
 
         Returns:
-            Data frame with a column `prediction`, of the type of the target column: class labels, or targets
-            in their original unit. For classes, there is also a column `P(…)` with the probability of each
-            class.
+            Data frame with a column `prediction`, which has the type of the target column: class labels, or
+            targets in their original unit. For classification, a column `P(…)` per class contains its
+            probability.
 
         Raises:
             EnvariantError: If a column is missing, or a value does not have the type of its column.
@@ -325,9 +331,10 @@ class SavedModel(Displayed):
 
         Args:
             data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
-            level: Share of rows whose target is in the prediction set or interval, in a new environment on
-                average.
-            unlike_level: Share of rows like the training rows that are flagged as unlike them.
+            level: Requested coverage: share of rows whose target is in the prediction set or interval, on
+                average over new environments.
+            unlike_level: False-positive rate of the flag for unusual rows: share of rows similar to the
+                training rows that are flagged.
             encoding: Encoding of a text file.
 
         Raises:
@@ -346,23 +353,24 @@ class SavedModel(Displayed):
         return rows.result(counter.drift(self.environments))
 
     def adapt(self, data: Any, *, encoding: str = "utf-8") -> "SavedModel":
-        """Return the model with an intercept, or intercept and slope, fitted to labels of a new environment.
+        """Return a copy of the model, adapted to a new environment with a few labels.
 
-        Both are shrunk, as in `envariant.analysis.recalibrate`. `adaptation` says how much better the model
-        is on the labels, by cross-validation. Its prediction sets and estimated accuracy come from the
+        An intercept, and possibly a slope, of the logits is fitted to the labels and shrunk towards the
+        original model, as in `envariant.analysis.recalibrate`. The copy's attribute `adaptation` contains
+        cross-validated scores. The copy's prediction sets and estimated accuracy are computed from the same
         labels. An earlier adaptation is replaced.
 
         Args:
-            data: Path or data frame with the input columns and the target column; rows without a label, or
+            data: Path or data frame with the input columns and the target column. Rows without a label, or
                 with a class that the model does not know, are dropped and counted.
             encoding: Encoding of a text file.
 
         Raises:
             EnvariantError: If a column is missing, a value does not have the type of its column, or fewer
-                than five labels remain.
+                than five rows have a usable label.
 
         Warns:
-            EnvariantWarning: If the environment column is present and the labels come from several
+            EnvariantWarning: If the table has the environment column and the labels come from several
                 environments.
         """
         original = replace(self, adaptation=None)
@@ -379,13 +387,13 @@ class SavedModel(Displayed):
         return replace(original, adaptation=adaptation, serving=serving, about=about)
 
     def to_onnx(self, path: Path | str) -> None:
-        """Export a network or linear model to ONNX, with a JSON file on the encoding of its inputs.
+        """Export a network or linear model to an ONNX file, and the encoding of its inputs to a JSON file.
 
-        The input of the ONNX model is `inputs`, float32 `[rows, width]`, in the order of `encoder.names`. Its
-        outputs are `logits` (`[rows]` for two classes, else `[rows, classes]`) and `probabilities`
-        `[rows, classes]`; for regression, `prediction` `[rows]` in the original unit. The JSON file equals
-        the `model.json` of `save`; its `encoder` lists the imputed value, center, scale and categories of
-        each column.
+        The input of the ONNX model is `inputs`, float32 `[rows, width]`, in the order of `encoder.names`. For
+        classification, its outputs are `logits` (`[rows]` for two classes, else `[rows, classes]`) and
+        `probabilities` `[rows, classes]`; for regression, the output is `prediction` `[rows]` in the original
+        unit. The JSON file has the content of the file `model.json` that `save` writes. Its entry `encoder`
+        contains the imputed value, center, scale and categories of each column.
 
         Args:
             path: File to write, ending in .onnx.
@@ -398,7 +406,7 @@ class SavedModel(Displayed):
         onnx_export.export(self.network(), self._task(), len(self.encoder.names), Path(path), description)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-compatible description of the model, without encoder, reference and density."""
+        """Return a JSON-compatible description of the model, without `encoder`, `reference` and `density`."""
         skipped = ("encoder", "inputs", "reference", "density")
         return {key: value for key, value in self._stored()[0].items() if key not in skipped}
 
@@ -408,7 +416,7 @@ class SavedModel(Displayed):
         return described(self.predictor, task, columns, self.environments, self.about)
 
     def _stored(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return the content of `model.json`, all fields without arrays, and the arrays of the predictor."""
+        """Return the content of `model.json`, and the arrays of the predictor."""
         fields = _FIELDS.dump_python(self, mode="json", exclude=dict(arrays.EXCLUDED))
         predictor, tensors = store(self.predictor)
         return {

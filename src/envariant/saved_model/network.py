@@ -1,4 +1,4 @@
-"""Network of a saved model, rebuilt from its model name and trained weights."""
+"""`SavedNetwork`: a trained network that can be rebuilt from its weights and the name of its model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ class SavedNetwork:
     """Trained network of a saved model.
 
     Attributes:
-        model: Text of the model, such as `mlp(hidden=(32, 32))`.
-        algorithm: Name of the training algorithm; some algorithms wrap the model.
-        hyperparameters: Hyperparameters of the algorithm.
-        weights: Parameters and buffers by name.
+        model: Specification of the model, such as `mlp(hidden=(32, 32))`.
+        algorithm: Name of the training algorithm, which is needed because some algorithms wrap the model.
+        hyperparameters: Mapping from hyperparameter of the algorithm to its value.
+        weights: Mapping from name to parameter or buffer.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -36,7 +36,7 @@ class SavedNetwork:
     weights: Mapping[str, Tensor] = field(repr=False)
 
     def module(self, task: Task, width: int, environments: Sequence[str]) -> nn.Module:
-        """Rebuild the network in evaluation mode.
+        """Rebuild the trained network in evaluation mode.
 
         Args:
             task: Prediction task, which determines the number of outputs.
@@ -44,7 +44,7 @@ class SavedNetwork:
             environments: Names of the training environments.
 
         Raises:
-            EnvariantError: If the model or the algorithm is unknown to this version of the library.
+            EnvariantError: If this version of the library does not know the model or the algorithm.
         """
         with limited_to(self.weights):
             module = rebuilt(self.model, self.algorithm, self.hyperparameters, task, (width,), environments)
@@ -56,12 +56,12 @@ class SavedNetwork:
         return TypeAdapter(SavedNetwork).dump_python(self, mode="json", exclude={"weights"})
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights by their names in the safetensors file."""
+        """Return the trained weights: a mapping from name in the safetensors file to tensor."""
         return {f"{WEIGHTS}{name}": value for name, value in self.weights.items()}
 
     @classmethod
     def from_tensors(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Return the network with the given description and stored tensors.
+        """Build a `SavedNetwork` from its description and its stored tensors.
 
         Args:
             description: Fields other than `weights`, by name.

@@ -21,11 +21,11 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
     """Write a network to an ONNX file, and its description to a JSON file of the same name.
 
     Args:
-        network: Network in evaluation mode, from inputs `[rows, width]` to raw outputs.
+        network: Network in evaluation mode that maps inputs `[rows, width]` to raw outputs.
         task: Prediction task, which determines the outputs of the ONNX model.
         width: Number of inputs per row.
         path: File to write, ending in .onnx.
-        description: Text of the JSON file.
+        description: Description of the network as JSON text.
 
     Raises:
         EnvariantError: If a package is missing, the file cannot be written, or the network processes several
@@ -59,7 +59,7 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
 
 
 def _check_overwrite(path: Path, description: str) -> None:
-    """Check that the two files overwrite only the files of an earlier export."""
+    """Check that the export overwrites no files except those of an earlier export."""
     about = path.with_suffix(".json")
     check_overwrite(about, OURS)
     if path.exists() and not about.exists():
@@ -70,7 +70,7 @@ def _check_overwrite(path: Path, description: str) -> None:
 
 
 def probabilities(logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows classes"]:
-    """Return class probabilities from logits `[rows]` of two classes, or `[rows, classes]`."""
+    """Convert logits to class probabilities; logits are `[rows]` for two classes, else `[rows, classes]`."""
     # Compute both from the logit, because 1 − p loses precision for small probabilities.
     if logits.dim() == 1:
         return torch.sigmoid(torch.stack([-logits, logits], dim=1))
@@ -79,7 +79,7 @@ def probabilities(logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows class
 
 @final
 class _WithProbabilities(nn.Module):
-    """Network with logits and probabilities as outputs, or with predictions in the unit of the target."""
+    """Network that returns logits and probabilities or, for regression, predictions in the original unit."""
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()

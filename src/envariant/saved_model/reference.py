@@ -1,4 +1,4 @@
-"""Distribution of the training rows in each column of a saved model, and its comparison with new rows."""
+"""Distribution of each column in the training rows, stored in a model for comparison with new rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from envariant.data.tables.source import TableSource
 
 @final
 class RowCounter:
-    """Counts of new rows in the bins of each column's sketch."""
+    """Counter of new rows in each bin of the stored column distributions."""
 
     def __init__(self, sketches: tuple[Sketch, ...]) -> None:
         self._sketches = sketches
@@ -40,7 +40,7 @@ class RowCounter:
 
 
 def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:
-    """Return the distribution of each encoded column over some environments of a table."""
+    """Return the distribution (a `Sketch`) of each encoded column in the given environments of a table."""
     table = source.table
     positions = np.full(len(table.environments), -1)
     positions[[table.environments.index(name) for name in environments]] = np.arange(len(environments))
@@ -58,7 +58,7 @@ def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sket
 
 
 def density_of(source: TableSource, environments: Sequence[str]) -> InputDensity:
-    """Return the density of the encoded rows in some environments of a table."""
+    """Estimate the density of the encoded rows in the given environments of a table."""
     used = [each for each in source.sample(0).environments if each.name in environments]
     return fit_density(
         np.concatenate([each.inputs.numpy() for each in used]),
@@ -67,16 +67,16 @@ def density_of(source: TableSource, environments: Sequence[str]) -> InputDensity
 
 
 def recognized(column: Column, sketch: Sketch) -> Column:
-    """Return the column with its categories spelled as in training."""
+    """Return a copy of a column in which categories are spelled as in training."""
     return replace(column, categories=sketch.recognized(column.categories))
 
 
 def first_row(names: Sequence[str], typical: Sequence[Sketch] = ()) -> pd.DataFrame:
-    """Return a row of missing values for a trial prediction.
+    """Return a table with a single row, for a trial prediction.
 
     Args:
-        names: Names of the columns.
-        typical: Sketches of columns that get their median or most frequent training value instead.
+        names: Names of the columns. A column without a sketch in `typical` has a missing value.
+        typical: Sketches of the columns that are set to their median or most frequent training value.
     """
     row: dict[str, Any] = dict.fromkeys(names)
     for sketch in typical:

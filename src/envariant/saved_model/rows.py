@@ -1,4 +1,4 @@
-"""Rows of new tables: read as in training, and written as predictions of the target's type."""
+"""Input and output of saved models: read the rows of new tables, and format predictions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,16 +29,17 @@ def read_rows(
     target: Mapping[str, tuple[Kind, Sequence[str]]],
     optional: Sequence[str] = (),
 ) -> Rows:
-    """Read the columns of a model in chunks of rows, with categories spelled as in training.
+    """Read the columns that a model needs in chunks of rows, with categories spelled as in training.
 
     Args:
-        data: Path, or data frame of pandas, polars or Arrow.
+        data: Path of a table, or data frame of pandas, polars or Arrow.
         encoding: Encoding of a text file.
         encodings: Encodings of the columns.
         reference: Distribution of each encoded column in training.
-        missing_values: Texts declared as missing values in the training table; None: decided for each column.
-        target: Kind and classes of the target column, by its name; empty if it is not needed.
-        optional: Names of columns of categories that are read if the table has them.
+        missing_values: Strings that were declared as missing values for the training table. None: missing
+            values are recognized in each column separately.
+        target: Mapping from the name of the target column to its kind and classes; empty to skip the target.
+        optional: Names of categorical columns that are read only if the table contains them.
 
     Raises:
         EnvariantError: If a column is missing, or a value does not have the type of its column.
@@ -67,14 +68,17 @@ def prediction_frame(
     target_type: TargetType,
     index: "pd.Index[Any]",
 ) -> pd.DataFrame:
-    """Return a column `prediction`, and a column `P(…)` with the probability of each class.
+    """Return a data frame of predictions.
+
+    The data frame has a column `prediction` and, for classification, a column `P(…)` with the probability of
+    each class.
 
     Args:
-        logits: Logits, or standardized predictions of real targets.
+        logits: Logits, or standardized predictions for regression.
         task: Prediction task.
         classes: Class labels; empty for regression.
         target_type: Type of the target column.
-        index: Index of the rows.
+        index: Index of the data frame.
     """
     if isinstance(task, Regression):
         # Use float64, because targets such as years are large compared with their standard deviation.

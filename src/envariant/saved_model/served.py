@@ -1,4 +1,4 @@
-"""`Served`: predictions of a batch with prediction sets, flags and an estimated accuracy."""
+"""`Served`: predictions for a batch of rows, with prediction sets, flags and an estimated accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,24 +34,28 @@ _ROUNDING = 1e-6
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Served(Displayed):
-    """Predictions of a batch of new rows.
+    """Predictions for a batch of new rows, with prediction sets, flags and an estimated score.
 
     Attributes:
-        table: One row per input row, with its index: `prediction`; for classes, `P(…)` with the calibrated
-            probability of each class and `set` with the classes of the prediction set, separated by " | ";
-            for regression, `low` and `high`, the ends of the prediction interval; `unlike`, whether the row
-            is unlike the training environments. What cannot be given has no column.
-        sets: Whether each class is in the prediction set of each row, `[rows, classes]`; None if there are
-            no sets.
-        level: Share of rows whose target is in the prediction set, in a new environment on average.
-        threshold: Threshold of the prediction sets; None if there are none.
-        coverage: Coverage of each environment that was left out, by the threshold of the others.
-        score_name: "accuracy" or "RMSE"; "" without estimate.
-        score: Estimated score of the batch with its 95 % prediction interval; None if there is none.
-        score_method: Method of the estimate.
-        unlike_level: Share of rows like the training rows that are flagged.
+        table: Data frame with one row per input row and the same index. Columns: `prediction`; for
+            classification, `P(…)` with the calibrated probability of each class, and `set` with the classes
+            of the prediction set, separated by " | "; for regression, `low` and `high`, the ends of the
+            prediction interval; `unlike`, whether the row is unlike the training rows. A result that could
+            not be computed has no column.
+        sets: Whether each class is in the prediction set of each row, `[rows, classes]`; None if there are no
+            such sets.
+        level: Requested coverage of the prediction sets, on average over new environments.
+        threshold: Threshold of the conformal scores in the prediction sets; None if there are no prediction
+            sets.
+        coverage: Coverage in each left-out environment, with the threshold computed from the other
+            environments.
+        score_name: Name of the estimated score, "accuracy" or "RMSE"; "" if there is no estimate.
+        score: Estimated score of the batch with its 95 % prediction interval; None if there is no estimate.
+        score_method: Name of the method that estimated the score.
+        unlike_level: False-positive rate of the column `unlike`: share of rows similar to the training rows
+            that are flagged.
         drift: Comparison with the training rows, column by column.
-        not_given: What cannot be given, and why.
+        not_given: Results that could not be computed, each with the reason.
     """
 
     table: pd.DataFrame
@@ -68,12 +72,12 @@ class Served(Displayed):
 
     @property
     def n_unlike(self) -> int:
-        """Number of rows that are unlike the training environments."""
+        """Number of rows flagged as unlike the training rows."""
         return int(self.table["unlike"].sum()) if "unlike" in self.table else 0
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """Estimated score, prediction sets, flagged rows, drift and what is not given: one line each."""
+        """Sentences about the estimated score, prediction sets, flagged rows, drift and missing results."""
         rows = len(self.table)
         lines: list[str] = []
         if (score := self.score) is not None:
@@ -112,7 +116,7 @@ class Served(Displayed):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the table and the sets as a JSON-compatible dictionary."""
+        """Return level, coverage, score, flags and summary as a JSON-compatible dictionary."""
         score = None if self.score is None else [self.score.mean, self.score.low, self.score.high]
         return {
             "level": self.level,
@@ -135,14 +139,15 @@ _METHODS = {
 @final
 @dataclass(frozen=True, eq=False)
 class ServedRows:
-    """Chunks of served rows, joined by `result`.
+    """Collector of chunks of predicted rows; `result` returns the `Served` of all rows.
 
     Attributes:
-        serving: Temperature, conformal scores and reference for the accuracy; None if there are none.
-        density: Density of the training inputs; None if there is none.
+        serving: Temperature, conformal scores and accuracy estimate of the model; None if the model has none.
+        density: Density of the training inputs; None if the model has none.
         classes: Class labels; empty for regression.
-        level: Level of the prediction sets.
-        unlike_level: Share of rows like the training rows that are flagged.
+        level: Requested coverage of the prediction sets.
+        unlike_level: False-positive rate of the column `unlike`: share of rows similar to the training rows
+            that are flagged.
     """
 
     serving: Serving | None
@@ -161,12 +166,12 @@ class ServedRows:
 
     @property
     def temperature(self) -> float:
-        """Number by which logits are divided."""
+        """Temperature by which logits are divided for calibration."""
         return 1.0 if self.serving is None else self.serving.temperature
 
     @cached_property
     def _threshold(self) -> tuple[ConformalThreshold | None, Mapping[str, float]]:
-        """Threshold of the prediction sets, None if the level cannot be attained; and held-out coverage."""
+        """Threshold of the prediction sets, None if unattainable, and coverage by environment."""
         if self.serving is None:
             return None, {}
         threshold, coverage = self.serving.threshold(1 - self.level)
@@ -180,12 +185,12 @@ class ServedRows:
         task: Task,
         target_type: TargetType,
     ) -> None:
-        """Add a chunk of rows.
+        """Add a chunk of rows, and compute its prediction sets and flags.
 
         Args:
             frame: Predictions and calibrated probabilities.
             inputs: Encoded inputs, `[rows, inputs]`.
-            logits: Calibrated logits, or standardized predictions of real targets.
+            logits: Calibrated logits, or standardized predictions for regression.
             task: Prediction task.
             target_type: Type of the target column.
         """
@@ -211,7 +216,7 @@ class ServedRows:
         self._frames.append(frame)
 
     def result(self, drift: Drift) -> Served:
-        """Return the result for all rows.
+        """Return the `Served` of all rows added so far.
 
         Args:
             drift: Comparison of all rows with the training rows.

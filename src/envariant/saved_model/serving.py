@@ -1,4 +1,4 @@
-"""What a saved model needs to serve: a temperature, conformal scores and a reference for the accuracy."""
+"""`Serving`: temperature, conformal scores and accuracy estimate, stored with a model for prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,16 +26,17 @@ QUANTILES = 200
 @final
 @dataclass(frozen=True, eq=False)
 class Serving:
-    """Calibration, conformal scores and accuracy, from predictions by models without the row's environment.
+    """Calibration, conformal scores and accuracy estimate, from predictions for left-out environments.
 
     Attributes:
-        temperature: Number by which logits are divided; 1 for regression and if no other is better.
-        environments: Names of the environments that were left out in turn, or one name for labeled rows of
-            the new environment itself.
-        scores: Quantiles of the conformal scores of each environment, `[environments, quantiles]`: −log of
-            the probability of the true class, or |target − prediction|. All scores of labeled rows.
-        score: Reference for the accuracy or RMSE of a batch.
-        same_environment: Whether the scores are those of labeled rows of the new environment.
+        temperature: Temperature by which logits are divided; 1 for regression, or if no other value is
+            better.
+        environments: Names of the left-out environments; ("labels",) if `same_environment` is True.
+        scores: Quantiles of the conformal scores in each environment, `[environments, quantiles]`. The score
+            of a row is −log of the probability of the true class, or |target − prediction|. If
+            `same_environment` is True: the scores of all labeled rows, `[1, rows]`.
+        score: Estimator of the accuracy or RMSE of a batch.
+        same_environment: Whether the scores come from labeled rows of the new environment.
     """
 
     temperature: float
@@ -45,10 +46,10 @@ class Serving:
     same_environment: bool = False
 
     def threshold(self, alpha: float) -> tuple[ConformalThreshold, Mapping[str, float]]:
-        """Return the largest score in a prediction set, and the coverage of each environment left out.
+        """Return the highest conformal score in prediction sets, and the coverage by left-out environment.
 
         Args:
-            alpha: Share of rows that may be missed.
+            alpha: Allowed share of rows whose target is outside the prediction set.
         """
         if self.same_environment:
             return split_threshold(self.scores[0], alpha), {}
@@ -59,14 +60,14 @@ class Serving:
 def fit_serving(
     scores: Sequence[Array], targets: Sequence[Array], environments: Sequence[str], *, regression: bool
 ) -> Serving:
-    """Compute what serving needs from predictions by models that were not trained on the row's environment.
+    """Compute a `Serving` from predictions for environments that were left out of training.
 
     Args:
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`, of each
-            environment.
-        targets: Class numbers, or real targets, `[rows]`, of each environment.
-        environments: Name of each environment.
-        regression: Whether targets are real numbers.
+        scores: For each environment: logits `[rows]` or `[rows, classes]`, or predictions of real-valued
+            targets `[rows]`.
+        targets: For each environment: class indices, or real-valued targets, `[rows]`.
+        environments: Names of the environments.
+        regression: Whether the targets are real-valued.
 
     Raises:
         EnvariantError: If there are fewer than three environments.
@@ -92,12 +93,14 @@ def fit_serving(
 
 
 def nonconformity(scores: Array, targets: Array, *, regression: bool) -> Array:
-    """Return −log of the probability of the true class, or |target − prediction|, of each row.
+    """Return the conformal score of each row.
+
+    The score is −log of the probability of the true class, or |target − prediction| for regression.
 
     Args:
-        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real targets `[rows]`.
-        targets: Class numbers, or real targets, `[rows]`.
-        regression: Whether targets are real numbers.
+        scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
+        targets: Class indices, or real-valued targets, `[rows]`.
+        regression: Whether the targets are real-valued.
     """
     if regression:
         return np.abs(targets - scores)

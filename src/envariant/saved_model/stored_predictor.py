@@ -1,4 +1,4 @@
-"""Description and arrays of the network or predictor in a saved model."""
+"""Convert the network or predictor of a saved model to a JSON-compatible description and arrays, and back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Predicting = SavedNetwork | FittedPredictor
 
 
 def store(predictor: Predicting) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a JSON-compatible description, and the arrays by their names in the safetensors file.
+    """Return a JSON-compatible description of a predictor, and its arrays by name in the safetensors file.
 
     Raises:
         EnvariantError: If the predictor cannot be saved.
@@ -35,18 +35,18 @@ def restore(
     width: int,
     trusted: Sequence[str],
 ) -> Predicting:
-    """Build a network or predictor from the output of `store`, which may come from an untrusted file.
+    """Rebuild a network or predictor from the output of `store`, which may come from an untrusted file.
 
     Args:
         description: Description of the predictor.
         tensors: All tensors of the saved model, by name.
         task: Prediction task.
         width: Number of encoded inputs per row.
-        trusted: Full names of classes and functions that the content may refer to.
+        trusted: Full names of Python classes and functions that the description may refer to.
 
     Raises:
-        ValueError: If the content is not valid.
-        UntrustedTypes: If the content refers to a class or function that is not trusted.
+        ValueError: If the description or a tensor is invalid.
+        UntrustedTypes: If the description refers to a class or function that is not trusted.
     """
     if "kind" not in description:
         network = SavedNetwork.from_tensors(description, tensors)
@@ -60,7 +60,7 @@ def restore(
 
 
 def columns_of(predictor: Predicting) -> tuple[str, ...]:
-    """Return the names of the raw columns that a predictor needs; empty for encoded inputs."""
+    """Return the raw columns that a predictor needs; an empty collection if it uses encoded inputs."""
     return predictor.columns if isinstance(predictor, FittedPredictor) else ()
 
 
@@ -71,14 +71,14 @@ def described(
     environments: Sequence[str],
     about: Mapping[str, str],
 ) -> Summary:
-    """Return the description of a saved model for consoles and notebooks.
+    """Return the summary of a saved model that consoles and notebooks display.
 
     Args:
         predictor: Network or predictor of the model.
         target: Name and type of the target.
         columns: Names of the input columns.
         environments: Names of the training environments.
-        about: Provenance of the model by name.
+        about: Provenance of the model: mapping from name to text.
     """
     if isinstance(predictor, SavedNetwork):
         method = f"{predictor.algorithm}, {predictor.model}"

@@ -1,4 +1,4 @@
-"""Checks of the sizes, numbers and names in a stored model, which may come from an untrusted source."""
+"""Validation of the sizes, numbers and names in a stored model, which may be from an untrusted source."""
 
 import math
 import re
@@ -34,7 +34,7 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
     """Check that all weights are finite numbers.
 
     Raises:
-        ValueError: If a tensor has another type, or is not finite.
+        ValueError: If a tensor has an unsupported data type, or a value is not finite.
     """
     for name, value in weights.items():
         if value.dtype not in _DTYPES or not bool(torch.isfinite(value).all()):
@@ -43,10 +43,13 @@ def check_weights(weights: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def limited_to(weights: Mapping[str, Tensor]) -> Generator[None]:
-    """Stop the construction of a network with far more weights than are stored, before it uses memory.
+    """Limit the number and size of the weights of a network that is built in the `with` block.
+
+    Args:
+        weights: Stored weights of the network, by name.
 
     Raises:
-        ValueError: If the network built in the `with` block has more than about twice the stored weights.
+        ValueError: If the network has more than about twice as many weights as are stored.
     """
     thread = threading.get_ident()
     tensors = 2 * len(weights) + _SPARE_TENSORS
@@ -73,10 +76,10 @@ def limited_to(weights: Mapping[str, Tensor]) -> Generator[None]:
 
 
 def check_columns(encoder: Encoder, reference: Sequence[Sketch], environments: Sequence[str]) -> None:
-    """Check the encoding of each column, and its distribution in the training environments.
+    """Check the encoding of each column and its stored distribution in the training environments.
 
     Raises:
-        ValueError: If a number is invalid, or the encoding and the distributions are inconsistent.
+        ValueError: If a number is invalid, or encoding and distribution of a column are inconsistent.
     """
     names = [column.name for column in encoder.columns]
     for what, each in (("columns", names), ("environments", environments)):
@@ -108,10 +111,10 @@ def check_columns(encoder: Encoder, reference: Sequence[Sketch], environments: S
 
 
 def check_other_columns(encoder: Encoder, others: Sequence[ColumnEncoding]) -> None:
-    """Check the columns that are not encoded.
+    """Check the columns that the predictor uses without encoding.
 
     Raises:
-        ValueError: If a name is used twice, or a kind is unknown.
+        ValueError: If two columns have the same name, or the kind of a column is unknown.
     """
     names = [column.name for column in (*encoder.columns, *others)]
     if len(set(names)) < len(names) or any(column.kind not in KINDS for column in others):
@@ -121,10 +124,10 @@ def check_other_columns(encoder: Encoder, others: Sequence[ColumnEncoding]) -> N
 def check_target(
     task: str, classes: Sequence[str], target_type: TargetType, scale: float, center: float
 ) -> None:
-    """Check the classes, the type and the scale of the target.
+    """Check the classes, data type, scale and center of the target.
 
     Raises:
-        ValueError: If one of them does not fit the task.
+        ValueError: If classes, type, scale or center are invalid for the task.
     """
     number = len(classes)
     if not (number == 0 if task == Regression.name else number == 2 if task == "binary" else number > 1):
@@ -144,7 +147,7 @@ def check_density(density: InputDensity | None, width: int) -> None:
     """Check the density of the training inputs.
 
     Raises:
-        ValueError: If a number is not allowed, or the sizes do not fit.
+        ValueError: If a number is outside its range, or array shapes do not match.
     """
     if density is None:
         return
@@ -166,7 +169,7 @@ def check_serving(serving: Serving | None, task: str) -> None:
     """Check the temperature, the conformal scores and the reference accuracy (or RMSE) of a saved model.
 
     Raises:
-        ValueError: If a number is not allowed, or array shapes do not match.
+        ValueError: If a number is outside its range, or array shapes do not match.
     """
     if serving is None:
         return
@@ -196,10 +199,11 @@ def check_serving(serving: Serving | None, task: str) -> None:
 
 
 def check_adaptation(adaptation: Adaptation | None, task: str, n_classes: int) -> None:
-    """Check intercept and slope of an adapted model.
+    """Check the intercept and slope of an adapted model.
 
     Raises:
-        ValueError: If a number is not finite, or their number does not fit the classes.
+        ValueError: If a value is not finite, or the number of intercepts does not match the number of
+            classes.
     """
     if adaptation is None:
         return

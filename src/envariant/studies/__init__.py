@@ -1,4 +1,4 @@
-"""Studies: sets of runs that are declared together, trained, and compared in one table."""
+"""Studies: sets of runs that are declared and trained together, and compared in one table."""
 
 from envariant.studies.executors.local import sweep
 from envariant.studies.study import Study, begin

@@ -1,4 +1,4 @@
-"""Estimate the number of runs and the training time of a study, from a few steps of each algorithm."""
+"""Estimate the number of runs of a study, and their training time from a few steps of each algorithm."""
 
 import time
 from dataclasses import dataclass
@@ -22,9 +22,10 @@ class JobEstimate:
         data: Name of the data source.
         test_environments: Names of the test environments.
         algorithm: Name of the algorithm.
-        runs: Number of runs.
-        steps: Number of updates of each run; None if the time could not be measured.
-        seconds: Total time of the runs, one after another; None if the time could not be measured.
+        runs: Number of runs of the job.
+        steps: Number of updates per run; None if the time could not be measured.
+        seconds: Total time in seconds if the runs are trained one after another; None if the time could not
+            be measured.
         problem: Reason why the time could not be measured; None if there was no problem.
     """
 
@@ -49,7 +50,7 @@ class Estimate:
     jobs: tuple[JobEstimate, ...]
 
     def lines(self) -> list[str]:
-        """Return the estimate as text: one line per job, and a last line with the totals."""
+        """Return the estimate as lines of text: one per job, and a last line with the totals."""
         lines: list[str] = []
         for job in self.jobs:
             names = ", ".join(job.test_environments) or "none"
@@ -102,7 +103,7 @@ def estimate(study: Study) -> Estimate:
 
 
 def _measured(job: Job) -> tuple[float, float]:
-    """Return the start-up time of a run and the time per step, in seconds."""
+    """Measure the start-up time of a run and the time per step, in seconds."""
     started = time.perf_counter()
     news = perform(job)
     # The record, the evaluation before the first step, and the first step, which is slower.

@@ -1,4 +1,4 @@
-"""Export the metrics of runs as CSV or Parquet, one row per value."""
+"""Export the metrics of runs to a CSV or Parquet file, with one row per value."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from envariant.training.store import Store
 
 
 def export(study: Path, out: Path) -> int:
-    """Write all metrics in a folder of runs to a file, one row per value with the settings of its run.
+    """Write all metrics of a run or study to a file, one row per value, together with the run's settings.
 
     Args:
         study: Folder of a run or a study.

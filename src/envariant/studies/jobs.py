@@ -1,4 +1,4 @@
-"""Jobs: runs of a study that are trained together, as the replicas of one training run.
+"""Jobs: groups of runs of a study that are trained together, as the replicas of one training run.
 
 A job and its results can be sent to other processes and machines.
 """
@@ -36,10 +36,10 @@ class Job:
     """Runs of a study that are trained together.
 
     Attributes:
-        study: Study of the runs.
+        study: Study to which the runs belong.
         runs: Runs of one algorithm on the same data, with the same test environments.
-        execution: Execution mode of the runs: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack, such as "8GB". Default: half of the free memory.
+        execution: Execution mode of the runs: the option `execution` of `envariant.train`, or an `Execution`.
+        memory: Memory limit of each replica stack, such as "8GB". Default: half of the free memory.
     """
 
     study: Study
@@ -48,7 +48,7 @@ class Job:
     memory: str | float | None = None
 
     def members(self) -> tuple[Member, ...]:
-        """Return the runs as replicas, each with its options and seeds."""
+        """Return the runs as replicas of one training run, each with its options and seeds."""
         shared = {"execution": self.execution, "memory": self.memory}
         specs = {
             stored.run.trial.number: self.study.spec_of(stored.run).but(**shared) for stored in self.runs
@@ -59,7 +59,7 @@ class Job:
         )
 
     def steps(self) -> int:
-        """Return the number of updates of each run.
+        """Return the number of updates per run.
 
         Raises:
             EnvariantError: If options of the study are incompatible.
@@ -73,12 +73,12 @@ class Update:
     """Progress of a job: new metrics, finished runs or completed steps.
 
     Attributes:
-        record: Record of the job, in the first update only; None in all others.
+        record: Record of the job's training run in the first update; None in later updates.
         rows: New metrics; `HistoryRow.replica` is the ID of the run.
         outcomes: Results of the runs that have ended.
-        step: Number of completed updates of each run in `runs`.
-        runs: IDs of the runs to which this update applies.
-        event: Event of the engine, from which a `Recorder` stores the runs; None in the first update.
+        step: Number of updates that each run in `runs` has completed.
+        runs: IDs of the runs that made progress.
+        event: Training event, to be stored by a `Recorder`; None in the first update.
     """
 
     record: Record | None = None
@@ -90,11 +90,11 @@ class Update:
 
 
 def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]:
-    """Train the runs of a job, and resume from checkpoints if there are any.
+    """Train the runs of a job, or resume them from checkpoints, and yield their progress.
 
     Args:
-        job: Runs to train.
-        resumption: Stored state with checkpoints. Default: train from the start.
+        job: Job with the runs to train.
+        resumption: Stored state of the job, including checkpoints. Default: train from the start.
 
     Raises:
         EnvariantError: If the runs cannot be trained.
@@ -118,15 +118,15 @@ def perform(job: Job, resumption: Resumption | None = None) -> Generator[Update]
 
 
 def unfinished(store: Store, study: Study) -> list[int]:
-    """Return the IDs of unfinished jobs whose data set and algorithm are part of the study."""
+    """Return the IDs of the unfinished jobs whose data set and algorithm are part of the study."""
     first = ((job, store.members(job)[:1]) for job in store.unfinished())
     return [job for job, runs in first if all(study.declares(r.run.data, r.run.algorithm) for r in runs)]
 
 
 def warn_of_remarks(study: Study) -> None:
-    """Issue one `EnvariantWarning` for each remark on the schedules of a study.
+    """Issue an `EnvariantWarning` for each remark on a study, such as a schedule that never takes effect.
 
-    The warning is attributed to the caller of the calling function.
+    Each warning points to the code that called the calling function.
 
     Args:
         study: Study to be trained.
@@ -149,7 +149,7 @@ def compared_in(study: Study, record: Record) -> tuple[str, bool]:
 def _measured(
     event: Evaluated, measurements: StudyMeasurements
 ) -> tuple[list[HistoryRow], tuple[RunOutcome, ...]]:
-    """Return metrics that training does not compute, and the outcomes of finished runs."""
+    """Return the additional metrics of a study, and the outcomes of finished runs."""
     states = event.checkpoint().states()
     sound = {number for number in event.replicas if states[number].failure is None}
     predict = _cached(event.answers, measurements)
@@ -173,7 +173,7 @@ def _measured(
 
 
 def _cached(predict: Predict, measurements: StudyMeasurements) -> Predict:
-    """Return the same function, which remembers the answers for all rows of small environments."""
+    """Return a copy of a prediction function that caches the outputs for all rows of small environments."""
     answers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def cached(
@@ -194,7 +194,7 @@ def _of(rows: Iterable[HistoryRow], runs: set[int]) -> list[HistoryRow]:
 
 
 def _p_values(predict: Predict, runs: Sequence[int], measurements: StudyMeasurements) -> list[float | None]:
-    """Return each run's p-value of the invariance test on validation rows; None without such rows."""
+    """Return each run's p-value of the invariance test on validation rows; None if there are no such rows."""
     names = [name for name, role in measurements.roles.items() if role == "validation"]
     answers = [tuple(part.cpu().numpy() for part in predict(name)) for name in names]
     if not names:

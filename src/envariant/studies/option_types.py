@@ -1,4 +1,4 @@
-"""Types and ranges of the fields of a study."""
+"""Checks of the types and ranges of the fields of a `Study`."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -13,7 +13,7 @@ def check_types(study: Any) -> None:
         study: Study to check.
 
     Raises:
-        EnvariantError: If a value has another type or is out of range.
+        EnvariantError: If a value has the wrong type or is out of range.
     """
     unbounded = float("inf")
     for key, kind, allowed, lowest, highest in (

@@ -1,6 +1,6 @@
-"""Measure additional metrics, column importance and predictions of the runs of a study.
+"""Further metrics, permutation importance and stored predictions of the runs of a study.
 
-Permutation importance compares a model's scores on unchanged rows with its scores after one column is changed
+Permutation importance compares a model's scores before and after the values of one column are shuffled
 (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
 """
 
@@ -37,7 +37,7 @@ _CHANGED_NUMBERS = 4_000_000
 
 
 class Predict(Protocol):
-    """Function that returns the logits of all models of a job in one environment."""
+    """Type of a function that returns the logits and targets of all models of a job in one environment."""
 
     def __call__(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /
@@ -45,9 +45,9 @@ class Predict(Protocol):
         """Return logits and targets of each model, `[models, rows, …]`.
 
         Args:
-            name: Name of the environment in the sample.
+            name: Name of the environment.
             rows: Indices of rows in the environment. Default: all rows.
-            change: Function applied to the inputs. Default: unchanged inputs.
+            change: Function applied to the inputs before prediction. Default: unchanged inputs.
         """
         ...
 
@@ -55,13 +55,13 @@ class Predict(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class StudyMeasurements:
-    """Measurements of runs in validation and test environments.
+    """Additional measurements of a study's runs: metrics, permutation importance and predictions.
 
     Attributes:
-        sample: Environments of the first run; names, sizes and task are the same for all.
-        roles: Role of each environment, by name in the sample.
+        sample: Environments of the first run; names, sizes and task are the same for all runs.
+        roles: Mapping from environment to its role: "train", "validation" or "test".
         metric: Metric used to compare the runs of the study.
-        columns: Mapping from table column to its range of inputs; empty if the data are not a table.
+        columns: Mapping from table column to the slice of its inputs; empty if the data are not a table.
         store_predictions: Whether predictions are stored and permutation importance is measured.
     """
 
@@ -73,13 +73,13 @@ class StudyMeasurements:
 
     @property
     def untrained(self) -> list[Environment]:
-        """Validation and test environments."""
+        """Validation and test environments of the sample."""
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the study's metric on all rows; return nothing if training already records this metric.
+        """Return the study's metric in each environment, unless training already records this metric.
 
-        If predictions are stored and rows have sample weights, the weighted metric is returned, too.
+        If predictions are stored and rows have sample weights, the result also contains the weighted metric.
         """
         kinds = [] if self.metric.name == self.sample.task.metric else [False]
         kinds += [True] if self.weighted else []
@@ -92,14 +92,15 @@ class StudyMeasurements:
 
     @property
     def weighted(self) -> bool:
-        """Whether the weighted metric is measured."""
+        """Whether the metric is also computed with sampling weights."""
         return self.store_predictions and WEIGHT in self.sample.environments[0].attributes
 
     def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric after each column is shuffled and, in test environments, after it is replaced.
+        """Return the metric after shuffling each column and, in test environments, also after replacing it.
 
-        Shuffling within an environment removes the column's information about individual rows. Replacement
-        by values from training environments also removes its information about the test environment.
+        Shuffling a column within an environment removes the column's information about individual rows.
+        Replacing its values with values from training environments also removes the column's information
+        about the test environment.
         """
         generator = torch.Generator().manual_seed(0)
         rows: list[HistoryRow] = []
@@ -142,7 +143,7 @@ class StudyMeasurements:
         return [each for each in self.untrained if each.name in some]
 
     def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
-        """Return each run's predictions for up to 1,000 rows per environment, the same rows in all runs.
+        """Return each run's predictions for up to 1,000 rows per environment; all runs use the same rows.
 
         With more than 50 classes, predictions are returned for fewer rows.
         """
@@ -170,7 +171,7 @@ class StudyMeasurements:
         *,
         weighted: bool = False,
     ) -> list[HistoryRow]:
-        """Return the metric of each run for each changed column; see `_with_columns`."""
+        """Return the metric of each run after each column is changed, one history row per value."""
         name, task = environment.name, self.sample.task
         logits, targets = (part.cpu().numpy() for part in predict(name, rows, change))
         copies = logits.reshape(len(logits), len(columns), -1, *logits.shape[2:])
@@ -188,10 +189,7 @@ class StudyMeasurements:
         ]
 
     def _training_rows(self, generator: torch.Generator) -> Callable[[int], Tensor]:
-        """Return a function that samples rows of the pooled training environments.
-
-        Environments have equal probability.
-        """
+        """Return a function that samples rows from the training environments, each with equal probability."""
         training = [each for each in self.sample.environments if self.roles[each.name] == "train"]
         ends = list(accumulate(len(each) for each in training))
 
@@ -211,7 +209,7 @@ class StudyMeasurements:
 
 
 def weighted_name(metric: Metric) -> str:
-    """Return the name of the weighted metric in histories."""
+    """Return the name under which a metric computed with sampling weights is stored."""
     return f"weighted {metric.name}"
 
 
@@ -220,5 +218,5 @@ def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def evenly_spaced(size: int, most: int) -> Tensor:
-    """Return at most `most` evenly spaced row indices."""
+    """Return at most `most` evenly spaced indices of rows, for `size` rows."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()

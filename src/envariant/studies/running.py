@@ -1,4 +1,4 @@
-"""Train the runs of a study and show the progress; the command line, `Study.run` and `compare` share this."""
+"""Train the runs of a study and show progress, for the command line, `Study.run` and `compare`."""
 
 import tempfile
 from pathlib import Path
@@ -33,19 +33,18 @@ def train_runs(
     execution: object = "auto",
     memory: str | float | None = None,
 ) -> None:
-    """Train the unfinished runs of a study in a folder, and show the progress.
+    """Train the unfinished runs of the study in a folder, and show the progress.
 
     Args:
-        study: Study whose runs are planned in the folder.
+        study: Study to train; its runs must already be planned in the folder.
         folder: Folder of the study.
         workers: Number of processes on this machine.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
-        until: Time on the clock of `time.monotonic` at which training on this machine stops. Default: no
-            limit.
+        until: Value of `time.monotonic()` at which training on this machine stops. Default: no limit.
         progress: Whether to show progress. Default: see `show_sweep`.
-        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process. Default: half of the free memory.
+        execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
+        memory: Memory limit of each replica stack, per process. Default: half of the free memory.
 
     Raises:
         EnvariantError: If an option is invalid, or the store cannot be written.

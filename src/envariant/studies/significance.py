@@ -1,9 +1,10 @@
 """Test whether algorithms differ significantly from ERM after model selection.
 
-Paired runs have the same data set, test environments and replica number. They therefore use the same rows,
-initial weights and batches. For each replica, the differences from ERM are averaged over test environments;
-these averages are independent, and a t test compares them with zero. It can be significant with three
-replicas, where rank tests cannot. Its conclusion is about these test environments, not about others.
+Runs are paired if they have the same data set, test environments and replica number. Paired runs use the same
+rows, initial weights and batches. For each replica, the differences from ERM are averaged over test
+environments. The averages are independent across replicas, and a t test compares their mean with zero. Unlike
+a rank test, a t test can be significant with three replicas. The conclusion holds only for these test
+environments.
 """
 
 import math
@@ -30,16 +31,18 @@ class AlgorithmScores:
 
     Attributes:
         algorithm: Name of the algorithm.
-        test: Mean score over test environments and replicas, with a 95 % interval (t over replicas).
-        worst: Mean score over replicas in the set of test environments where this mean is worst.
+        test: Mean score over test environments and replicas, with a 95 % confidence interval (Student's t
+            over replicas).
+        worst: Mean score over replicas in the worst set of test environments.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
-        gain: Mean paired difference from the baseline, with an interval that excludes 0 exactly if the
-            corrected p-value is below 0.05; None for the baseline itself or without pairs.
-        improvement: Share of pairs in which the algorithm is better than the baseline; None without pairs.
-        p_value: P-value of the paired t test, Holm-corrected over all compared algorithms; None with fewer
-            than two pairs.
+        gain: Mean paired difference from the baseline, with a confidence interval that excludes 0 if and only
+            if the corrected p-value is below 0.05. None for the baseline, or if there are no pairs.
+        improvement: Share of pairs in which the algorithm is better than the baseline; None if there are no
+            pairs.
+        p_value: P-value of the paired t test, Holm-corrected over all compared algorithms; None if there are
+            fewer than two pairs.
         n_missing: Number of combinations of test environments and replica for which no run was selected.
-        missing_reason: First reason why no run was selected, or "".
+        missing_reason: Reason for the first missing selection; "" if none is missing.
     """
 
     algorithm: str
@@ -60,8 +63,8 @@ class Comparison(Displayed):
 
     Attributes:
         rows: Scores of each algorithm.
-        ranking: Mean ranks over data sets and test environments; None if there are fewer than three
-            algorithms or fewer than two sets of test environments.
+        ranking: Mean ranks of the algorithms over sets of test environments; None if there are fewer than
+            three algorithms or fewer than two such sets.
         verdict: Conclusion in one or two sentences.
     """
 
@@ -137,9 +140,9 @@ def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = Tru
 
 
 def _gain(values: Sequence[float], raw: float | None, corrected: float | None) -> Interval:
-    """Return the mean gain and its interval, at the level at which Holm's procedure tests it.
+    """Return the mean gain with its interval, at the level that Holm's procedure applies to this test.
 
-    The interval is infinite if the gain is the same in all replicas, because its noise is unknown then.
+    If the gain is the same in all replicas, its variance is unknown, and the interval is infinite.
     """
     if not raw or not corrected or raw == 1.0:
         return Interval(statistics.interval(values).mean, -math.inf, math.inf, len(values))
@@ -147,7 +150,7 @@ def _gain(values: Sequence[float], raw: float | None, corrected: float | None) -
 
 
 def _scores(selected: Sequence[SelectionResult], algorithm: str) -> dict[tuple[Unit, int], float]:
-    """Return the finite test scores of an algorithm, by unit and replica."""
+    """Return the finite test scores of an algorithm, by unit (data set and test environments) and replica."""
     return {
         ((each.data, each.test_environments), each.replica): each.choice.test
         for each in selected
@@ -158,9 +161,10 @@ def _scores(selected: Sequence[SelectionResult], algorithm: str) -> dict[tuple[U
 
 
 def _averages(values: Mapping[tuple[Unit, int], float]) -> list[float]:
-    """Return the mean over units for each replica, of units with values in all replicas.
+    """Return the mean score of each replica over units (data sets with their test environments).
 
-    If no unit is complete, all values are averaged. With a single replica, return the value of each unit.
+    Only units with scores in all replicas are used; if there is none, all scores are averaged. With a single
+    replica, return the score of each unit.
     """
     replicas = sorted({replica for _, replica in values})
     if len(replicas) == 1:
@@ -172,7 +176,7 @@ def _averages(values: Mapping[tuple[Unit, int], float]) -> list[float]:
 
 
 def _means(scores: Mapping[tuple[Unit, int], float]) -> dict[Unit, float]:
-    """Return the mean over replicas for each data set and set of test environments."""
+    """Return the mean score over replicas for each data set and set of test environments."""
     groups: dict[Unit, list[float]] = {}
     for (unit, _), score in scores.items():
         groups.setdefault(unit, []).append(score)

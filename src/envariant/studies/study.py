@@ -1,7 +1,7 @@
-"""Studies: data × test environments × algorithms × trials × replicas.
+"""Studies: all combinations of data, test environments, algorithms, trials and replicas.
 
 All runs are planned before training. Each run depends only on its data, test environments, algorithm, trial
-and replica. Adding algorithms or trials therefore does not change existing runs.
+and replica number, so algorithms and trials can be added without changing existing runs.
 """
 
 import itertools
@@ -54,27 +54,30 @@ class Study(Displayed):
     """Declaration of a study: data, algorithms, trials, replicas, test environments and options.
 
     Attributes:
-        data: Data sources: names, sources or environment sets.
-        algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or algorithm, recipe, part and predictor
-            objects. Hyperparameters set in parentheses are fixed, not searched.
+        data: Data sets: names, data sources or environment sets.
+        algorithms: Strings such as `irm` or `vrex + coral(1.0)`, or Python objects: algorithms, recipes,
+            parts or predictors. Hyperparameters that are set in parentheses are fixed, not searched.
         name: Name of the study.
-        n_trials: Number of hyperparameter configurations per algorithm; the first has the default
+        n_trials: Number of trials (hyperparameter configurations) per algorithm; the first has the default
             settings of the data set.
         replicas: Number of replicas of each trial.
-        test_environments: "suggested" for the default of the data set, "each" for each environment in turn,
-            "each-and-pairs" to add each pair for leave-one-domain-out selection, or lists of names.
+        test_environments: "suggested" for the default test environments of the data set, "each" for each
+            environment in turn, "each-and-pairs" for each environment and each pair (needed for
+            leave-one-domain-out selection), or lists of names.
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
         lr_range: Factor r ≥ 1. Learning rates are sampled log-uniformly from [η/r, η·r], where η is the
-            default learning rate; with r = 1, the learning rate is η.
-        ranges: Mapping from algorithm to a mapping from hyperparameter (or `learning_rate`) to a search
-            range: a list of values, or a string such as `loguniform(1e2, 1e6)`. These ranges replace those of
-            the algorithm.
+            default learning rate; with r = 1, all trials use η.
+        ranges: Mapping from algorithm to its search ranges, each a mapping from hyperparameter (or
+            `learning_rate`) to a list of values or a string such as `loguniform(1e2, 1e6)`. These ranges
+            override those of the algorithm.
         seed: Base random seed of trials and replicas.
-        settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
+        settings: Training options that are shared by all runs, as a mapping from name to value;
+            `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
         store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
-            column importance.
-        importance_columns: Names of the table columns whose importance is measured; empty for all columns.
+            permutation importance.
+        importance_columns: Names of the table columns whose permutation importance is measured; empty for all
+            columns.
 
     Raises:
         EnvariantError: If a name is unknown or a value is not allowed.
@@ -137,22 +140,26 @@ class Study(Displayed):
         memory: str | float | None = None,
         progress: bool | None = None,
     ) -> StudyResults:
-        """Train all runs and return the results; repeat the call with the same folder to resume.
+        """Train all runs of the study and return the results; call again with the same folder to resume.
 
-        A program that uses several processes starts with `if __name__ == "__main__":`, and defines its own
-        classes and functions in another module. A notebook needs only the latter.
+        With several processes, a script must call this method below `if __name__ == "__main__":`, and classes
+        and functions that the study uses must be defined in an importable module, not in the script or
+        notebook.
 
         Args:
             out: Folder for the runs. Default: a temporary folder.
-            workers: Number of processes; they share the processor cores.
+            workers: Number of processes; the CPU threads are divided among them.
             executor: "local", or "ray" for a Ray cluster.
             address: Address of the Ray cluster.
-            execution: How replicas are executed; see `RunSpec`.
-            memory: Memory limit of a replica stack per process, such as "8GB". Default: half of what is free.
-            progress: Whether to show progress. Default: a bar on a terminal or in a notebook, else lines.
+            execution: Execution mode of each job; see the option `execution` of `RunSpec`.
+            memory: Memory limit of each replica stack, per process, such as "8GB". Default: half of the free
+                memory.
+            progress: Whether to show progress. Default: a bar on a terminal or in a notebook, otherwise lines
+                of text.
 
         Raises:
-            EnvariantError: If an option is invalid, or the folder cannot be written or holds other runs.
+            EnvariantError: If an option is invalid, the folder cannot be written, or it contains the runs of
+                another study.
         """
         # The executors import this module, so they are imported by name when they are used.
         running: Any = import_module("envariant.studies.running")
@@ -178,7 +185,7 @@ class Study(Displayed):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the declaration as a dictionary for JSON or TOML; objects are converted to text."""
+        """Return the declaration as a dictionary for JSON or TOML, with objects converted to strings."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain |= {key: [text_of(each) for each in plain[key]] for key in ("data", "algorithms")}
         plain["settings"] = {key: _text(value) for key, value in self.settings.items()}
@@ -187,13 +194,13 @@ class Study(Displayed):
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """Names of the Python objects in the declaration, which cannot be restored from a stored study."""
+        """Names of the Python objects in the declaration, which a stored study cannot restore."""
         declared = (*self.data, *self.algorithms, *self.settings.values())
         return tuple(text_of(each) for each in declared if not isinstance(each, _PLAIN))
 
     @cached_property
     def sources(self) -> Mapping[str, EnvironmentSource]:
-        """Data sources by label."""
+        """Return a mapping from label to data source."""
         return {label: source_of(data) for label, data in self._labeled("data").items()}
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -220,7 +227,7 @@ class Study(Displayed):
         return tuple(runs)
 
     def declares(self, data: str, algorithm: str) -> bool:
-        """Return whether the study includes a data set and an algorithm, both given by label."""
+        """Return whether the study includes a data set and an algorithm, given by their labels."""
         return data in self.sources and algorithm in self._labeled("algorithms")
 
     def spec_of(self, run: PlannedRun) -> RunSpec:
@@ -249,7 +256,7 @@ class Study(Displayed):
     def remarks(self) -> tuple[str, ...]:
         """Return a message for each schedule that is scaled to the run length or never takes effect.
 
-        A further message is returned if the outputs of a user's model cannot be logits.
+        A further message is returned if the study uses a user-defined model whose outputs cannot be logits.
         """
         collected: dict[tuple[str, str], str] = {}
         own_model = not isinstance(self.settings.get("model", ""), str)
@@ -276,11 +283,11 @@ class Study(Displayed):
         return tuple(collected.values())
 
     def trials_of(self, algorithm: str, source: EnvironmentSource) -> tuple[Trial, ...]:
-        """Return the trials of an algorithm; duplicate trials are left out.
+        """Return the trials of an algorithm, without duplicates.
 
         Args:
             algorithm: Label of the algorithm.
-            source: Data source whose default settings are used.
+            source: Data source that suggests default settings.
         """
         declared = self._labeled("algorithms").get(algorithm, algorithm)
         space = SearchSpace(algorithm, declared, self.ranges.get(algorithm, {}))
@@ -288,7 +295,7 @@ class Study(Displayed):
         return space.trials(source, self.seed, self.n_trials, self.lr_range, steps)
 
     def _labeled(self, key: str) -> dict[str, Any]:
-        """Return a mapping from label to data set or algorithm; labels must be unique."""
+        """Return a mapping from label to data set or algorithm; check that labels are unique."""
         labeled: dict[str, Any] = {}
         for each in getattr(self, key):
             label = text_of(each)
@@ -299,7 +306,7 @@ class Study(Displayed):
         return labeled
 
     def _splits_of(self, source: EnvironmentSource) -> list[tuple[str, ...]]:
-        """Return the sets of test environments for a data set."""
+        """Return all sets of test environments for a data set."""
         sample = source.sample(0)
         if self.metric:
             metrics.metric(self.metric, sample.task)
@@ -317,7 +324,7 @@ class Study(Displayed):
 
 
 def begin(folder: Path, study: Study) -> Store:
-    """Open the study in a folder, or create it, and plan new runs.
+    """Open or create the folder of a study, and plan new runs.
 
     Args:
         folder: Folder of the study.
@@ -352,7 +359,7 @@ def begin(folder: Path, study: Study) -> Store:
 
 
 def stored_study(store: Store) -> Study:
-    """Return the study of a store, from its latest declaration.
+    """Return the study that was most recently declared in a store.
 
     Raises:
         EnvariantError: If the store has no study, or its declaration contains Python objects.
@@ -390,11 +397,11 @@ def of(declared: Mapping[str, Any], where: str) -> Study:
     """Create a study from a mapping of field names to values.
 
     Args:
-        declared: Fields of `Study` by name; `data` and `algorithms` are required.
-        where: Source of the mapping, such as a file name, for error messages.
+        declared: Mapping from field of `Study` to value; `data` and `algorithms` are required.
+        where: Origin of the mapping, such as a file name, used in error messages.
 
     Raises:
-        EnvariantError: If a key is missing or unknown, or a value is not allowed.
+        EnvariantError: If a required key is missing, a key is unknown, or a value is not allowed.
     """
     known = [f.name for f in fields(Study)]
     for key in declared:
@@ -424,7 +431,7 @@ def _splits(declared: object) -> object:
     """Convert declared test environments to one of `SPLITS`, or to a tuple of tuples of names.
 
     Raises:
-        EnvariantError: If the value is neither one of `SPLITS` nor lists of names.
+        EnvariantError: If the value is neither one of `SPLITS` nor a list of names or of lists of names.
     """
     if isinstance(declared, str):
         if declared not in SPLITS:

@@ -1,4 +1,4 @@
-"""`StudyResults`: tables, tests, pictures and the page of the runs of a study."""
+"""`StudyResults`: tables, significance tests, charts and HTML report of a study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -59,14 +59,14 @@ class StudyResults(Displayed):
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """Validation and test scores of all runs: one row per evaluated step (`Store.table`)."""
+        """Return validation and test scores of all runs, one row per evaluated step."""
         with Store(self.folder) as store:
             return store.table()
 
     def selections(
         self, rule: str | Selection = TrainingValidation.name, *, pooled: bool = False
     ) -> tuple[SelectionResult, ...]:
-        """Return the run that a rule selects, by data set, test environments, algorithm and replica.
+        """Return the runs that a rule selects, for each data set, test environments, algorithm and replica.
 
         Args:
             rule: Selection rule, or its name: "training-domain validation", "leave-one-domain-out",
@@ -80,10 +80,10 @@ class StudyResults(Displayed):
         return select(self.runs, _rule(rule), pooled=pooled)
 
     def table(self, rule: str | Selection = TrainingValidation.name) -> ScoreTable:
-        """Return the scores in the test environments: one row per algorithm, as papers print them.
+        """Return the scores in the test environments, with one row per algorithm, in the layout of papers.
 
         Args:
-            rule: Selection rule of hyperparameters and step, or its name.
+            rule: Rule that selects the trial and step, or its name.
 
         Raises:
             EnvariantError: If the rule is unknown, or no run is finished.
@@ -135,7 +135,7 @@ class StudyResults(Displayed):
         return views().plot_scores(self.table(rule))
 
     def report(self, path: Path | str | None = None) -> Path:
-        """Write the page of the study, one offline HTML file, and return its path.
+        """Write an HTML report on the study to a single file that needs no internet access; return its path.
 
         Args:
             path: File to write, ending in .html. Default: report.html in the folder of the study.
@@ -167,7 +167,7 @@ def evaluated(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of finished runs.
 
     Args:
-        table: `Store.table()` of the study.
+        table: Result of `Store.table()` for the study.
 
     Raises:
         EnvariantError: If no run is finished, or the runs have different metrics.
@@ -183,7 +183,7 @@ def evaluated(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def environments_label(each: SelectionResult, *, with_data: bool) -> str:
-    """Return the names of the test environments of a selection, after the name of the data if needed."""
+    """Return the test environments of a selection as text, optionally preceded by the data set's name."""
     names: Sequence[str] = each.test_environments
     test = ", ".join(names) or "none"
     return f"{each.data}: {test}" if with_data else test

@@ -1,7 +1,7 @@
 """Export the runs of a study to experiment trackers: TensorBoard and MLflow.
 
-All results stay in the store. Finished runs are sent during or after a sweep; runs that a tracker already has
-are skipped.
+The store remains the complete record of all results. Finished runs are sent to a tracker during or after a
+sweep; runs that the tracker already has are skipped.
 """
 
 import json
@@ -26,15 +26,16 @@ class Tracker(ABC):
 
     @abstractmethod
     def has(self, run: int) -> bool:
-        """Return whether a run has been exported completely."""
+        """Return whether the tracker has all metrics of a run."""
 
     @abstractmethod
     def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
-        """Export one run.
+        """Send a run to the tracker.
 
         Args:
             run: ID of the run in the study.
-            settings: Settings of the run by name: data set, algorithm, hyperparameters and others.
+            settings: Mapping from the names of the run's settings, such as data set, algorithm and
+                hyperparameters, to their values as text.
             history: Metrics of the run, one row per value, from `Store.history`.
         """
 
@@ -81,7 +82,7 @@ class MLflow(Tracker):
 
     Args:
         experiment: Name of the experiment; created if it does not exist.
-        address: Address of the server. Default: the environment variable `MLFLOW_TRACKING_URI`.
+        address: Tracking URI of the server. Default: the environment variable `MLFLOW_TRACKING_URI`.
 
     Raises:
         EnvariantError: If MLflow is not installed, or the server returns an error.
@@ -153,9 +154,9 @@ def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[i
 
     Args:
         folder: Folder of the study.
-        tracker: "tensorboard" or "mlflow".
-        destination: Log directory for TensorBoard (default: in the study's folder) or tracking address for
-            MLflow (default: `MLFLOW_TRACKING_URI`).
+        tracker: Kind of tracker: "tensorboard" or "mlflow".
+        destination: For TensorBoard, the log directory (default: in the study's folder). For MLflow, the
+            tracking URI (default: the environment variable `MLFLOW_TRACKING_URI`).
 
     Returns:
         Number of runs sent by this call, and number of runs sent before.
@@ -171,20 +172,20 @@ def track(folder: Path, tracker: str, destination: str | None = None) -> tuple[i
 
 @final
 class BackgroundTracking:
-    """Context manager that sends runs to a tracker from a background thread during a sweep.
+    """Context manager that sends finished runs to a tracker during a sweep, from a background thread.
 
     Errors of the tracker do not stop the sweep: the runs are stored and can be sent later.
 
     Args:
         folder: Folder of the study.
-        tracker: "tensorboard" or "mlflow".
-        destination: Log directory for TensorBoard (default: in the study's folder) or tracking address for
-            MLflow (default: `MLFLOW_TRACKING_URI`).
-        interval_s: Seconds between two queries of the store.
+        tracker: Kind of tracker: "tensorboard" or "mlflow".
+        destination: For TensorBoard, the log directory (default: in the study's folder). For MLflow, the
+            tracking URI (default: the environment variable `MLFLOW_TRACKING_URI`).
+        interval_s: Seconds between two checks for finished runs.
 
     Attributes:
         sent: Number of runs sent so far.
-        problem: Error of the last attempt, or "".
+        problem: Message of the last error; "" if there was none.
 
     Raises:
         EnvariantError: If the tracker is unknown, not installed, or cannot be reached.
@@ -239,7 +240,7 @@ def _finished(store: Store) -> dict[int, dict[str, Any]]:
 
 
 def _send_new(store: Store, target: Tracker) -> Iterator[int]:
-    """Send finished runs that the tracker does not have, and yield their IDs; raise the first error last."""
+    """Send finished runs that the tracker lacks, and yield their IDs; raise the first error at the end."""
     errors: list[EnvariantError] = []
     for run, row in _finished(store).items():
         if target.has(run):
@@ -260,7 +261,8 @@ def _send_new(store: Store, target: Tracker) -> Iterator[int]:
 def _points(history: pd.DataFrame) -> list[tuple[int, str, float]]:
     """Return step, name and value of each finite metric.
 
-    Examples of names: `accuracy/flip-0.9`, `accuracy/flip-0.1 (validation)`, `auroc/north/shuffled age`.
+    Names are, for example, `accuracy/flip-0.9`, `accuracy/flip-0.1 (validation)` or `auroc/north/shuffled
+    age`.
     """
     points: list[tuple[int, str, float]] = []
     columns = ("step", "environment", "role", "metric", "kind", "column", "value")

@@ -30,13 +30,13 @@ RATE = "learning_rate"
 @final
 @dataclass(frozen=True)
 class SearchSpace:
-    """Search ranges of one algorithm of a study.
+    """Search ranges of one algorithm in a study.
 
     Attributes:
         label: Label of the algorithm in the study.
-        algorithm: Name or object of the algorithm.
-        declared: Mapping from hyperparameter to its search range in the study, which replaces that of the
-            algorithm.
+        algorithm: Algorithm, or its name.
+        declared: Mapping from hyperparameter to the search range that the study declares for it; this range
+            overrides the range of the algorithm.
     """
 
     label: str
@@ -44,7 +44,7 @@ class SearchSpace:
     declared: Mapping[str, Any]
 
     def ranges(self) -> dict[str, Range]:
-        """Return the search ranges declared in the study, by hyperparameter or `learning_rate`.
+        """Return a mapping from hyperparameter (or `learning_rate`) to the search range set by the study.
 
         Raises:
             EnvariantError: If a range is invalid, or its hyperparameter is unknown or fixed.
@@ -76,15 +76,15 @@ class SearchSpace:
         lr_range: float,
         steps: int | None = None,
     ) -> tuple[Trial, ...]:
-        """Sample the trials of the algorithm; duplicate trials are left out.
+        """Sample the trials of the algorithm, without duplicates.
 
         Args:
-            source: Data source whose default settings are used.
-            seed: Base random seed.
+            source: Data source that suggests default settings.
+            seed: Base random seed of the trials.
             n_trials: Number of trials; the first has the default settings of the data set.
-            lr_range: Factor of at least 1 by which a sampled learning rate may differ from the default.
-            steps: Number of steps of every run, to which suggested schedules are scaled. Default: the default
-                number of the data set.
+            lr_range: Factor r ≥ 1: learning rates are sampled from [η/r, η·r], where η is the default.
+            steps: Length of each run in steps, to which suggested schedules are scaled. Default: the number
+                of steps suggested for the data set.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
@@ -114,8 +114,8 @@ class SearchSpace:
     ) -> dict[str, Any]:
         """Sample a value for every hyperparameter that has a search range.
 
-        For a schedule, the final value is sampled, unless the range lists whole schedules. Values given in
-        parentheses, as in `vrex(coefficient=10)`, are fixed. Hyperparameters of the whole loss are fixed
+        For a schedule, only the final value is sampled, unless the range lists whole schedules. Values given
+        in parentheses, as in `vrex(coefficient=10)`, are fixed. Hyperparameters of the whole loss are fixed
         unless the study declares a range for them.
         """
         if not isinstance(suggested.trained, Composition):
@@ -144,7 +144,7 @@ class SearchSpace:
 
 
 def recipe_of(algorithm: object) -> Recipe:
-    """Return the recipe of an algorithm, with its hyperparameters.
+    """Return the recipe of an algorithm, which lists the algorithm's hyperparameters.
 
     Raises:
         EnvariantError: If the algorithm is unknown.
@@ -160,7 +160,7 @@ def recipe_of(algorithm: object) -> Recipe:
 
 @contextmanager
 def _located(own: bool, what: str) -> Generator[None]:
-    """Add the location in the study to error messages about search ranges that the study declares."""
+    """Within a `with` block, add the location in the study to errors about search ranges of the study."""
     try:
         yield
     except EnvariantError as error:
@@ -168,7 +168,7 @@ def _located(own: bool, what: str) -> Generator[None]:
 
 
 def _fixed(algorithm: object) -> set[tuple[str, str]]:
-    """Return part and field name of each hyperparameter set in parentheses in an algorithm's text."""
+    """Return part and field name of each hyperparameter that an algorithm's text sets in parentheses."""
     if not isinstance(algorithm, str):
         return set()
     return {
@@ -180,6 +180,6 @@ def _fixed(algorithm: object) -> set[tuple[str, str]]:
 
 
 def _generator(*names: object) -> np.random.Generator:
-    """Return a random number generator, seeded by a hash of the given names and numbers."""
+    """Return a random number generator whose seed is a hash of names and numbers."""
     digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -1,4 +1,4 @@
-"""Checks for algorithms, data sources and predictors from other packages; the library's tests use them too.
+"""Checks of user-defined algorithms, data sources and predictors, for use in the tests of other packages.
 
 Call the checks in your tests:
 
@@ -13,7 +13,7 @@ Call the checks in your tests:
     def test_my_predictor():
         check_predictor(MyPredictor(), tasks=("binary",))
 
-A failed check raises an `AssertionError` that names the violated property in one sentence.
+If a check fails, it raises an `AssertionError` that names the violated property in one sentence.
 """
 
 from envariant.testing.algorithms import ALGORITHM_CHECKS, check_algorithm, check_training, update

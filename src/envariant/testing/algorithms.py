@@ -1,4 +1,4 @@
-"""Checks of the properties that training and studies require of an algorithm."""
+"""Checks that an algorithm has the properties required by training and studies."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +32,13 @@ def update(
     context: StepContext = START,
     params: Parameters | None = None,
 ) -> dict[str, Tensor]:
-    """Return the gradients of one step from the initial state.
+    """Return the gradients that an algorithm computes in one step, starting from its initial state.
 
     Args:
-        algorithm: Algorithm to run.
-        problem: Batch and network.
+        algorithm: Algorithm to check.
+        problem: Problem with a batch and a network.
         context: Step number, learning rate and random numbers.
-        params: Parameters by name. Default: parameters of the problem.
+        params: Mapping from name to parameter. Default: the parameters of the problem.
     """
     return problem.step(algorithm, context, params)[0]
 
@@ -83,7 +83,7 @@ def check_algorithm(algorithm: Algorithm | Recipe | Part | str) -> None:
 
 
 def check_gradients(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that gradients have the names, order, shapes and dtypes of the parameters, and are finite."""
+    """Check that gradients are finite and have the names, order, shapes and dtypes of the parameters."""
     try:
         gradients, _, metrics = problem.step(algorithm)
     except EnvariantError as error:
@@ -115,7 +115,7 @@ def check_gradients(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_purity(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a step changes none of its inputs, uses no global random numbers, and is deterministic."""
+    """Check that a step is deterministic, leaves its inputs unchanged, and uses no global random numbers."""
     state = algorithm.init(problem.params, problem.context)
     inputs = (dict(problem.params), problem.batch.inputs, problem.batch.targets, state)
     before = copy.deepcopy(inputs)
@@ -137,7 +137,7 @@ def check_purity(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_state(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that the state keeps the keys, shapes and dtypes returned by `init`."""
+    """Check that the state keeps the keys, shapes and dtypes of the initial state returned by `init`."""
     state = initial = algorithm.init(problem.params, problem.context)
     for step in range(2):
         _, state, _ = problem.step(algorithm, StepContext.at(step), state=state)
@@ -154,7 +154,7 @@ def check_state(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that each model gets the same gradients in a stack of models as on its own."""
+    """Check that each model in a stack gets the same gradients as when the step is run for it alone."""
     stack = {key: torch.stack([value, 0.3 * value, value.flip(0)]) for key, value in problem.params.items()}
 
     def one(params: Parameters) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that replicas with different rows and seeds get the same gradients in a stack as on their own."""
+    """Check that replicas with different rows and seeds get the same gradients in a stack as alone."""
     batch = problem.batch
     other = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
     replicas, contexts = [problem, other], [StepContext.at(4, seed=1), StepContext.at(4, seed=2)]
@@ -196,7 +196,7 @@ def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_numbers(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that hyperparameters may be tensors with different values for each stacked replica."""
+    """Check that hyperparameters may be tensors with a different value for each replica in a stack."""
     context, before = StepContext.at(3), numbers(algorithm)
     values = _numbers_at(algorithm, context.step)
     columns = [torch.tensor([v, 0.9 * v], dtype=torch.float64) for v in values]
@@ -216,7 +216,7 @@ def check_numbers(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_recorded_step(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a recorded step, with a tensor as step number, gives the gradients of an unrecorded step."""
+    """Check that a step recorded with a tensor as step number gives the same gradients as the plain step."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     batch, first, later = problem.batch, StepContext.at(0), StepContext.at(3)
@@ -290,7 +290,7 @@ def check_declarations(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_identity(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that an algorithm and its copy have the same `identity`, which studies use as a key."""
+    """Check that an algorithm and its copy have the same `identity`, which studies use to recognize it."""
     del problem
     first, second = (identity(each) for each in (algorithm, copy.deepcopy(algorithm)))
     require(
@@ -315,7 +315,7 @@ ALGORITHM_CHECKS: tuple[Callable[[Algorithm, Problem], None], ...] = (
 
 
 def check_training(algorithm: Algorithm) -> None:
-    """Check that two runs of a few steps with the same seed are bit-identical and finite.
+    """Check that two training runs of a few steps with the same seed are finite and bit-identical.
 
     Raises:
         AssertionError: If the runs differ or diverge, or if the algorithm accepts no task.
@@ -338,7 +338,7 @@ def check_training(algorithm: Algorithm) -> None:
 
 
 def _environments(task: Task, count: int) -> EnvironmentSet:
-    """Return environments with noisy targets, so that no model predicts all rows correctly."""
+    """Return a set of environments with noisy targets, which no model can predict for all rows."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(24 * count, 3)).astype(np.float32)
     scores = inputs + 2 * generator.normal(size=inputs.shape)

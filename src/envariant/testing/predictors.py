@@ -1,4 +1,4 @@
-"""Checks of the properties that training and studies require of a predictor."""
+"""Checks that a predictor has the properties required by training and studies."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def check_predictor(predictor: object, tasks: Sequence[str] = tuple(TASKS)) -> N
 
     Args:
         predictor: Predictor, its name, or a scikit-learn estimator. It is fitted several times on 90 rows.
-        tasks: Tasks that the predictor supports: "binary", "multiclass", "regression".
+        tasks: Names of the tasks that the predictor supports: "binary", "multiclass", "regression".
 
     Raises:
         AssertionError: If a property is violated; the message names it.
@@ -76,7 +76,7 @@ def _logits(fitted: FittedPredictor, inputs: Tensor, task: Task, where: str) -> 
 
 
 def _example(task: Task, count: int) -> EnvironmentSet:
-    """Return training environments of different sizes with a learnable target."""
+    """Return a set of training environments of different sizes, with a target that can be learned."""
     generator = torch.Generator().manual_seed(5)
     environments: list[Environment] = []
     for number in range(count):

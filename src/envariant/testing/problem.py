@@ -1,4 +1,4 @@
-"""Small batch and network for checks of algorithms."""
+"""`Problem`: a small batch and a small network for checking algorithms."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ TASKS: Mapping[str, Task] = {"binary": Binary(), "multiclass": Multiclass(3), "r
 @final
 @dataclass(frozen=True)
 class Problem:
-    """Test problem for algorithms: a float64 batch and a small network.
+    """Test problem for algorithms: a float64 batch of several environments and a small network.
 
-    Environments have different sizes. The problem itself is passed to algorithms as their `Model`.
+    The environments have different sizes. The problem itself is passed to algorithms as their `Model`.
 
     Attributes:
         task: Prediction task.
         batch: Rows of every environment.
-        params: Trained parameters of the network, and of the algorithm's auxiliary networks.
-        own: Auxiliary networks by name.
-        module: Network as changed by `Algorithm.wrap_model`; None if it is unchanged.
-        has_features: Whether the network returns the inputs of its head as features; if not, features have
+        params: Mapping from name to parameter, for the network and the algorithm's auxiliary networks.
+        own: Mapping from name to auxiliary network of the algorithm.
+        module: Network returned by `Algorithm.wrap_model`; None if the algorithm does not wrap the network.
+        has_features: Whether the network returns features, the inputs of its head; if not, the features have
             width 0.
     """
 
@@ -96,13 +96,13 @@ class Problem:
         return features if self.has_features else features[:, :0], logits
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
-        """Return the head's logits for features `[rows, 4]`."""
+        """Return the logits of the head for features `[rows, 4]`."""
         if self.module is not None:
             return self.task.logits(self._call_part("head", params, features))
         return self.task.logits(features @ params["head.weight"].T + params["head.bias"])
 
     def network(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
-        """Return the output of an auxiliary network."""
+        """Return the output of the auxiliary network with a given name."""
         return functional_call(self.own[name], _of_network(params, name), (inputs,))
 
     def step(
@@ -115,10 +115,10 @@ class Problem:
         """Return the gradients, new state and metrics of one step.
 
         Args:
-            algorithm: Algorithm to run.
+            algorithm: Algorithm to check.
             context: Step number, learning rate and random numbers.
-            params: Parameters by name. Default: parameters of the problem.
-            state: State of the algorithm. Default: initial state.
+            params: Mapping from name to parameter. Default: the parameters of the problem.
+            state: State of the algorithm. Default: its initial state.
         """
         params = self.params if params is None else params
         state = algorithm.init(params, self.context) if state is None else state
@@ -141,7 +141,7 @@ class Problem:
         return replace(self, own=own, params={**params, **added}, module=module if changed else None)
 
     def with_batch(self, environments: Sequence[tuple[Tensor, Tensor]]) -> Self:
-        """Return a copy of the problem with other rows.
+        """Return a copy of the problem with the given rows.
 
         Args:
             environments: Inputs and targets of each environment.
@@ -151,11 +151,11 @@ class Problem:
         return replace(self, batch=EnvironmentBatch(inputs, targets, sizes, self.task))
 
     def environments(self) -> list[tuple[Tensor, Tensor]]:
-        """Return inputs and targets of each environment."""
+        """Return a list with the inputs and targets of each environment."""
         return list(zip(*map(self.batch.split, (self.batch.inputs, self.batch.targets)), strict=True))
 
     def first(self, environments: int) -> Self:
-        """Return a copy of the problem with only its first `environments` environments."""
+        """Return a copy of the problem with only the first `environments` environments."""
         return self.with_batch(self.environments()[:environments])
 
     def _call_part(self, name: str, params: Parameters, inputs: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class Problem:
 
 @final
 class _Network(nn.Module):
-    """Network of the example problem as a PyTorch module."""
+    """PyTorch module of the example network."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -193,6 +193,6 @@ def _of_network(params: Parameters, name: str) -> dict[str, Tensor]:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise an `AssertionError` with the given message if the condition is false."""
+    """Raise an `AssertionError` with the given message unless a condition is true."""
     if not condition:
         raise AssertionError(message)

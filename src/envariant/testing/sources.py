@@ -1,4 +1,4 @@
-"""Checks of the properties that training and studies require of a data source."""
+"""Checks that a data source has the properties required by training and studies."""
 
 import copy
 from collections.abc import Sequence

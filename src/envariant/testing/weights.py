@@ -1,4 +1,4 @@
-"""Checks of the weights of environments in the loss, and of the weight decay of parameters."""
+"""Checks of the weights that environments have in a step, and of the parameters that weight decay changes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,9 +17,10 @@ _TOLERANCE = 0.05
 
 
 def check_environment_sizes(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that repeated rows of an environment do not change a step, unless `depends_on_sizes` is set.
+    """Check that a step gives the same result after the rows of one environment are duplicated.
 
-    Gradients and states that depend on random numbers are not compared.
+    The check is skipped if `depends_on_sizes` is set. Gradients and states that depend on random numbers are
+    not compared.
     """
     if algorithm.depends_on_sizes:
         return
@@ -47,7 +48,7 @@ def check_environment_sizes(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_weight_decay(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that l2 and weight decay change only parameters that are trained."""
+    """Check that L2 regularization and weight decay change only parameters that the algorithm trains."""
     plain = replace(algorithm, l2=0.0) if isinstance(algorithm, Composition) else algorithm
     state, trained = plain.init(problem.params, problem.context), set[str]()
     for step in (*range(9), 100_000):
@@ -69,7 +70,7 @@ def check_weight_decay(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def _tensors(parts: tuple[Mapping[str, Any], ...]) -> dict[str, Tensor]:
-    """Return all tensors in the gradients and the state, by name."""
+    """Return all tensors in gradients and state, by name."""
     found: dict[str, Tensor] = {}
 
     def add(name: str, tree: Any) -> None:

@@ -16,7 +16,7 @@ _M_TRIM_THRESHOLD = -1
 
 @cache
 def keep_freed_memory() -> bool:
-    """Make this process keep freed memory, and return whether its C library allows this.
+    """Make this process keep freed memory, and return whether the C library allows it.
 
     Both thresholds of glibc's `malloc` are set to their maximum, once per process.
     """

@@ -155,8 +155,8 @@ class BatchSampler:
         seeds: Seed of the batch order of each replica.
         batch_size: Rows of each training environment per batch, sampled with replacement; None for all rows.
         augmentation: Augmentation of the inputs, or None.
-        dtype: Data type of the inputs of a full batch; with the data type of the model, no conversion is
-            needed.
+        dtype: Data type of the inputs of a full batch. With the data type of the model, the inputs need no
+            conversion.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.

@@ -40,7 +40,7 @@ class ReplicaState:
     Attributes:
         step: Number of completed updates.
         params: Parameters used for prediction, by name.
-        buffers: Buffers by name.
+        buffers: Buffers of the model, such as running statistics, by name.
         failure: Reason for divergence; None if the replica has not diverged.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
         waited: Part of the training time for which rows on disk were waited for, in seconds.

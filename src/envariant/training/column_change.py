@@ -1,4 +1,4 @@
-"""Change of table columns in the rows of an environment, for permutation importance."""
+"""`ColumnChange`: change table columns in the rows of an environment, for permutation importance."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, eq=False)
 class ColumnChange:
-    """Function that returns several copies of its rows, each with one column changed.
+    """Function that returns several copies of the given rows, each with one column changed.
 
     Attributes:
         names: Name of the changed column of each copy.

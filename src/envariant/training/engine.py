@@ -53,7 +53,7 @@ class Evaluated:
     Attributes:
         replicas: Indices of the replicas.
         step: Number of completed updates.
-        rows: Measured values.
+        rows: Values measured in this evaluation.
         checkpoint: Function that returns the current state; its result is valid until the next event.
         finished: Whether these replicas have completed all steps or have all diverged.
         answers: Function that returns the logits of each replica and the targets in one environment,

@@ -49,7 +49,7 @@ _COMFORTABLE = 64 * 2**20
 @final
 @dataclass(frozen=True)
 class Auto:
-    """Request for automatic choice of the execution."""
+    """Request for an automatic choice between sequential and stacked execution."""
 
     def __str__(self) -> str:
         return "auto"

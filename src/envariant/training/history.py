@@ -55,7 +55,7 @@ def ordered(rows: Iterable[HistoryRow], environments: Sequence[tuple[str, str]])
     Metrics of the algorithm keep their order.
 
     Args:
-        rows: Measured values.
+        rows: Measured values to sort.
         environments: Name and role of every environment, in order.
     """
     position = {environment: number for number, environment in enumerate(environments)}

@@ -80,7 +80,7 @@ def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch
 
     Args:
         initial: Nested mappings of tensors with the structure of the result.
-        saved: Saved tensors, nested in the same way.
+        saved: Saved tensors, in nested mappings with the structure of `initial`.
         device: Device of the result.
     """
     return {

@@ -97,7 +97,7 @@ def remark_on(module: nn.Module, output: Tensor, task: Task, input_shape: Sequen
     """Return a remark if the outputs of a module cannot be logits, as after a sigmoid; "" otherwise.
 
     Args:
-        module: Model.
+        module: Model to check.
         output: Output of the model for some rows, with the graph needed for derivatives.
         task: Task of the model. Only binary and multiclass tasks are checked.
         input_shape: Shape of one row of inputs.

@@ -169,7 +169,7 @@ class _SharedRule:
 
 @final
 class _SeparateRules:
-    """Optimizers of which each updates the parameters of one replica, a row of the matrix."""
+    """Set of optimizers, one per replica; each updates one row of the parameter matrix."""
 
     def __init__(
         self,

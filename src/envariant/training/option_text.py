@@ -1,4 +1,4 @@
-"""The text of option values, for records, tables and command lines."""
+"""Conversion of option values to text, for records, tables and command lines."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ from envariant.core import specs
 
 
 def plain(value: Any) -> Any:
-    """Return a JSON-compatible value; objects become text."""
+    """Convert an option value to a JSON-compatible value; objects become text."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

@@ -53,7 +53,7 @@ class Fitted:
 
 
 class Fit(Protocol):
-    """Function that trains a new model of the run's architecture."""
+    """Function that trains a new model with the run's architecture."""
 
     def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
         """Train a new model on all environments.
@@ -89,7 +89,7 @@ class Initializer(ABC):
 
         Args:
             environments: Training environments.
-            fit: Function that trains a model of the run's architecture.
+            fit: Function that trains a model with the run's architecture.
             seed: Seed of all random numbers except those for weights and batches.
 
         Raises:
@@ -317,8 +317,8 @@ def prepared(
         source: Data source of the replica.
         config: Settings of the run.
         initializer: Pretraining method for the initial weights, or None.
-        on_progress: Called after every pretraining step with the number of the replica, the number of
-            completed steps and the total number of steps.
+        on_progress: Function called after every pretraining step with the number of the replica, the number
+            of completed steps and the total number of steps.
     """
     inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:
@@ -348,7 +348,7 @@ def fitting(replica: Replica, config: RunConfig, on_step: Callable[[], None] = l
     Args:
         replica: Replica whose seeds and learning rate are used.
         config: Settings of the run.
-        on_step: Called after every step.
+        on_step: Function called after every step.
     """
 
     def fit(environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:

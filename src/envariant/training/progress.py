@@ -126,7 +126,7 @@ class SweepProgress:
     """Progress of a study, with the steps of this process and the finished runs of all processes.
 
     Args:
-        store: Store of the study, for the calling thread.
+        store: Store of the study, opened in the calling thread.
     """
 
     def __init__(self, store: Store) -> None:

@@ -1,7 +1,7 @@
 """Outputs of progress: a bar of rich on a terminal, HTML in a notebook, and lines in log files.
 
-Notebooks and log files are written by a background thread, so that they show signs of life also during a step
-of many minutes.
+A background thread writes to notebooks and log files, so that they are updated even during steps of many
+minutes.
 """
 
 import html
@@ -39,7 +39,7 @@ class _Task:
 
 
 class Bars(ABC):
-    """Base class of the outputs of progress; each has one bar per task."""
+    """Base class of progress outputs, which show one bar per task."""
 
     @abstractmethod
     def add(self, label: str, total: float) -> int:
@@ -62,7 +62,7 @@ class Bars(ABC):
 
 @final
 class TerminalBars(Bars):
-    """Bars on a terminal.
+    """Progress bars on a terminal.
 
     Args:
         bars: Progress display of rich, with a field "scores" for notes.
@@ -84,7 +84,7 @@ class TerminalBars(Bars):
 
 @final
 class NoBars(Bars):
-    """Output that shows nothing."""
+    """Progress output that shows nothing."""
 
     def add(self, label: str, total: float) -> int:
         return 0
@@ -99,7 +99,7 @@ class _TickedBars(Bars):
 
     Args:
         unit: Unit of the bars, such as "steps".
-        clock: Clock in seconds.
+        clock: Function that returns the current time in seconds.
     """
 
     def __init__(self, unit: str, clock: Clock) -> None:
@@ -139,11 +139,11 @@ class _TickedBars(Bars):
 
 @final
 class LogBars(_TickedBars):
-    """Lines on standard error, for log files.
+    """Progress output for log files: lines on standard error, written at regular intervals.
 
     Args:
         unit: Unit of the bars, such as "steps".
-        clock: Clock in seconds.
+        clock: Function that returns the current time in seconds.
         console: Console to print to. Default: standard error.
     """
 
@@ -161,7 +161,7 @@ class LogBars(_TickedBars):
 
 @final
 class NotebookBars(_TickedBars):
-    """Bars in the output of a notebook cell, from the first tick on."""
+    """Progress bars in the output of a notebook cell, shown from the first tick on."""
 
     def __init__(self, unit: str, clock: Clock) -> None:
         super().__init__(unit, clock)
@@ -192,7 +192,7 @@ def shown(
     show: bool | None,
     refresh: Callable[[], None] = lambda: None,
 ) -> Generator[Bars]:
-    """Show progress where it suits the output.
+    """Show progress in the form that suits the output: a terminal, a notebook or a log file.
 
     Args:
         columns: Columns of the bar on a terminal.
@@ -239,7 +239,7 @@ def tick_until(is_over: Callable[[float], bool], every: float, tick: Callable[[]
     Args:
         is_over: Function that waits for a number of seconds and returns whether the work is over.
         every: Interval in seconds.
-        tick: Function to call.
+        tick: Function to call at each interval.
     """
     while not is_over(every):
         tick()

@@ -221,7 +221,7 @@ class ReplicaStack:
         return tuple(rows)
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the rows of all replicas in one evaluation block, as a multiple of the largest environment.
+        """Return the rows in an evaluation block of all replicas as a multiple of the largest environment.
 
         Args:
             replicas: Number of replicas.

@@ -70,7 +70,7 @@ class TrainingResult(Displayed):
 
     Attributes:
         record: Options, data and provenance of the run.
-        rows: All measured values.
+        rows: All measured values, one `HistoryRow` each.
         checkpoints: Mapping from replica to its last state.
         build_model: Function that builds the first replica's network with initial weights. Default: build the
             network from its name.
@@ -100,7 +100,7 @@ class TrainingResult(Displayed):
 
     @property
     def failures(self) -> dict[int, str]:
-        """Mapping from diverged replica to the reason for its divergence."""
+        """Reason for the divergence of each diverged replica, by number of the replica."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property

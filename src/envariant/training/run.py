@@ -78,7 +78,7 @@ class Resumption(Protocol):
 
     @property
     def execution(self) -> Execution | None:
-        """How the stored run is executed; None if nothing is stored yet."""
+        """Execution mode and stack size of the stored run; None if nothing is stored yet."""
         ...
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
@@ -107,7 +107,7 @@ def run(
     Args:
         members: Replicas to train; they may differ only in hyperparameters, learning rate and seeds.
         resumption: Stored state from which to resume. Default: start from the beginning.
-        on_pretraining: Called after each pretraining step.
+        on_pretraining: Function called after each pretraining step; see `Progress`.
 
     Yields:
         `Started` once, then the events of the engine.

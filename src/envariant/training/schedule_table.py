@@ -1,4 +1,4 @@
-"""Values of all replicas' hyperparameters or learning rates at a step, as one tensor."""
+"""`ScheduleTable`: hyperparameters or learning rates of all replicas at a step, as one tensor."""
 
 from collections.abc import Sequence
 from typing import final

@@ -47,7 +47,7 @@ def train(
 
     Warns:
         EnvariantWarning: If a suggested schedule is scaled to `steps`, if a schedule never takes effect
-            within the run, or if the outputs of the model look wrong.
+            within the run, or if the outputs of the model cannot be logits.
 
     Example:
         >>> import envariant

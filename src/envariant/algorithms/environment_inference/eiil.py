@@ -15,19 +15,22 @@ from envariant.core.tasks import Task
 @final
 @dataclass(frozen=True)
 class EIIL(EnvironmentInference):
-    """max_q ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²], d_i = ∂ℓ_i(s·z_i)/∂s at 1. Creager et al. 2021.
+    """Environments that maximize ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²] over q. Creager et al. 2021.
 
-    q_i in [0, 1] is the share of row i in the second environment. ℓ_i is the loss of row i, and z_i are its
-    logits from a reference model, trained by ERM on all training rows (`PooledMean`) and then fixed. The
+    q_i in [0, 1] is the share of row i in the second environment. d_i = ∂ℓ_i(s·z_i)/∂s at s = 1 is the
+    derivative of the loss ℓ_i of row i with respect to a multiplier s of the logits z_i. The logits come from
+    a reference model, which is trained by ERM on all training rows (`PooledMean`) and then fixed. The
     objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if d_i > 0, else 0.
-    With the logistic loss, d_i < 0 exactly if row i is predicted correctly. The two environments are then the
-    correctly and the incorrectly predicted rows; their sizes usually differ greatly.
+    With the logistic loss, d_i < 0 if and only if row i is predicted correctly. One environment then consists
+    of the correctly predicted rows and the other of the incorrectly predicted rows; their sizes usually
+    differ a lot.
 
     Attributes:
-        reference_steps: Number of training steps of the reference model; 0 for as many as the run.
+        reference_steps: Number of training steps of the reference model. With 0, it is trained for as many
+            steps as the run.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
-        method: Maximization method: "exact", the solution above, or "ascent", the paper's 10,000 steps of
-            Adam from random q.
+        method: Maximization method: "exact" for the solution above, or "ascent" for the paper's 10,000 steps
+            of Adam, starting from random q.
     """
 
     name: ClassVar[str] = "eiil"
@@ -44,18 +47,23 @@ class EIIL(EnvironmentInference):
 
 
 def objective(q: Tensor, slopes: Tensor) -> Tensor:
-    """Return the objective in `EIIL`; `q` is q `[rows]`, and `slopes` contains the derivatives d `[rows]`."""
+    """Return the objective of `EIIL` as a number.
+
+    Args:
+        q: Share q_i of each row in the second environment, `[rows]`.
+        slopes: Derivative d_i of each row, as defined in `EIIL`, `[rows]`.
+    """
     return ((q * slopes).mean() ** 2 + ((1 - q) * slopes).mean() ** 2) / 2
 
 
 def ascended(slopes: Tensor, generator: torch.Generator, steps: int = 10_000) -> Tensor:
-    """Maximize the objective of `EIIL` over q by Adam, with learning rate 1e-3; return q `[rows]`.
+    """Maximize the objective of `EIIL` over q by Adam with learning rate 1e-3, and return q, `[rows]`.
 
-    q_i is the share of row i in the second environment. The optimization variable is ω with q = σ(ω); initial
-    values are standard normal.
+    q_i is the share of row i in the second environment. Adam optimizes ω with q = sigmoid(ω); the initial
+    values of ω are standard normal.
 
     Args:
-        slopes: Derivatives d_i of the loss of each row in `EIIL`, `[rows]`.
+        slopes: Derivative d_i of each row, as defined in `EIIL`, `[rows]`.
         generator: Random number generator for the initial values.
         steps: Number of steps of Adam.
     """

@@ -1,4 +1,4 @@
-"""Default gradient aggregator: the mean over environments, equal to the gradient of the whole loss."""
+"""Default gradient aggregator: mean over environments, which equals the gradient of the whole loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MeanGradient(GradientAggregator):
-    """(1/E) Σ_e g_e, the mean of the gradients g_e of all E environments.
+    """Mean gradient (1/E) Σ_e g_e of E environments, where g_e is the gradient of environment e.
 
-    `Composition` computes this mean by one backward pass through the whole loss, without `combine`.
+    `Composition` computes this mean by one backward pass through the whole loss and does not call `combine`.
     """
 
     name: ClassVar[str] = "mean-gradient"

@@ -14,10 +14,11 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class PCGrad(GradientAggregator):
-    """g_e ← g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f for all f ≠ e in random order; then the mean. Yu et al. 2020.
+    """Mean of projected gradients g_e − min(0, ⟨g_e, g_f⟩)/‖g_f‖²·g_f. Yu et al. 2020, algorithm 1.
 
-    g_e is the gradient of environment e. Inner products are over all parameters, as in the paper's algorithm
-    1. The paper sums the projected gradients; here their mean over environments is used.
+    g_e and g_f are the gradients of environments e and f. Each g_e is projected for all f ≠ e, one after
+    another in random order. Inner products are over all parameters. The paper sums the projected gradients;
+    here, they are averaged.
     """
 
     name: ClassVar[str] = "pcgrad"
@@ -37,11 +38,11 @@ class PCGrad(GradientAggregator):
 
 
 def _projected(gradients: Tensor, order: Tensor) -> Tensor:
-    """Remove from each gradient its components that conflict with the other environments' gradients.
+    """Remove from each environment's gradient the components that conflict with other environments.
 
     Args:
-        gradients: Gradients `[environments, parameters]`.
-        order: Order in which each gradient is compared with the gradients of the environments.
+        gradients: Gradients, `[environments, parameters]`.
+        order: Permutation of the environments; each gradient is compared with the others in this order.
     """
     tiny, shuffled = torch.finfo(gradients.dtype).tiny, gradients[order]
     projected: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""SAND-mask: AND-mask with a smooth mask that also reduces entries whose gradients differ in size."""
+"""SAND-mask: smooth version of AND-mask that also shrinks entries whose gradients vary in size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class SandMask(GradientAggregator):
-    """mask·ḡ/mean(mask), mask = max(0, tanh((k/Var_e g_e)·(A − τ))), A = |mean_e sign(g_e)|. Shahtalebi 2021.
+    """Masked gradient mask·ḡ/mean(mask), mask = max(0, tanh((k/Var_e g_e)·(A − τ))). Shahtalebi et al. 2021.
 
-    g_e is the gradient of environment e, and ḡ is the mean of all g_e. mean(mask) is computed separately for
-    each parameter tensor. With the published default τ = 1, the mask is 0 everywhere because A ≤ 1, so no
-    weight is ever updated. Here τ must be below 1.
+    g_e is the gradient of environment e, and ḡ is the mean of all g_e. A = |mean_e sign(g_e)| is the
+    agreement of their signs, computed for each entry. mean(mask) is computed separately for each parameter
+    tensor. With the published default τ = 1, the mask is 0 everywhere because A ≤ 1, so no weight is ever
+    updated. Here τ must be below 1.
 
     Attributes:
-        threshold: τ in [0, 1), agreement A below which an entry is masked.
-        steepness: k > 0, steepness of the mask.
+        threshold: τ in [0, 1): entries with an agreement A below τ are masked.
+        steepness: k > 0: steepness of the mask.
     """
 
     name: ClassVar[str] = "sand-mask"
@@ -44,9 +45,9 @@ def sand_masked(gradients: Tensor, threshold: Any, steepness: Any) -> Tensor:
     """Combine the gradients of one parameter tensor by the SAND-mask.
 
     Args:
-        gradients: Gradients `[environments, *shape]`.
-        threshold: τ of `SandMask`.
-        steepness: k of `SandMask`.
+        gradients: Gradients of all environments, `[environments, *shape]`.
+        threshold: Threshold τ, as in `SandMask`.
+        steepness: Steepness k, as in `SandMask`.
     """
     agreement = gradients.sign().mean(dim=0).abs() - threshold
     # A single environment has no variance; the released code then uses 1e-17.

@@ -1,1 +1,1 @@
-"""Penalties: terms added to the risk, most of which measure differences between environments."""
+"""Penalties: terms added to the risk. Most of them measure differences between environments."""

@@ -1,4 +1,4 @@
-"""Information bottleneck: penalize the variance of features."""
+"""Information bottleneck: penalize the variance of the features within environments."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -15,10 +15,10 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class InformationBottleneck(Penalty):
-    """(1/E) Σ_e mean_d Var_i(h_id), with divisor N_e − 1. Ahuja et al. 2021.
+    """Mean variance of the features within environments, (1/E) Σ_e mean_d Var_i(h_id). Ahuja et al. 2021.
 
-    h_id is feature d of row i, and N_e is the number of rows of environment e in the batch. An environment
-    with a single row contributes 0.
+    h_id is feature d of row i, and E is the number of environments. The variance is over the N_e rows of
+    environment e in the batch, with divisor N_e − 1. An environment with a single row contributes 0.
 
     Attributes:
         coefficient: Weight of the penalty.

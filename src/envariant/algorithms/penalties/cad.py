@@ -19,20 +19,20 @@ _REFERENCE = 0.07
 @final
 @dataclass(frozen=True)
 class CAD(Penalty):
-    """mean_i −(T/0.07)·log Σ_j p(j | i) over the rows j of other environments. Ruan et al. 2022, eq. 9.
+    """Contrastive loss mean_i −(T/0.07)·log Σ_j p(j | i). Ruan et al. 2022, eq. 9.
 
-    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over the other rows j of the batch; h_i are the features of row i.
-    Rows without another row of their class are left out. Equal regression targets count as one class. With
-    `flipped` false, the released code counts row i itself among the rows of its environment; here row i is
-    left out.
+    p(j | i) is a softmax of ⟨h_i, h_j⟩/T over all rows j ≠ i of the batch, where h_i are the features of row
+    i. The sum includes only rows j whose environment differs from the environment of row i. Rows without
+    another row of their class are left out. Equal regression targets count as one class. If `flipped` is
+    false, row i itself is left out; the released code counts it among the rows of its environment.
 
     Attributes:
         coefficient: Weight of the penalty.
         temperature: T > 0, temperature of the softmax.
-        conditional: Whether to compare only rows of one class (CondCAD).
-        flipped: Whether to increase the log-probability of rows from other environments, as above, or to
-            decrease the log-probability of rows from the same environment.
-        normalized: Whether to scale features to length 1 first.
+        conditional: Whether to compare only rows of the same class (CondCAD).
+        flipped: If true, the probability of rows from other environments is increased, as in the formula. If
+            false, the probability of rows from the same environment is decreased.
+        normalized: Whether to scale the features of each row to length 1 first.
         max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
 
@@ -55,7 +55,7 @@ class CAD(Penalty):
         return self.of_rows(predicted.features[index], predicted.batch.targets[index], owners), state
 
     def of_rows(self, features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
-        """Return the penalty for features `[rows, width]`, targets `[rows]` and environments `[rows]`."""
+        """Compute the penalty from features `[rows, width]`, targets `[rows]` and environments `[rows]`."""
         if self.normalized:
             features = torch.nn.functional.normalize(features, dim=1)
         others = ~torch.eye(len(features), dtype=torch.bool, device=features.device)

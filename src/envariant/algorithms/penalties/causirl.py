@@ -17,15 +17,16 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class CausIRL(Penalty):
-    """dist(∪_e h_e[:s_e], ∪_e h_e[s_e:]) with s_e uniform on 0 … N_e − 1. Chevalley et al. 2022.
+    """Distance dist(∪_e h_e[:s_e], ∪_e h_e[s_e:]), s_e uniform on 0 … N_e − 1. Chevalley et al. 2022.
 
-    h_e are the features of the N_e rows of environment e in the batch, which are split at a random position
-    s_e. The first parts of all environments form one group, and the second parts form the other. The penalty
-    is 0 if a group has fewer than two rows.
+    h_e are the features of the N_e rows of environment e in the batch, split at a random position s_e. The
+    first parts of all environments form one group, the second parts another; dist is the distance between the
+    two groups. The penalty is 0 if a group has fewer than two rows.
 
     Attributes:
         coefficient: Weight of the penalty.
-        distance: Distance between the two groups, "coral" or "mmd".
+        distance: Distance between the two groups, "coral" (of means and covariances) or "mmd" (of
+            distributions).
         max_rows: Largest number of rows of each environment that "mmd" compares; a new random subset at each
             step.
     """
@@ -49,7 +50,12 @@ class CausIRL(Penalty):
         return self.at(predicted, cuts), state
 
     def at(self, predicted: PredictedBatch, cuts: Tensor) -> Tensor:
-        """Return the penalty for given split positions: environment e is split before row `cuts[e]`."""
+        """Compute the penalty for given split positions.
+
+        Args:
+            predicted: Batch with its predictions.
+            cuts: Number of rows of each environment that belong to the first group, `[environments]`.
+        """
         features, sizes = predicted.features, predicted.batch.sizes
         positions = torch.cat([torch.arange(size, device=cuts.device) for size in sizes])
         owners = predicted.batch.environment_of_rows()

@@ -1,4 +1,4 @@
-"""CLOvE: penalize miscalibration in every environment, by the maximum mean calibration error."""
+"""CLOvE: penalize miscalibration in every environment (maximum mean calibration error)."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -17,15 +17,15 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class CLOvE(Penalty):
-    """(1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width). Wald et al. 2021.
+    """Calibration error (1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width).
 
-    i and j are rows of environment e. f_i is the probability of the predicted class; c_i is 1 if that class
-    is correct, else 0, and has no gradient. The penalty is the squared calibration error, because the square
-    root has infinite slope at 0.
+    Wald et al. 2021. E is the number of environments, and N the number of rows i, j of environment e in the
+    batch. f_i is the probability of the predicted class of row i; c_i is 1 if that class is correct, else 0,
+    and has no gradient. The calibration error is squared, because its square root has infinite slope at 0.
 
     Attributes:
-        coefficient: λ, weight of the penalty.
-        width: Kernel width in units of probability, positive.
+        coefficient: Weight of the penalty (λ in the paper).
+        width: Width of the kernel, as a difference of two probabilities; positive.
         max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
     """
 

@@ -17,15 +17,15 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class CORAL(Penalty):
-    """mean_{e<f} [ mean_d (μ_e − μ_f)² + mean_dd' (C_e − C_f)² ], C covariances. Sun & Saenko 2016, eq. 1.
+    """Feature distance mean_{e<f} [ mean_d (μ_e − μ_f)² + mean_dd' (C_e − C_f)² ]. Sun & Saenko 2016, eq. 1.
 
-    The mean is over pairs of environments e and f; μ_e and C_e are the mean and covariance of the features in
-    e, with entries d and dd'.
+    The outer mean is over pairs of environments e and f. μ_e and C_e are the mean vector and covariance
+    matrix of the features in environment e; the inner means are over their entries d and dd'.
 
     Attributes:
         coefficient: Weight of the penalty.
-        means: Whether to include the means, as in DomainBed. Otherwise the paper's distance is used, ‖C_e −
-            C_f‖²/(4D²) for D features.
+        means: Whether to include the term with the mean vectors, as in DomainBed. If not, the paper's
+            distance ‖C_e − C_f‖²/(4D²) is used, for D features.
     """
 
     name: ClassVar[str] = "coral"

@@ -1,4 +1,4 @@
-"""Distances between the features of two groups of rows: CORAL's distance and MMD."""
+"""Distances between the features of two groups of rows: CORAL and maximum mean discrepancy (MMD)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "rows width"], members: Float[Tensor, " rows"]) -> "Moments":
-        """Return the mean and covariance of a group of rows.
+        """Compute the mean and covariance of a group of rows.
 
         Args:
             rows: Features of all rows, `[rows, width]`.
@@ -45,21 +45,21 @@ class Moments:
 
 
 def coral(first: Moments, second: Moments, *, means: bool = True) -> Float[Tensor, ""]:
-    """Return mean_d (μ_X − μ_Y)_d² + mean_dd' (C_X − C_Y)²_dd'. Sun & Saenko 2016, eq. 1.
+    """Return the CORAL distance mean_d (μ_X − μ_Y)_d² + mean_dd' (C_X − C_Y)²_dd' of two groups X and Y.
 
-    μ_X and C_X are the mean and covariance of group X, with entries d and dd'.
+    μ_X and C_X are the mean and covariance of group X, with entries d and dd'. Sun & Saenko 2016, eq. 1.
 
     Args:
         first: Moments of X.
         second: Moments of Y.
-        means: Whether to include the means. The paper leaves them out and divides by 4.
+        means: Whether to include the first term. If false, the second term is divided by 4, as in the paper.
     """
     distance = (first.covariance - second.covariance).square().mean()
     return (first.mean - second.mean).square().mean() + distance if means else distance / 4
 
 
 def kernel(rows: Float[Tensor, "rows width"], gammas: Sequence[float] = WIDE) -> Float[Tensor, "rows rows"]:
-    """Return the kernel Σ_γ exp(−γ·‖a − b‖²) of every pair of rows a and b, summed over `gammas`."""
+    """Return the kernel Σ_γ exp(−γ·‖a − b‖²) for all pairs of rows a and b, with γ in `gammas`."""
     if rows.shape[1] == 1:
         # In one dimension, direct differences cost no more and are more accurate.
         distances = (rows - rows.T).square()
@@ -77,18 +77,18 @@ def squared_mmd(
     The estimate is mean K(X, X) + mean K(Y, Y) − 2·mean K(X, Y) with kernel K.
 
     Args:
-        kernels: Kernel matrix of all rows; its diagonal is included.
-        first: 1 for the rows of X, 0 for others.
-        second: 1 for the rows of Y, 0 for others.
+        kernels: Kernel matrix K of all rows, `[rows, rows]`. Pairs of a row with itself are included.
+        first: 1 for the rows of X, 0 for others, `[rows]`.
+        second: 1 for the rows of Y, 0 for others, `[rows]`.
     """
     difference = first / first.sum().clamp(min=1) - second / second.sum().clamp(min=1)
     return difference @ kernels @ difference
 
 
 def subsample(predicted: PredictedBatch, max_rows: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the indices of a random subset of each environment's rows, and the sizes of the subsets.
+    """Sample rows from each environment; return their indices and the number of sampled rows per environment.
 
-    The penalties compare all pairs of rows, which takes quadratic time; a few hundred rows suffice.
+    Sampling limits the cost of penalties that compare all pairs of rows; a few hundred rows suffice.
 
     Args:
         predicted: Batch with its predictions.
@@ -110,6 +110,6 @@ def membership(sizes: Sequence[int], like: Tensor) -> Float[Tensor, "environment
 
     Args:
         sizes: Number of rows of each environment.
-        like: Tensor with the dtype and device of the result.
+        like: Tensor whose dtype and device the masks get.
     """
     return torch.block_diag(*(like.new_ones(1, size) for size in sizes))

@@ -1,4 +1,4 @@
-"""Fishr: match the variance of per-row gradients across environments."""
+"""Fishr: match the variance of the rows' gradients across environments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,20 +17,21 @@ from envariant.core.search_space import LogUniform, Uniform
 @final
 @dataclass(frozen=True)
 class Fishr(Penalty):
-    """(1/E) Σ_e mean_k (ṽ_e − ṽ̄)²_k, ṽ_e the variance of the head's per-row gradients. Ramé et al. 2022.
+    """Distance between gradient variances, (1/E) Σ_e mean_k (ṽ_e − ṽ̄)²_k. Ramé et al. 2022.
 
-    k runs over the entries of the head's weight and bias; ṽ̄ is the mean of all ṽ_e. The gradient of row i is
-    a_i ⊗ h_i for the weight and a_i for the bias, with features h_i and a_i = ∂ℓ_i/∂z_i, the derivative of
-    the loss with respect to the logits. So the variance v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)² over the N rows of
-    environment e needs no per-row differentiation. As in the released code, a moving average m_e of v_e is
-    updated from the first step on, and ṽ_e = v_e + γ/(1 − γ)·m_e. The newest variance has weight 1, and in
-    the long run the penalty is 1/(1 − γ)² times the penalty without memory.
+    ṽ_e is the variance of the head's per-row gradients in environment e, and ṽ̄ the mean over all E
+    environments. The index k runs over the entries of the head's weight and bias. The gradient of row i is
+    a_i ⊗ h_i for the weight and a_i for the bias, with features h_i and the derivative a_i = ∂ℓ_i/∂z_i of the
+    loss with respect to the logits. Therefore, the variance over the N rows of environment e is
+    v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)², without a backward pass for each row. As in the released code,
+    ṽ_e = v_e + γ/(1 − γ)·m_e with a moving average m_e of v_e. The newest variance has weight 1. After many
+    steps, the penalty is therefore about 1/(1 − γ)² times as large as without the moving average.
 
     Attributes:
-        coefficient: λ, weight of the penalty. The search range is meant for averages over environments and
-            entries, as in DomainBed.
-        memory: γ of the moving average in [0, 1); 0 disables it.
-        centered: Whether to use variances instead of uncentered second moments, which the RFC code uses.
+        coefficient: Weight of the penalty (λ in the paper). The search range is meant for averages over
+            environments and entries, as in DomainBed.
+        memory: γ in [0, 1), decay of the moving average; 0 disables it.
+        centered: Whether to use variances. If not, uncentered second moments are used, as in the RFC code.
         summed: Whether to sum over environments and entries, as the paper and its Colored MNIST code do,
             instead of averaging.
     """
@@ -60,7 +61,7 @@ class Fishr(Penalty):
         return squares.sum() if self.summed else squares.mean(), new
 
     def variances(self, predicted: PredictedBatch) -> Mapping[str, Tensor]:
-        """Return the variance v_e of the per-row gradients of the head's weight and bias, by environment."""
+        """Return the variances v_e of the gradients of the head's weight and bias, `[environments, ...]`."""
         batch = predicted.batch
         residuals = batch.task.residuals(predicted.logits, batch.targets).reshape(len(batch.targets), -1)
         pairs = list(zip(batch.split(residuals), batch.split(predicted.features), strict=True))

@@ -14,13 +14,14 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class IGA(GradientPenalty):
-    """Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e. Koyama & Yamaguchi 2020, eq. 8.
+    """Gradient variance Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e. Koyama & Yamaguchi 2020, eq. 8.
 
     R_e is the risk of environment e, and ḡ is the mean of all g_e. The paper averages over environments;
-    released implementations sum. Whether ḡ is differentiated makes no difference, because Σ_e (g_e − ḡ) is 0.
+    released implementations sum. Whether ḡ is differentiated or treated as a constant does not change the
+    penalty's gradient, because Σ_e (g_e − ḡ) is 0.
 
     Attributes:
-        coefficient: λ, weight of the penalty.
+        coefficient: Weight of the penalty (λ in the paper).
         average: Whether to average over environments, as in the paper, instead of summing.
     """
 

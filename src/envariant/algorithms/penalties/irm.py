@@ -15,18 +15,20 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class IRM(Penalty):
-    """(1/E) Σ_e ‖∇_{w|w=1} R_e(w·f)‖², with w a multiplier of the logits. Arjovsky et al. 2019, eq. IRMv1.
+    """Squared gradient (1/E) Σ_e ‖∇_{w|w=1} R_e(w·f)‖², w a multiplier of the logits. Arjovsky et al. 2019.
 
-    R_e(w·f) is the risk of environment e if all logits are multiplied by w. With ℓ_i the loss and z_i the
-    logits of row i, the derivative is the mean of d_i = ∂ℓ_i/∂z_i · z_i over the rows of e
-    (`Task.multiplier_derivatives`), so no second differentiation is needed.
+    This is equation IRMv1 of the paper. R_e(w·f) is the risk of environment e if the logits of the model f
+    are multiplied by w; E is the number of environments. For loss ℓ_i and logits z_i of row i, the derivative
+    is the mean of d_i = ∂ℓ_i/∂z_i · z_i over the rows of e (`Task.multiplier_derivatives`), so no second
+    differentiation is needed.
 
     Attributes:
-        coefficient: λ, weight of the penalty. The penalty of a constant predictor is 0, so a large λ from the
-            first step on leads to chance accuracy. The default increases λ at step 100.
-        form: Estimate of the squared gradient. "squared" is the formula above, for large batches. "halves" is
-            the product of the derivatives on even and on odd rows, which is unbiased for small batches and
-            may be negative (DomainBed). "dummies" adds to "squared" the squared derivative with respect to a
+        coefficient: Weight of the penalty (λ in the paper). The penalty of a constant predictor is 0, so a
+            large weight from the first step on leads to chance accuracy. By default, the weight increases at
+            step 100.
+        form: Estimator of the squared gradient. "squared" is the formula above, for large batches. "halves"
+            is the product of the derivatives on even and odd rows: unbiased for small batches, but possibly
+            negative (DomainBed). "dummies" is "squared" plus the squared derivative with respect to a
             constant added to all logits (Aubin et al. 2021).
     """
 

@@ -1,4 +1,4 @@
-"""Second term of RDM: penalize the variance of the losses of all rows and of the worst environment."""
+"""Second term of the RDM algorithm: variance of losses over all rows and in the worst environment."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -15,9 +15,10 @@ from envariant.core.search_space import Uniform
 @final
 @dataclass(frozen=True)
 class LossVariance(Penalty):
-    """Var(L) + Var(L_worst), sample variances of losses (divisor n − 1). Nguyen et al. 2023.
+    """Variance of losses Var(L) + Var(L_worst), with divisor n − 1. Nguyen et al. 2023.
 
-    L are the losses of all rows in the batch, and L_worst those of the environment with the largest risk.
+    L are the losses of all n rows in the batch. L_worst are the losses of the rows in the environment with
+    the largest risk; there, n is the number of these rows.
 
     Attributes:
         coefficient: Weight of the penalty.

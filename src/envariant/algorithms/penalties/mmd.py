@@ -18,10 +18,10 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class MMD(Penalty):
-    """mean_{e<f} MMD²(h_e, h_f) with kernels Σ_γ exp(−γ‖a − b‖²). Li et al. 2018.
+    """Mean squared discrepancy mean_{e<f} MMD²(h_e, h_f), kernels Σ_γ exp(−γ‖a − b‖²). Li et al. 2018.
 
-    The mean is over pairs of environments e and f; h_e are the features in e. The paper's adversarial
-    autoencoder is left out, as in DomainBed.
+    The mean is over pairs of environments e and f. h_e are the features in environment e, and a and b are
+    features of two rows. As in DomainBed, the paper's adversarial autoencoder is omitted.
 
     Attributes:
         coefficient: Weight of the penalty.

@@ -19,9 +19,10 @@ _GAMMAS = (1e-4, *distances.WIDE)
 @final
 @dataclass(frozen=True)
 class RDM(Penalty):
-    """MMD²(L_worst, L): losses of the environment with the largest risk, and of all rows. Nguyen et al. 2023.
+    """Squared discrepancy MMD²(L_worst, L) between two distributions of losses. Nguyen et al. 2023.
 
-    The released code requires environments of equal size; here sizes may differ.
+    L are the losses of all rows in the batch; L_worst are the losses of the rows in the environment with the
+    largest risk. Environments may differ in size; the released code requires equal sizes.
 
     Attributes:
         coefficient: Weight of the penalty.
@@ -44,6 +45,6 @@ class RDM(Penalty):
 
 
 def worst_environment(predicted: PredictedBatch) -> Tensor:
-    """Return the mask `[rows]` of the environment with the largest risk: 1 for its rows, 0 for others."""
+    """Return a mask `[rows]`: 1 for rows of the environment with the largest risk, 0 for all other rows."""
     worst = predicted.risks.detach().argmax()
     return (predicted.batch.environment_of_rows() == worst).to(predicted.losses.dtype)

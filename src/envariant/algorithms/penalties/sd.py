@@ -14,10 +14,14 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class SpectralDecoupling(Penalty):
-    """(1/E) Σ_e mean_ic z_ic² over the rows i of environment e and classes c. Pezeshki et al. 2020, eq. 16.
+    """Mean squared logit (1/E) Σ_e mean_ic z_ic². Pezeshki et al. 2020, eq. 16.
+
+    z_ic is the logit of class c for row i. The inner mean is over all rows i of environment e and all classes
+    c, and E is the number of environments.
 
     Attributes:
-        coefficient: Weight of the penalty; the paper's λ/2 times the number of classes.
+        coefficient: Weight of the penalty. It equals λ/2 times the number of classes, where λ is the weight
+            in the paper.
     """
 
     name: ClassVar[str] = "sd"

@@ -1,4 +1,4 @@
-"""SelfReg: make the predictions for rows of the same class similar, also across environments."""
+"""SelfReg: make predictions for rows of the same class similar, within and across environments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ _PROJECTION = "selfreg-projection"
 @final
 @dataclass(frozen=True)
 class SelfReg(Penalty):
-    """min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}. Kim et al. 2021.
+    """Penalty min(1, R)·{λ[d(o, o_ρ) + 0.3·d(h, q_ρ)] + (1 − λ)[d(o, mix o) + 0.3·d(h, mix q)]}.
 
-    R is the risk, o are logits, h features, q = P(h) a learned projection, and d the mean squared difference.
-    ρ and ρ' are random partners of each row with the same class, mix v = λ·v_ρ + (1 − λ)·v_ρ', and
-    λ ~ Beta(½, ½) is sampled once per step. The released code never trains P; here P is trained with the
-    model. In regression, partners must have equal targets, so most rows are their own partners, and the
-    penalty reduces to 0.3·min(1, R)·d(h, P(h)).
+    Kim et al. 2021. R is the risk, o are logits, h are features, q = P(h) is a learned projection, and d is
+    the mean squared difference. For each row, ρ and ρ' are two random rows of the same class. The mixtures
+    are mix v = λ·v_ρ + (1 − λ)·v_ρ', where λ ~ Beta(½, ½) is sampled once per step. P is trained with the
+    model; the released code never trains P. In regression, ρ and ρ' must have the same target as the row.
+    They are therefore usually the row itself, and the penalty reduces to 0.3·min(1, R)·d(h, P(h)).
 
     Attributes:
         coefficient: Weight of the penalty; 1 in the paper.
@@ -59,14 +59,14 @@ class SelfReg(Penalty):
     def at(
         self, predicted: PredictedBatch, projected: Tensor, share: Tensor, first: Tensor, second: Tensor
     ) -> Tensor:
-        """Return the penalty if the partners of row i are rows `first[i]` and `second[i]`.
+        """Compute the penalty with partner rows `first[i]` and `second[i]` for row i.
 
         Args:
             predicted: Batch with its predictions.
-            projected: q `[rows, width]`.
-            share: λ.
-            first: Partners ρ `[rows]`.
-            second: Partners ρ' `[rows]`.
+            projected: Learned projection q of the features, `[rows, width]`.
+            share: Mixing weight λ.
+            first: Index of the partner ρ of each row, `[rows]`.
+            second: Index of the partner ρ' of each row, `[rows]`.
         """
         logits, features, mean = predicted.logits, predicted.features, predicted.batch.mean
 
@@ -83,11 +83,11 @@ class SelfReg(Penalty):
 
 
 def partner_of_same(targets: Tensor, order: Tensor) -> Tensor:
-    """Return a random partner with the same target for each row, by a permutation within every class.
+    """Return, for each row, the index of a random row with the same target (a permutation within classes).
 
     Args:
-        targets: Targets `[rows]`.
-        order: Random permutation of the rows.
+        targets: Targets, `[rows]`.
+        order: Random permutation of the rows, `[rows]`.
     """
     # Sort rows and shuffled rows by target, and pair them position by position.
     rows = targets.argsort(stable=True)

@@ -14,10 +14,10 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class VREx(Penalty):
-    """Var_e(R_e), the variance of the risks of all E environments, divisor E. Krueger et al. 2021, eq. 8.
+    """Variance Var_e(R_e) of the risks of all E environments, with divisor E. Krueger et al. 2021, eq. 8.
 
     Attributes:
-        coefficient: β, weight of the penalty.
+        coefficient: Weight of the penalty (β in the paper).
         pairwise: Whether to use the form of the REx code, Σ_{e<f} (R_e − R_f)² = E²·Var, which is 4·Var for
             two environments.
     """

@@ -21,20 +21,21 @@ _BISECTION_STEPS = 52
 @final
 @dataclass(frozen=True)
 class EQRM(RiskAggregator):
-    """k with F(k) = α, where F is a Gaussian KDE of the risks. Eastwood et al. 2022, eq. 4.1.
+    """Quantile k with F(k) = α, where F is a smooth distribution of the risks. Eastwood et al. 2022, eq. 4.1.
 
-    For E environments with risks R_e of standard deviation s (divisor E − 1), the bandwidth is
-    b = 1.06·s·E^(−1/5). The first `burn_in` steps minimize the mean risk. The released code then restarts
-    Adam with a learning rate of 1e-6. The same is achieved by `burn_in=2500`, optimizer `adam(reset=2500)`
-    and learning rate `step(1e-3, 1e-6, at=2500)`; all three step numbers must be equal.
+    F is the distribution function of a Gaussian kernel density estimate from the risks R_e of E environments.
+    Its bandwidth is b = 1.06·s·E^(−1/5), where s is the standard deviation of the risks (divisor E − 1). The
+    first `burn_in` steps minimize the mean risk. The released code then restarts Adam with a learning rate of
+    1e-6. To reproduce this, use `burn_in=2500`, optimizer `adam(reset=2500)` and learning rate
+    `step(1e-3, 1e-6, at=2500)`. All three step numbers must be equal.
 
     Attributes:
-        quantile: α in (0, 1). For α close to 1, give the negative number a = log(1 − α) instead; k is then
+        quantile: α in (0, 1). For α close to 1, use the negative number a = log(1 − α) instead; k is then
             approximated by mean_e(R_e) + b·√(−2a).
         burn_in: Number of initial steps that minimize the mean risk. The random search of the released code
-            samples a fractional number, which disables its optimizer reset.
-        slope: How k is differentiated: "brackets" differentiates the ends of the bisection's first interval,
-            as the authors' code does; "exact" differentiates F(k) = α.
+            samples fractional numbers, which disable its optimizer reset.
+        slope: Derivative of k: "brackets" differentiates the ends of the initial bisection interval, as in
+            the authors' code; "exact" differentiates F(k) = α.
         bandwidth: Formula of b: "gaussian" as above, or "silverman", b = 0.9·min(s, IQR/1.34)·E^(−1/5).
     """
 
@@ -61,7 +62,7 @@ class EQRM(RiskAggregator):
         return torch.where(torch.as_tensor(predicted.context.step) < self.burn_in, mean, quantile), state
 
     def of_risks(self, risks: Tensor) -> Tensor:
-        """Return the quantile of risks `[environments]`; the mean risk if all risks are equal."""
+        """Return the quantile k of the risks, `[environments]`; their mean if all risks are equal."""
         if len(risks) == 1:
             return risks.mean()
         # The quantile and its slopes are computed without autograd, which cannot differentiate a bisection.
@@ -72,7 +73,7 @@ class EQRM(RiskAggregator):
         return torch.where(apart, surrogate, risks.mean())
 
     def _value_and_slopes(self, risks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the quantile k of the risks R_e, and its derivatives ∂k/∂R_e `[environments]`."""
+        """Return the quantile k of the risks R_e, and the derivatives ∂k/∂R_e, `[environments]`."""
         environments = len(risks)
         spread = risks.std()
         tiny = torch.finfo(risks.dtype).tiny

@@ -1,4 +1,4 @@
-"""GroupDRO: the weights of environments with a large risk grow exponentially from step to step."""
+"""GroupDRO: minimize a weighted risk in which environments with large risks gain weight at every step."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -14,10 +14,10 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class GroupDRO(RiskAggregator):
-    """Σ_e q_e·R_e with q_e ← q_e·exp(η·R_e), normalized, before the sum. Sagawa et al. 2020, algorithm 1.
+    """Weighted risk Σ_e q_e·R_e, after q_e ← q_e·exp(η·R_e) / Σ_f q_f·exp(η·R_f). Sagawa et al. 2020.
 
-    R_e is the risk and q_e the weight of environment e. Weights are stored as logarithms, so that small
-    weights do not permanently underflow to 0.
+    This is the paper's algorithm 1. R_e is the risk and q_e the weight of environment e. The weights are
+    stored as logarithms. Otherwise, a small weight could underflow to 0 and would then remain 0.
 
     Attributes:
         rate: η, step size of the weights.

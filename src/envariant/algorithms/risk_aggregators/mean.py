@@ -13,7 +13,7 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class MeanRisk(RiskAggregator):
-    """(1/E) Σ_e R_e, the mean of the risks of all E environments; every environment has equal weight."""
+    """Mean risk (1/E) Σ_e R_e over all E environments; every environment has equal weight."""
 
     name: ClassVar[str] = "mean"
     paper: ClassVar[str] = "Vapnik 1998"
@@ -25,11 +25,11 @@ class MeanRisk(RiskAggregator):
 @final
 @dataclass(frozen=True)
 class PooledMean(RiskAggregator):
-    """Σ_e (n_e/n)·R_e, the risks weighted by the number of training rows n_e of each environment e.
+    """Weighted risk Σ_e (n_e/n)·R_e, where environment e has n_e of the n training rows.
 
-    With full batches this is the mean loss of the batch. Minibatches contain the same number of rows of each
-    environment, so losses are weighted by the environment's number of training rows. With any batch size, the
-    expected gradient is the gradient of the mean loss over all training rows.
+    With full batches, this is the mean loss of all training rows. Minibatches contain equally many rows of
+    each environment, so losses are weighted by the environment's number of training rows. For any batch size,
+    the expected gradient is the gradient of the mean loss over all training rows.
     """
 
     name: ClassVar[str] = "pooled"

@@ -16,13 +16,14 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class MMREx(RiskAggregator):
-    """max over λ of Σ_e λ_e·R_e, with Σ_e λ_e = 1 and λ_e ≥ λ_min. Krueger et al. 2021, eq. 4–5.
+    """Largest affine combination max_λ Σ_e λ_e·R_e, Σ_e λ_e = 1, λ_e ≥ λ_min. Krueger et al. 2021, eq. 4–5.
 
     R_e is the risk of environment e. The maximum is R̄ + κ·(max_e R_e − R̄) with the mean R̄ of all E risks
-    and κ = 1 − E·λ_min. κ = 0 gives ERM and κ = 1 the worst-case risk; κ > 1 extrapolates beyond the risks.
+    and κ = 1 − E·λ_min. κ = 0 is ERM, κ = 1 is the worst-case risk, and κ > 1 extrapolates beyond the largest
+    risk.
 
     Attributes:
-        coefficient: κ. With two environments, κ equals the weight c of |R_1 − R_2| in the REx code.
+        coefficient: κ ≥ 0. With two environments, κ equals the weight c of |R_1 − R_2| in the REx code.
     """
 
     name: ClassVar[str] = "mm-rex"
@@ -36,7 +37,7 @@ class MMREx(RiskAggregator):
 
     @classmethod
     def with_minimum_weight(cls, minimum: float, environments: int) -> "MMREx":
-        """Return the aggregator with the paper's parameter λ_min instead of κ.
+        """Build the aggregator from the paper's parameter λ_min instead of κ.
 
         Args:
             minimum: λ_min, smallest weight of an environment; at most 1/E.

@@ -1,4 +1,4 @@
-"""Sum of the risks, as in the V-REx paper's objective."""
+"""Sum of the environments' risks, as in the objective of the V-REx paper."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -13,9 +13,9 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class SumRisk(RiskAggregator):
-    """Σ_e R_e, the sum of the risks of all environments.
+    """Sum of risks Σ_e R_e over all environments.
 
-    Compared with the mean of E risks, penalties have E times less relative weight.
+    With E environments, the same penalty coefficient has 1/E of the effect that it has with `MeanRisk`.
     """
 
     name: ClassVar[str] = "sum"

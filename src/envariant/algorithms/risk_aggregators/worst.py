@@ -13,9 +13,9 @@ from envariant.core.environments import PredictedBatch
 @final
 @dataclass(frozen=True)
 class WorstCaseRisk(RiskAggregator):
-    """max_e R_e, the largest risk of all environments e. Krueger et al. 2021, eq. 3.
+    """Largest risk max_e R_e over all environments e. Krueger et al. 2021, eq. 3.
 
-    It equals the maximum of Σ_e λ_e·R_e over all weights λ_e ≥ 0 with sum 1.
+    This is the maximum of Σ_e λ_e·R_e over all weights λ_e ≥ 0 with sum 1.
     """
 
     name: ClassVar[str] = "worst-case"

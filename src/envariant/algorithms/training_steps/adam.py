@@ -1,7 +1,7 @@
 """Adam as a pure function, for training steps that update parameters themselves. Kingma & Ba 2014.
 
-The run's optimizer updates all parameters of all replicas in place. Training steps need inner updates, some
-for only a few parameters, and store Adam's moments in their state.
+The run's optimizer updates all parameters of all replicas in place. Some training steps instead need updates
+of a few parameters within a step; they store Adam's moments in their state.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ EPSILON = 1e-8
 
 
 def moments(params: Parameters) -> State:
-    """Return Adam's moments before the first step: zeros in the shapes of the parameters."""
+    """Return Adam's initial state: a step count of 0, and zeros as the two moments of every parameter."""
     like = next(iter(params.values()), torch.zeros(()))
     zeros = {name: torch.zeros_like(value) for name, value in params.items()}
     return {"mean": zeros, "square": dict(zeros), "count": like.new_zeros(())}
@@ -39,11 +39,11 @@ def step(
     Args:
         params: Parameters by name.
         gradients: Gradients of the parameters to update, with the same keys at every step.
-        memory: Moments returned by `moments` or by the previous step.
+        memory: State returned by `moments` or by the previous step.
         context: Context of the step, with learning rate and weight decay.
         rate: Factor by which the context's learning rate is multiplied.
-        beta1: Decay of the gradient's moving mean.
-        beta2: Decay of the squared gradient's moving mean.
+        beta1: Decay rate of the moving mean of gradients.
+        beta2: Decay rate of the moving mean of squared gradients.
     """
     count, rate = memory["count"] + 1, rate * context.learning_rate
     gradients = decayed(params, gradients, context)
@@ -60,17 +60,17 @@ def step(
 
 
 def decayed(params: Parameters, gradients: Parameters, context: StepContext) -> dict[str, Tensor]:
-    """Add the gradient of the l2 term, weight decay times parameter, to the gradients of a loss."""
+    """Add the gradient of L2 weight decay, `context.weight_decay` times the parameter, to each gradient."""
     return {k: g + context.weight_decay * params[k] for k, g in gradients.items()}
 
 
 def gradients_of(loss: Callable[[Parameters], Tensor], params: Parameters) -> dict[str, Tensor]:
-    """Return a mapping from parameter name to gradient of a loss; empty if there are no parameters."""
+    """Return the gradients of a loss by parameter name; an empty dictionary if there are no parameters."""
     return grad(loss)(params) if params else {}
 
 
 def first_step(gradients: Parameters, rate: Any) -> dict[str, Tensor]:
-    """Return the update of Adam's first step: approximately `rate` times the sign of the gradient."""
+    """Return the update to subtract in Adam's first step: about `rate` times the sign of the gradient."""
     return {k: rate * g / (g.abs() + EPSILON) for k, g in gradients.items()}
 
 
@@ -82,7 +82,7 @@ def where(condition: Tensor, first: Any, second: Any) -> Any:
 
 
 def part(params: Parameters, *prefixes: str) -> dict[str, Tensor]:
-    """Return the parameters of the named networks, whose names are prefixes of parameter names."""
+    """Return only the parameters of the named networks; a network's name is the prefix of its parameters."""
     return {k: v for k, v in params.items() if k.split(".")[0] in prefixes}
 
 
@@ -93,5 +93,5 @@ def without(params: Parameters, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def update(before: Parameters, after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the update of each parameter: `before` minus `after`, as in θ ← θ − update."""
+    """Return each parameter's update, `before` − `after`, to be applied as θ ← θ − update."""
     return {k: v - after[k] for k, v in before.items()}

@@ -1,4 +1,4 @@
-"""ADRMX: subtract learned environment features from the class features, adversarially."""
+"""ADRMX: subtract learned environment features from the class features, with an adversarial loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,23 +37,24 @@ _TEMPERATURE = 0.07
 @final
 @dataclass(frozen=True)
 class ADRMX(TrainingStep):
-    """CE(A h, y) + CE(B c, y) + CE(G d, e) + Remix + SC(h) + SC(c) − δ·CE(D(c), e), c = h − d. Demirel 2023.
+    """Loss CE(A h, y) + CE(B c, y) + CE(G d, e) + Remix + SC(h) + SC(c) − δ·CE(D(c), e). Demirel et al. 2023.
 
-    CE is the cross-entropy for the class y or the environment e. h are features for the class, d are features
-    of a second featurizer for the environment, and c is their difference. A, B and G are heads of three
-    layers, D is a discriminator. SC is a supervised contrastive loss between rows of one class. Remix is the
-    cross-entropy of A on c of one row plus d of another row of the same class. The model and D have separate
-    Adam optimizers with β = (0.5, 0.9) and are updated alternately. For Remix, the released code mistakes
-    positions within a class for positions in the batch; here they are converted. The paper's learning rate is
-    three times the learning rate of ERM.
+    CE is the cross-entropy for the class y or the environment e. h are the model's features. A second
+    featurizer computes features d, which describe the environment, and c = h − d is the difference. A, B and
+    G are heads with three layers, and D is a discriminator. SC is a supervised contrastive loss between rows
+    of one class. Remix is the cross-entropy of A on the sum of c of one row and d of another row of the same
+    class. D and the other networks have separate Adam optimizers with β = (0.5, 0.9) and are updated
+    alternately. The released code pairs wrong rows in Remix, because it uses positions within a class as
+    positions in the batch; this is corrected here. The paper's learning rate is three times the learning rate
+    of ERM.
 
     Attributes:
         contrast: Weight of both SC terms.
         environment: Weight of CE(G d, e).
         remix: Weight of Remix.
         adversary: δ, weight of CE(D(c), e).
-        discriminator_steps: k, steps of D per step of the model: D is updated if n mod (1 + k) < k, where n
-            counts the steps from 1.
+        discriminator_steps: k, number of updates of D per update of the other networks. In step n, counted
+            from 1, D is updated if n mod (1 + k) < k, and the other networks otherwise.
         depth: Number of linear layers of D.
         width: Width of D's hidden layers.
         max_rows: Largest number of rows of each environment in SC; a new random subset at each step.
@@ -147,15 +148,16 @@ class ADRMX(TrainingStep):
 
 
 def contrast(features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
-    """Return SC = −Σ_i s_i/(n + 1) over the n rows with another row of their class.
+    """Return the supervised contrastive loss SC = −Σ_i s_i/(n + 1) of `ADRMX`.
 
-    s_i is the mean of log(ω_ip·e_ip / (Σ_k ω_ik·e_ik + 1e-5) + 1e-5) over the other rows p of row i's class,
-    where e_ij = exp(⟨h_i, h_j⟩/0.07) for features of length 1, and ω = ½ within and between environments.
+    The sum is over the n rows whose class has at least one other row. s_i is the mean of log(ω_ip·e_ip /
+    (Σ_{k≠i} ω_ik·e_ik + 1e-5) + 1e-5) over the other rows p of row i's class. Here e_ij = exp(⟨h_i,
+    h_j⟩/0.07) for features h scaled to length 1, and all weights ω are ½.
 
     Args:
-        features: Features `[rows, width]`.
-        targets: Classes `[rows]`.
-        environments: Environments `[rows]`.
+        features: Features h, `[rows, width]`.
+        targets: Class of each row, `[rows]`.
+        environments: Environment of each row, `[rows]`.
     """
     rows = F.normalize(features, dim=1)
     others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
@@ -172,15 +174,16 @@ def contrast(features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
 
 
 def pairs_within_classes(targets: Tensor, numbers: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """Select two random rows of each class: the rows with the smallest random numbers.
+    """Select two random rows of each class: the two rows with the smallest random numbers.
 
     Args:
-        targets: Classes `[rows]`.
-        numbers: Random numbers `[rows]` in [0, 1).
+        targets: Class of each row, `[rows]`.
+        numbers: Random number in [0, 1) for each row, `[rows]`.
         task: Prediction task.
 
     Returns:
-        First row `[classes]`, second row `[classes]`, and whether the class has two rows `[classes]`.
+        Index of the first row and of the second row of each class, and whether the class has two rows; all
+            three `[classes]`.
     """
     classes = torch.arange(max(2, task.outputs), device=targets.device)
     member = targets[None] == classes[:, None]

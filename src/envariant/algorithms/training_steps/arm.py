@@ -1,4 +1,4 @@
-"""ARM: give the model a learned summary of the row's environment as an additional input."""
+"""ARM: give the model a learned summary of other rows from the same environment as additional input."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,15 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ARM(TrainingStep):
-    """Risk R of f([x_i; mean_j c(x_j)]), rows j from the environment of row i. Zhang et al. 2020, ARM-CML.
+    """Risk of the model f([x_i; mean_j c(x_j)]), called ARM-CML. Zhang et al. 2020.
 
-    R is the risk of the model f, whose input is row x_i and the mean output of the context network c. This
-    network computes an additional channel of an image (three 5×5 convolutions) or an additional column of a
-    table. In training, the mean is over the environment's rows in the batch. In prediction, it is over blocks
-    of 256 neighboring rows, and all rows of a block must come from one environment. The released code never
-    trains the context network; here it is trained with the model. Group norm replaces the released code's
-    batch norm, so that a context depends only on the rows of its block.
+    The input of the model f is row x_i together with the mean output of a context network c over rows j from
+    the environment of row i. The context network computes an additional channel of an image (by three 5×5
+    convolutions) or an additional column of a table. In training, the mean is over the environment's rows in
+    the batch. In prediction, the rows are split into blocks of 256 consecutive rows and the mean is over one
+    block, whose rows must all come from one environment. The context network is trained with the model; the
+    released code never trains it. Group norm replaces the released code's batch norm, so that the context
+    depends only on the rows of a block.
 
     Attributes:
         trained: Whether to train the context network instead of keeping its random initial weights.
@@ -58,7 +59,7 @@ class ARM(TrainingStep):
 
 @final
 class _WithContext(nn.Module):
-    """Model whose inputs have one more channel, computed by a context network."""
+    """Model with an additional input channel, computed by a context network."""
 
     def __init__(self, context: nn.Module, model: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Layer that averages neighboring rows, for models that receive other rows of an environment as context."""
+"""Layer that averages groups of rows, for models that use other rows of an environment as context."""
 
 from typing import final
 
@@ -13,7 +13,7 @@ ROWS = 256
 class GroupMeans(nn.Module):
     """Layer that replaces each row of an input `[rows, *shape]` by the mean of the row's group.
 
-    In training mode, all rows form one group. In evaluation mode, every `ROWS` neighboring rows form a group;
+    In training mode, all rows form one group. In evaluation mode, every `ROWS` consecutive rows form a group;
     the last group may be smaller.
     """
 

@@ -26,21 +26,22 @@ _ADVERSARY, _EMBEDDING = "dann-discriminator", "dann-embedding"
 @final
 @dataclass(frozen=True)
 class DANN(TrainingStep):
-    """Alternate min_D L_D and min_θ R − λ·L_D, L_D = CE(D(h), e) + γ·GP. Ganin et al. 2016; Li et al. 2018.
+    """Adversarial training: alternate min_D L_D and min_θ R − λ·L_D. Ganin et al. 2016; Li et al. 2018.
 
-    R is the risk, θ are the parameters of the model, h are features, and CE is the cross-entropy of the
-    discriminator D for the environment e. GP is the mean squared gradient of D's loss with respect to its
-    input. CDANN adds an embedding of the class to the input of D, and weights rows so that all classes have
-    equal weight in CE. The model and D have separate Adam optimizers and are updated alternately, as in
-    DomainBed; the DANN paper updates both at once through a reversed gradient.
+    R is the risk, θ are the parameters of the model, and L_D = CE(D(h), e) + γ·GP is the loss of the
+    discriminator D. CE is the cross-entropy for the environment e, predicted from the features h. The
+    gradient penalty GP is the mean squared gradient of D's loss with respect to D's input. CDANN adds an
+    embedding of the class to the input of D, and weights rows so that all classes have equal weight in CE.
+    The model and D have separate Adam optimizers and are updated alternately, as in DomainBed; the DANN paper
+    updates both at once through a reversed gradient.
 
     Attributes:
         weight: λ, weight of the discriminator's loss.
         conditional: Whether to condition the discriminator on the class (CDANN).
         gradient_penalty: γ, weight of GP.
-        discriminator_steps: k, steps of the discriminator per step of the model: the discriminator is updated
-            if n mod (1 + k) < k, where n counts the steps from 1.
-        beta1: β_1 of both Adam optimizers.
+        discriminator_steps: k, number of updates of D per update of the model. In step n, counted from 1, D
+            is updated if n mod (1 + k) < k, and the model otherwise.
+        beta1: Decay rate β_1 of both Adam optimizers.
         rate: Learning rate of the discriminator, as a multiple of the run's learning rate.
         width: Width of the discriminator's hidden layers.
         depth: Number of linear layers of the discriminator.
@@ -110,7 +111,7 @@ class DANN(TrainingStep):
     def discriminator_loss(
         self, model: Model, own: Parameters, features: Tensor, batch: EnvironmentBatch, owners: Tensor
     ) -> Tensor:
-        """Return L_D for features `[rows, width]` of rows from the environments `owners` `[rows]`."""
+        """Return the discriminator's loss L_D for features `[rows, width]` and environments `[rows]`."""
         if self.conditional:
             features = features + model.network(_EMBEDDING, own, batch.targets.long())
         losses = _cross_entropies(model, own, features, owners)
@@ -129,11 +130,13 @@ class DANN(TrainingStep):
 
 
 def class_weights(targets: Tensor, weights: Tensor, classes: int) -> Tensor:
-    """Return row weights `[rows]` that sum to 1/C' in every class of the batch; C' is the largest target + 1.
+    """Rescale row weights, `[rows]`, so that their sum is the same in every class of the batch.
+
+    The sum is 1/C', where C' is 1 plus the largest class index in the batch.
 
     Args:
-        targets: Classes `[rows]`.
-        weights: Relative weights of the rows within their class, `[rows]`.
+        targets: Class index of each row, `[rows]`.
+        weights: Relative weight of each row within its class, `[rows]`.
         classes: Number of classes.
     """
     of_class = targets[:, None] == torch.arange(classes, device=targets.device)
@@ -142,7 +145,7 @@ def class_weights(targets: Tensor, weights: Tensor, classes: int) -> Tensor:
 
 
 def _classes(task: Task) -> int:
-    """Return the number of classes; 2 for a task with a single logit."""
+    """Return the number of classes of a task; 2 if the model has a single logit."""
     return max(2, task.outputs)
 
 

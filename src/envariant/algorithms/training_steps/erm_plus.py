@@ -1,4 +1,4 @@
-"""ERM++: ERM that first trains only the head, and averages weights for prediction."""
+"""ERM++: ERM that trains only the head at first, and uses averaged weights for prediction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ERMPlus(TrainingStep):
-    """Risk R, first minimized over the head only; predictions use averaged weights. Teterwak et al. 2023.
+    """Minimization of the risk R, at first over the head only, with weight averaging. Teterwak et al. 2023.
 
     The first `head_steps` + 1 updates train only the head; later updates train all parameters, with a second
-    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of the weights after
-    each update, and of the weights before update `average_from`. Two features of the released code are
-    omitted: the first pass, which selects learning rates on validation data, and LARS, which raises an error
-    in the released code.
+    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of several versions of
+    the weights: after update `average_from` − 1 and after each later update. Two features of the released
+    code are omitted: a first pass that selects learning rates on validation data, and LARS, which raises an
+    error in that code.
 
     Attributes:
-        head_steps: The first `head_steps` + 1 updates train only the head; if negative, all updates train all
-            parameters.
-        head_rate: Learning rate of the warm-up, as a multiple of the run's learning rate.
-        average_from: Update, counted from 1, at which averaging begins.
+        head_steps: Number of initial updates that train only the head, minus 1. With a negative number, all
+            updates train all parameters.
+        head_rate: Learning rate of these initial updates, as a multiple of the run's learning rate.
+        average_from: Number of the update, counted from 1, at which averaging begins.
     """
 
     name: ClassVar[str] = "erm++"
@@ -77,7 +77,15 @@ class ERMPlus(TrainingStep):
 
 
 def running_mean(mean: Parameters, newest: Parameters, update: int, start: int) -> dict[str, Tensor]:
-    """Add the newest weights to a running mean; before update `start`, return the newest weights."""
+    """Return the running mean of the weights, including the newest weights.
+
+    Args:
+        mean: Previous running mean.
+        newest: Weights after the current update.
+        update: Number of the current update, counted from 1.
+        start: Number of the update at which averaging begins. Before this update, the newest weights are
+            returned.
+    """
     # Number of earlier iterates in the mean: 0 before update `start`, 1 at it, and so on.
     earlier = torch.clamp(torch.as_tensor(update - start + 1), min=0)
     return {name: mean[name] + (value - mean[name]) / (earlier + 1) for name, value in newest.items()}

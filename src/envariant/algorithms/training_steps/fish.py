@@ -1,4 +1,4 @@
-"""Fish: update on one environment after another, which aligns the environments' gradients."""
+"""Fish: update the model on one environment after another, so that the environments' gradients align."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -19,15 +19,17 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Fish(TrainingStep):
-    """θ ← θ + ε·(θ' − θ), θ' after one inner step on each environment in turn. Shi et al. 2021, algorithm 1.
+    """Update θ ← θ + ε·(θ' − θ), θ' after one inner step per environment. Shi et al. 2021, algorithm 1.
 
-    θ are the parameters. To first order, this increases the inner products of the environments' gradients.
-    The inner Adam optimizer uses the run's learning rate and keeps its moments between steps, as in
-    DomainBed. There is no outer optimizer.
+    θ are the parameters, and θ' the parameters after one inner step on each environment in turn. To first
+    order, the update increases the inner products of the environments' gradients. As in DomainBed, the inner
+    steps use Adam with the run's learning rate, and Adam's moments are kept from one training step to the
+    next. There is no outer optimizer.
 
     Attributes:
         meta_rate: ε in (0, 1], step size towards θ'.
-        shuffled: Whether to visit environments in random order, as in the paper, or in the order of the data.
+        shuffled: Whether the inner steps are in random order of the environments, as in the paper, or in the
+            order of the data.
     """
 
     name: ClassVar[str] = "fish"

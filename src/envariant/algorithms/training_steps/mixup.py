@@ -18,14 +18,15 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Mixup(TrainingStep):
-    """(1/E) Σ_pairs λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j), x̃ = λ·x_i + (1 − λ)·x_j. Yan et al. 2020.
+    """Mixed risk (1/E) Σ_pairs λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j). Yan et al. 2020.
 
-    The environments form a ring in random order, and each environment i is paired with the next, j. R is the
-    mean loss of model f on the mixed rows x̃. Each pair has one λ ~ Beta(α, α). Rows are paired in batch
-    order, up to the size of the smaller environment.
+    The E environments are put in random order, and each environment i is paired with the next one, j (the
+    last with the first). x_i, y_i are rows and targets of environment i. R is the mean loss of model f on the
+    mixed rows x̃ = λ·x_i + (1 − λ)·x_j. Each pair has one λ ~ Beta(α, α). Rows are paired in batch order, up
+    to the size of the smaller environment.
 
     Attributes:
-        alpha: α > 0, parameter of the Beta distribution. With small values, rows remain nearly unchanged.
+        alpha: α > 0, parameter of the Beta distribution. With a small α, most rows are nearly unchanged.
     """
 
     name: ClassVar[str] = "mixup"
@@ -52,14 +53,14 @@ class Mixup(TrainingStep):
 def mixed_risk(
     model: Model, params: Parameters, batch: EnvironmentBatch, order: Tensor, shares: Tensor
 ) -> Tensor:
-    """Return the risk on mixed rows.
+    """Return the risk of `Mixup`, the mean loss on mixed rows.
 
     Args:
         model: Model as a function of its parameters.
         params: Parameters of the model.
         batch: Rows of every environment.
-        order: Environments in the order of the ring.
-        shares: λ of each pair `[environments]`.
+        order: Permutation of the environments; each one is paired with the next.
+        shares: Mixing weight λ of each pair, `[environments]`.
     """
     first = PaddedBatch.of(batch, shares).at(order)
     second = first.at(torch.arange(len(shares), device=shares.device).roll(-1))

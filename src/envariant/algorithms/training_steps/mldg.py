@@ -1,4 +1,4 @@
-"""MLDG: take steps that also reduce the risk of environments left out of the step."""
+"""MLDG: train so that a step on some environments also reduces the risk in the others."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -19,18 +19,19 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MLDG(TrainingStep):
-    """(1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), θ' = θ after one Adam step along ∇R_i. Li et al. 2018.
+    """Gradient (1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), θ' = θ after an Adam step along ∇R_i. Li et al. 2018.
 
-    R_i is the risk of environment i, and θ are the parameters; Adam starts with cleared moments. Environments
-    are permuted at random. The last `meta_test_environments` are the meta-test environments j, the others the
-    meta-train environments i, paired in order. As in DomainBed, this is a first-order approximation: ∇R_j is
-    computed at θ' and applied at θ. The paper uses gradient descent as the inner step and differentiates
-    through this step. `l2` also applies in the inner step, but the run's `weight_decay` does not.
+    E is the number of environments, R_i the risk of environment i, and θ the parameters; Adam starts with
+    moments of 0. Environments are permuted at random. The last `meta_test_environments` are the meta-test
+    environments j, and the others the meta-train environments i; they are paired in order. As in DomainBed,
+    this is a first-order approximation: ∇R_j is computed at θ' and applied at θ. The paper uses gradient
+    descent for the inner step and differentiates through this step. `l2` also applies in the inner step, but
+    the run's `weight_decay` does not.
 
     Attributes:
-        beta: β, weight of the meta-test environments.
-        meta_test_environments: Number of meta-test environments, at least 1. One environment always remains
-            for meta-training.
+        beta: β, weight of the meta-test gradients.
+        meta_test_environments: Number of meta-test environments, at least 1. A number that is too large is
+            reduced, so that one environment remains for meta-training.
     """
 
     name: ClassVar[str] = "mldg"

@@ -1,4 +1,4 @@
-"""MTL: give the head the mean features of the row's environment as context."""
+"""MTL: give the head the mean features of a row's environment as additional inputs."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
@@ -26,15 +26,16 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MTL(TrainingStep):
-    """Σ_e R_e of a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard et al. 2017.
+    """Sum Σ_e R_e for a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard 2017.
 
-    R_e is the risk of environment e, and h_i are the features of its row i. The embedding ε_e is a moving
-    average of the features. In prediction, it is the mean over 256 neighboring rows, which must come from one
-    environment. In the released code, noise overwrites the embedding, so that the head never receives it;
-    here the head receives the embedding.
+    R_e is the risk of environment e, and h_i are the features of row i in environment e. The embedding ε_e is
+    a moving average of the mean features. In prediction, the rows are split into blocks of 256 consecutive
+    rows. ε_e is then the mean over one block, whose rows must all come from one environment. In the released
+    code, noise overwrites the embedding, so that the head never receives it; here, the head receives it.
 
     Attributes:
-        memory: Weight of the newest mean in the moving average; 1 uses only the newest mean.
+        memory: Weight in [0, 1] of the newest mean in the moving average; with 1, only the newest mean is
+            used.
     """
 
     name: ClassVar[str] = "mtl"
@@ -71,7 +72,7 @@ class MTL(TrainingStep):
 
 @final
 class _ContextHead(nn.Module):
-    """Linear head on features and context. Default context: the mean features of neighboring rows."""
+    """Linear head on features and context; without context, the mean over neighboring rows is used."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()

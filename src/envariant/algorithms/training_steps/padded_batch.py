@@ -1,4 +1,4 @@
-"""Batches padded so that rows of environments of different sizes can be paired."""
+"""Minibatches padded to the same number of rows in every environment, so that rows can be paired."""
 
 from dataclasses import dataclass
 from typing import final
@@ -16,9 +16,9 @@ class PaddedBatch:
     """Rows of every environment, padded with zeros to the size of the largest environment.
 
     Attributes:
-        inputs: Inputs `[environments, rows, *input_shape]`.
-        targets: Targets `[environments, rows]`.
-        counts: 1 for a row, 0 for padding, `[environments, rows]`.
+        inputs: Inputs, `[environments, rows, *input_shape]`.
+        targets: Targets, `[environments, rows]`.
+        counts: 1 for rows of the batch and 0 for padding, `[environments, rows]`.
     """
 
     inputs: Shaped[Tensor, "environments rows *input_shape"]
@@ -27,14 +27,14 @@ class PaddedBatch:
 
     @classmethod
     def of(cls, batch: EnvironmentBatch, like: Tensor) -> "PaddedBatch":
-        """Return the padded rows of a batch; `counts` has the dtype and device of `like`."""
+        """Pad the rows of a batch; `counts` has the dtype and device of `like`."""
         largest = max(batch.sizes)
         ones = batch.split(like.new_ones(len(batch.targets)))
         parts = (batch.split(batch.inputs), batch.split(batch.targets), ones)
         return cls(*(torch.stack([_padded(piece, largest) for piece in part]) for part in parts))
 
     def at(self, order: Tensor) -> "PaddedBatch":
-        """Return the padded batch with its environments in another order."""
+        """Return the padded batch with its environments in the order `order`."""
         return PaddedBatch(self.inputs[order], self.targets[order], self.counts[order])
 
 

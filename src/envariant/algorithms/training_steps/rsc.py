@@ -1,4 +1,4 @@
-"""RSC: mask the features on which each prediction depends most."""
+"""RSC: mask the most predictive features during training."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
@@ -18,17 +18,17 @@ from envariant.core.tasks import Binary, Multiclass, Task
 @final
 @dataclass(frozen=True)
 class RSC(TrainingStep):
-    """Risk R of head(h ∘ mask), representation self-challenging. Huang et al. 2020, algorithm 1.
+    """Risk of head(h ∘ mask), called representation self-challenging. Huang et al. 2020, algorithm 1.
 
     h are the features, and ∘ is the elementwise product. u_i is the gradient of the true class's logit with
-    respect to the features of row i. In each row, the features with the largest entries of u_i are set to 0;
-    `features` is their share. Masks apply only to the rows whose probability of the true class decreases
-    most; `rows` is their share of the batch. Masks have no gradient. Only feature vectors are masked; the
-    paper also masks spatial positions.
+    respect to the features of row i. The mask sets the features with the largest entries of u_i to 0. Only
+    those rows are masked whose predicted probability of the true class decreases most under the mask. The
+    mask is treated as a constant in the gradient. Only feature vectors are masked; the paper also masks
+    spatial positions.
 
     Attributes:
-        features: Share of features to mask, in [0, 1].
-        rows: Share of rows to mask, in [0, 1].
+        features: Share of features to mask in a masked row, in [0, 1].
+        rows: Share of masked rows, in [0, 1].
     """
 
     name: ClassVar[str] = "rsc"
@@ -54,7 +54,7 @@ class RSC(TrainingStep):
     def mask(
         self, model: Model, params: Parameters, features: Tensor, logits: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """Return the mask `[rows, width]`: 0 for masked features, 1 for others."""
+        """Return the final mask, `[rows, width]`: 0 for masked features of masked rows, 1 for all others."""
         feature_mask = self.feature_mask(model, params, features, batch)
         without = model.head(params, features * feature_mask)
         before, after = (_true_probability(batch.task, z, batch.targets) for z in (logits, without))
@@ -65,7 +65,7 @@ class RSC(TrainingStep):
     def feature_mask(
         self, model: Model, params: Parameters, features: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """Return the mask `[rows, width]` of all rows: 0 for the largest entries of u_i, 1 for others."""
+        """Return the mask as if all rows were masked, `[rows, width]`: 0 at the largest entries of u_i."""
 
         def true_logits(h: Tensor) -> Tensor:
             return _true_logits(batch.task, model.head(params, h), batch.targets).sum()
@@ -75,22 +75,22 @@ class RSC(TrainingStep):
 
 
 def _true_logits(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return each row's logit of its true class; for a single logit z, z/2 (class 1) or −z/2 (class 0)."""
+    """Return the logit of each row's true class; for a single logit z, z/2 (class 1) or −z/2 (class 0)."""
     if task.outputs == 1:
         return (targets - 0.5) * logits
     return logits.gather(1, targets[:, None])[:, 0]
 
 
 def _true_probability(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return each row's probability of its true class, whatever loss the task is trained with."""
+    """Return the predicted probability of each row's true class, also if the task uses another loss."""
     likelihood = Binary() if task.outputs == 1 else Multiclass(task.outputs)
     return torch.exp(-likelihood.losses(logits, targets))
 
 
 def _quantile(values: Tensor, share: Any) -> Tensor:
-    """Return the quantile along the last axis, with linear interpolation.
+    """Return the quantile at `share` along the last axis, with linear interpolation.
 
-    `torch.quantile` rejects more than 16 million numbers, and a full batch of features may exceed this limit.
+    `torch.quantile` cannot be used: it rejects more than 16 million numbers, and a full batch may have more.
     """
     ordered = values.sort(dim=-1).values
     count = values.shape[-1]

@@ -22,14 +22,14 @@ _STYLE = "sagnet-style"
 @final
 @dataclass(frozen=True)
 class SagNet(TrainingStep):
-    """(1) min R(A(content, mixed style)); (2) min R(S(other content, style)); (3) flatten S. Nam et al. 2021.
+    """Minimization of R(A(content, mixed style)), with an adversary S on the style. Nam et al. 2021.
 
-    R is the risk, and A and S are two heads. Each training step has three parts. The style of a row is the
-    mean and variance of its features; the content is the row's standardized features. Part (1) trains the
-    featurizer and the head A of the model on features whose style is mixed with another row's style. Part (2)
-    trains the second head S to predict the class from the row's style and another row's content. Part (3)
-    trains the featurizer so that S predicts equal probabilities for all classes. Each network has a separate
-    Adam optimizer. Features are vectors, as in DomainBed; the paper uses convolutional feature maps.
+    R is the risk, A the head of the model, and S a second head. The style of a row is the mean and variance
+    of its features; the content is the row's standardized features. Each training step has three parts. Part
+    (1) trains the featurizer and A on features whose style is mixed with another row's style. Part (2) trains
+    S to predict the class from the row's style and another row's content. Part (3) trains the featurizer so
+    that S predicts equal probabilities for all classes. Featurizer, A and S have separate Adam optimizers.
+    Features are vectors, as in DomainBed; the paper uses convolutional feature maps.
 
     Attributes:
         weight: Weight of part (3).
@@ -76,7 +76,7 @@ class SagNet(TrainingStep):
             return batch.risk(task.losses(model.head(own, restyled), batch.targets))
 
         def style_logits(params: Parameters, turn: int) -> Tensor:
-            """Return the style head's logits for features with the content of other rows."""
+            """Return the logits of the style head S for features that have the content of other rows."""
             features, _ = model(params, batch.inputs)
             return task.logits(model.network(_STYLE, params, with_content_of(features, random_rows(turn)[0])))
 
@@ -100,11 +100,11 @@ class SagNet(TrainingStep):
 
 
 def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
-    """Return features whose mean and variance are mixed with those of other rows.
+    """Mix the mean and variance of each row's features with the mean and variance of another row.
 
     Args:
-        features: Features `[rows, width]`.
-        order: For each row, the index of the row to mix it with, `[rows]`.
+        features: Features, `[rows, width]`.
+        order: Index of the other row, for each row, `[rows]`.
         share: Weight of each row's original mean and variance, `[rows, 1]`.
     """
     content, mean, variance = _content_and_style(features)
@@ -114,7 +114,10 @@ def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
 
 
 def with_content_of(features: Tensor, order: Tensor) -> Tensor:
-    """Replace the content of row i by the content of row `order[i]`, without gradient; keep the style."""
+    """Replace the content of row i by the content of row `order[i]`, and keep the style of row i.
+
+    The new content is treated as a constant in the gradient.
+    """
     content, mean, variance = _content_and_style(features)
     return content[order].detach() * (variance + _TINY).sqrt() + mean
 
@@ -130,7 +133,7 @@ def _content_and_style(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _flatness(logits: Tensor) -> Tensor:
     """Return −log p of every class, `[rows, classes]`; the mean is smallest for equal probabilities.
 
-    A single logit counts as two classes.
+    A single logit is converted to two classes.
     """
     classes = torch.stack([torch.zeros_like(logits), logits], dim=1) if logits.dim() == 1 else logits
     return -classes.log_softmax(dim=1)

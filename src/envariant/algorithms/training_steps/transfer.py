@@ -1,4 +1,4 @@
-"""Transfer: learn features for which every nearby head has similar risks in all environments."""
+"""Transfer: learn features for which similar heads have equal risks in all environments."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, final
@@ -18,19 +18,19 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Transfer(TrainingStep):
-    """Alternate min R and min_h λ·max_{‖a−w‖≤δ} [max_e R_e(a) − min_e R_e(a)]. Zhang et al. 2021.
+    """Alternation of min R and min_h λ·max_{‖a−w‖≤δ} [max_e R_e(a) − min_e R_e(a)]. Zhang et al. 2021.
 
     R is the risk, h are the features, and w are the weights of the model's head. The adversary a is another
     head within distance δ of w, and R_e(a) is the risk of environment e with this head. The term in brackets
     is the risk gap between environments. Each step consists of (1) an update of the model on R, (2) an update
     of the featurizer on the risk gap of the adversary from the previous step, and (3) a new adversary:
     `climbs` steps of gradient ascent on the gap, starting from the head and projected onto a ball of radius
-    δ. In DomainBed's random search, the option `gda` is always on; its optimizer then contains only the
-    adversary's parameters, so the model is never trained. Here the optimizer `descent` trains the model.
+    δ. In DomainBed's random search, the option `gda` is always on. The optimizer then contains only the
+    adversary's parameters, and the model is never trained. Here, the optimizer `descent` trains the model.
 
     Attributes:
         weight: λ, weight of the risk gap.
-        delta: δ, Euclidean radius of the ball in the space of all weights and biases of the head.
+        delta: δ, Euclidean radius of the ball around w, in the space of all weights and biases of the head.
         climbs: Number of ascent steps of the adversary.
         rate: Learning rate of the ascent.
         descent: Optimizer of updates (1) and (2): "adam", or "sgd" for gradient descent.
@@ -96,14 +96,21 @@ class Transfer(TrainingStep):
 
 
 def risk_gap(model: Model, adversary: Parameters, features: Tensor, batch: EnvironmentBatch) -> Tensor:
-    """Return the adversary's largest minus its smallest environment risk, for features `[rows, width]`."""
+    """Return the largest minus the smallest risk of the adversary over environments.
+
+    Args:
+        model: Model as a function of its parameters.
+        adversary: Parameters of the adversary, another head.
+        features: Features of the rows, `[rows, width]`.
+        batch: Rows of every environment.
+    """
     losses = batch.task.losses(model.head(adversary, features), batch.targets)
     risks = batch.per_environment_mean(losses)
     return risks.max() - risks.min()
 
 
 def project(point: Parameters, center: Parameters, radius: Any) -> dict[str, Tensor]:
-    """Return the projection of a point onto the ball around a center."""
+    """Project parameters onto the Euclidean ball with a given center and radius."""
     difference = {name: value - center[name] for name, value in point.items()}
     distance = torch.stack([value.square().sum() for value in difference.values()]).sum().sqrt()
     share = torch.clamp(radius / distance.clamp(min=1e-30), max=1)

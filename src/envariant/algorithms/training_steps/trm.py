@@ -1,4 +1,4 @@
-"""TRM: learn features for which a head fitted in one environment transfers to the others."""
+"""TRM: learn features for which a head fitted in one environment has a low risk in the others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,23 +22,23 @@ _INNER_RATE, _TERMS, _BOUND = 0.1, 10, 10.0
 @final
 @dataclass(frozen=True)
 class TRM(TrainingStep):
-    """R + (1/E) Σ_Q [P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩], P_Q = Σ_{i≠Q} α_Qi·R_i(w_Q). Xu & Jaakkola 2021.
+    """Loss R + (1/E) Σ_Q [P_Q − λ·⟨H_Q⁻¹ ∂P_Q, ∂R_Q⟩], P_Q = Σ_{i≠Q} α_Qi·R_i(w_Q). Xu & Jaakkola 2021.
 
-    R is the risk, and R_i the risk of environment i. Every environment Q has a linear head w_Q, fitted by
-    gradient descent on fixed features before each step. P_Q is the weighted sum of the risks of w_Q in the
-    other environments; a large risk increases its weight α. ∂ is the derivative with respect to w_Q. The last
-    term accounts for the dependence of the optimal w_Q on the features; the inverse Hessian H_Q⁻¹ of R_Q is
-    approximated by a Neumann series. The first `warm_up` steps are ERM. Featurizer and head have separate
-    Adam optimizers; `l2` does not apply to the heads w_Q. The released code has two errors: it counts the
-    second term of the Neumann series twice and omits the first, and it multiplies the weights by
-    exp(η·α_Qi·R_i) instead of exp(η·R_i). Here the series is correct; the weights are updated as in the
-    released code.
+    R is the risk, E the number of environments, and R_i the risk of environment i. Every environment Q has a
+    linear head w_Q, which is fitted to Q by gradient descent on fixed features before each step. P_Q is the
+    sum of the risks of w_Q in the other environments, with weights α that grow in environments with larger
+    risks. ∂ is the derivative with respect to w_Q. The last term accounts for the dependence of the optimal
+    w_Q on the features; the inverse Hessian H_Q⁻¹ of R_Q is approximated by a Neumann series. The first
+    `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers; `l2` does not apply to the
+    heads w_Q. The released code has two errors: it counts the second term of the Neumann series twice and
+    omits the first, and it multiplies the weights by exp(η·α_Qi·R_i) instead of exp(η·R_i). Here, the series
+    is correct, but the weights are updated as in the released code.
 
     Attributes:
         weight: λ, weight of the last term.
         warm_up: Number of initial ERM steps.
         rate: η, step size of the weights α.
-        inner_steps: Number of gradient descent steps that fit the heads w_Q, at learning rate 0.1.
+        inner_steps: Number of gradient descent steps to fit the heads w_Q, with learning rate 0.1.
     """
 
     name: ClassVar[str] = "trm"
@@ -153,7 +153,7 @@ class _Heads:
             features: Features of the rows of every environment.
             fixed: Features of the rows of environment Q, without gradient.
             shares: Weights α_Qi of all environments i.
-            weight: λ.
+            weight: Weight λ of the last term.
         """
         key, others = f"{_head(q)}.weight", [i for i in range(len(features)) if i != q]
 
@@ -178,12 +178,12 @@ def descended(risk: Callable[[Parameters], Tensor], head: Parameters) -> dict[st
 def neumann(risk: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor) -> Tensor:
     """Approximate H⁻¹v by the Neumann series Σ_{k=0}^{10} (I − H)^k v.
 
-    The sum stops after the first k ≥ 1 at which one of its entries exceeds ±10.
+    The sum ends early, at the first k ≥ 1 for which an entry of the sum exceeds 10 in absolute value.
 
     Args:
-        risk: Function of the weight whose Hessian is H.
-        weight: Weight at which H is taken.
-        direction: v, in the shape of the weight.
+        risk: Function of the head's weight whose Hessian is H.
+        weight: Head's weight at which H is evaluated.
+        direction: Vector v, in the shape of `weight`.
     """
 
     def along(at: Tensor, v: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ _DISCRIMINATOR = "urm-discriminator"
 @final
 @dataclass(frozen=True)
 class URM(TrainingStep):
-    """Minimize R + a·BCE(D(h), 1); train D by BCE(D(u), 1) + a·BCE(D(h), 0). Krishnamachari 2024.
+    """Minimization of R + a·BCE(D(h), 1); D is trained by BCE(D(u), 1) + a·BCE(D(h), 0). Krishnamachari 2024.
 
     R is the risk, h are features, u are uniform random numbers, and BCE is the binary cross-entropy of the
     discriminator D. A tanh or ReLU is appended to the featurizer, and u is uniform on [−1, 1] for tanh or on
@@ -37,13 +37,13 @@ class URM(TrainingStep):
     trained on the features before the model's update. Environment labels are not used.
 
     Attributes:
-        weight: a, weight of the discriminator terms.
+        weight: a, weight of D's output in the model's loss, and of the features in D's loss.
         output: Function appended to the featurizer, "tanh" or "relu".
         layers: Number of hidden layers of D between its first and last layer.
         width: Width of D's hidden layers.
         rate: Learning rate of D, as a multiple of the run's learning rate.
-        smoothing: ς in [0, 1), label smoothing: the targets 1 and 0 of D are replaced by random numbers
-            uniform on (1 − ς, 1) and (0, ς).
+        smoothing: ς in [0, 1), label smoothing: the targets 1 and 0 of D are replaced by random numbers that
+            are uniform on (1 − ς, 1) and (0, ς).
     """
 
     name: ClassVar[str] = "urm"
@@ -83,7 +83,7 @@ class URM(TrainingStep):
         own = adam.part(params, _DISCRIMINATOR)
 
         def entropy(own: Parameters, features: Tensor, uniform: bool, draw: int) -> Tensor:
-            """Return the cross-entropy of D for target 1 (`uniform`) or 0, with label smoothing."""
+            """Return the smoothed cross-entropy of D for target 1 if `uniform` is true, else for target 0."""
             logits = model.network(_DISCRIMINATOR, own, features).flatten()
             smoothing = self.smoothing * context.uniform(len(logits), draw=draw, like=logits)
             goals = 1 - smoothing if uniform else smoothing

@@ -1,4 +1,4 @@
-"""Page of a comparison: one offline HTML file with several sections.
+"""HTML report of a comparison: one offline file with several sections.
 
 To add a section, define a `PageSection` subclass and list it in `SECTIONS`.
 """
@@ -40,17 +40,17 @@ _MOST_NAMES = 8
 
 
 def sections(results: ComparisonResults, recommended: str) -> list[PageSection]:
-    """Return the sections that apply to the results of a comparison."""
+    """Return all sections for which the results of a comparison have content."""
     return [section(results, recommended) for section in SECTIONS if section.applies(results)]
 
 
 def to_dict(results: ComparisonResults, recommended: str) -> dict[str, Any]:
-    """Return the numbers of all applicable sections as a JSON-compatible dictionary."""
+    """Return the numbers of all applicable sections as a JSON-serializable dictionary."""
     return {key: value for each in sections(results, recommended) for key, value in each.to_dict().items()}
 
 
 def render(results: ComparisonResults, recommendation: Recommendation) -> str:
-    """Return the page as HTML without external resources."""
+    """Return the report as HTML without external resources."""
     data, method = results.data, recommendation.algorithm
     use = (
         Block(
@@ -91,7 +91,7 @@ def render(results: ComparisonResults, recommendation: Recommendation) -> str:
 
 
 def _numbers(results: ComparisonResults, method: str) -> list[BigNumber]:
-    """Return in-domain and out-of-domain score of the recommended method in its worst environment."""
+    """Return the headline numbers: the recommended method's scores in its worst environment."""
     if not results.cells.get(method):
         return []
     name, cell = results.worst(method)
@@ -117,7 +117,7 @@ def _numbers(results: ComparisonResults, method: str) -> list[BigNumber]:
 def write(
     numbers: Mapping[str, Any], results: ComparisonResults, recommendation: Recommendation, folder: Path
 ) -> None:
-    """Write the page (report.html) and the numbers (comparison.json) to a folder.
+    """Write the report (report.html) and the numbers (comparison.json) to a folder.
 
     Raises:
         EnvariantError: If a file cannot be written.
@@ -129,10 +129,10 @@ def write(
 
 
 def check(folder: Path) -> None:
-    """Check that writing the page and the numbers overwrites only those of an earlier comparison.
+    """Check that writing the report would overwrite only files of an earlier comparison.
 
     Raises:
-        EnvariantError: If a file with one of these names exists and was not written by a comparison.
+        EnvariantError: If report.html or comparison.json exists and was not written by a comparison.
     """
     html.check_page(folder / "report.html", "comparison")
     check_overwrite(folder / "comparison.json", r'\A\{\s*"verdict":')

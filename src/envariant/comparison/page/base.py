@@ -1,4 +1,4 @@
-"""Base class of page sections."""
+"""Base class of the sections of the HTML report."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,13 +13,13 @@ __all__ = ["Block", "PageSection", "known", "shortened"]
 
 @dataclass(frozen=True, eq=False)
 class PageSection(ABC):
-    """Base class of the sections of a comparison's page.
+    """Base class of the sections of a comparison's HTML report.
 
     To add a section, define a subclass and list it in `SECTIONS`.
 
     Attributes:
         results: Results of the comparison.
-        recommended: Recommended algorithm.
+        recommended: Name of the recommended method.
     """
 
     anchor: ClassVar[str]
@@ -30,29 +30,29 @@ class PageSection(ABC):
 
     @classmethod
     def applies(cls, results: ComparisonResults) -> bool:
-        """Return whether the results have content for the section."""
+        """Return whether the results have content for this section."""
         del results
         return True
 
     @property
     def hint(self) -> str:
-        """Main result of the section in a few words, shown next to its title while it is folded."""
+        """Main result in a few words, shown next to the section's title while the section is collapsed."""
         return ""
 
     @abstractmethod
     def render(self) -> tuple[Block, ...]:
-        """Return the blocks of the section."""
+        """Return the content of the section as blocks, such as paragraphs, charts and tables."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers of the section by field name in `comparison.json`."""
+        """Return the section's numbers, by the name of their field in `comparison.json`."""
 
 
 def shortened(name: str, most: int = 28) -> str:
-    """Return a name shortened to at most `most` characters, for a figure."""
+    """Shorten a name to at most `most` characters, for use in a figure."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def known(values: dict[str, float]) -> dict[str, float]:
-    """Return the finite values by name."""
+    """Return only the finite values, by name."""
     return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Sections on the reasons for a drop, and on remedies with their measured gain."""
+"""Report sections on the reasons for drops, and on remedies with measured gains."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ _MOST_CURVES = 8
 @final
 @dataclass(frozen=True, eq=False)
 class Causes(PageSection):
-    """Section on level, slope and ranking of each drop, on bias, and on kinds of shift."""
+    """Section on the reasons for each drop: its split into parts, the bias, and the kinds of shift."""
 
     anchor: ClassVar[str] = "causes"
     title: ClassVar[str] = "Why does the score drop?"
@@ -29,7 +29,7 @@ class Causes(PageSection):
         return bool(results.causes)
 
     def render(self) -> tuple[Block, ...]:
-        """Return the blocks of the section: a summary per environment, a chart of the drops, and a table."""
+        """Return a summary per environment, a chart of the drops, and a table."""
         causes: list[Cause] = list(self.results.causes.values())
         split = [cause for cause in causes if cause.split is not None]
         caption = (
@@ -90,7 +90,7 @@ class Remedies(PageSection):
         return bool(results.remedies)
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure of scores by number of labels, the table, and the columns to collect."""
+        """Return a chart of scores by number of labels, a table of gains, and the columns to collect."""
         remedies: tuple[Remedy, ...] = self.results.remedies
         curves = [each for each in remedies if each.curve][:_MOST_CURVES]
         caption = (
@@ -104,7 +104,7 @@ class Remedies(PageSection):
         return (*figure, *table, *notes)
 
     def table(self) -> TextTable:
-        """Return a table with one row per environment and remedy whose gain is measured."""
+        """Return a table of measured gains, one row per environment and remedy."""
         remedies: tuple[Remedy, ...] = self.results.remedies
         measured = [each for each in remedies if math.isfinite(each.gain.mean)]
         name = measured[0].score if measured else "score"
@@ -136,7 +136,7 @@ class Remedies(PageSection):
 
 
 def _summary(cause: Cause) -> tuple[str, str]:
-    """Return the environment, and the sentences about it without the repeated environment name."""
+    """Return an environment's name, and the sentences about its drop without this name."""
     sentences = [cause.cause or "No significant drop.", cause.bias, cause.relation, cause.kinds]
     texts = (
         s.removeprefix(f"In {cause.label}, ").replace(f" in {cause.label}.", ".") for s in sentences if s
@@ -171,7 +171,7 @@ def _interval(interval: Interval, in_unit: bool) -> str:
 
 
 def _parts_chart(causes: list[Cause]) -> charts.Chart:
-    """Return stacked bars of level, slope and ranking, one row per environment."""
+    """Draw level, slope and ranking parts as stacked bars, one row per environment."""
     splits = {cause.environment: cause.split.loss for cause in causes if cause.split is not None}
     parts = {name: [getattr(loss, part).mean for part in PARTS] for name, loss in splits.items()}
     totals = {name: loss.total for name, loss in splits.items()}
@@ -179,7 +179,7 @@ def _parts_chart(causes: list[Cause]) -> charts.Chart:
 
 
 def _label_chart(remedies: list[Remedy]) -> charts.Chart:
-    """Return the score over the number of labels, one curve per environment."""
+    """Draw the score over the number of labels, one curve per environment."""
     series = {
         each.environment: [
             charts.LabelPoint(0, each.before),

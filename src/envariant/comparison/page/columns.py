@@ -1,4 +1,4 @@
-"""Section on columns: stability of their relation with the target, and importance for models."""
+"""Report section on columns: stability of their relation with the target, and their importance."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from envariant.analysis.column_stability import ColumnStability
 from envariant.comparison.formatting import listed, method_name, p_text, score
 from envariant.comparison.page.base import Block, PageSection, known
 from envariant.comparison.results import ComparisonResults
+from envariant.core.printable import number_of
 from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable
 
@@ -19,7 +20,7 @@ _ABSENT = (math.nan,) * 3
 @final
 @dataclass(frozen=True, eq=False)
 class Columns(PageSection):
-    """Section on the stability and importance of columns."""
+    """Section on the stability of each column's relation with the target, and on column importance."""
 
     anchor: ClassVar[str] = "columns"
     title: ClassVar[str] = "Which columns carry an unstable relation?"
@@ -29,9 +30,9 @@ class Columns(PageSection):
         return bool(results.data.columns)
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure, the stability table and the importance table."""
+        """Return a chart, the stability table and the importance table."""
         hidden = len(self.results.data.columns) - _MOST_ROWS
-        more = f" {hidden} columns with a more stable relation are not drawn." if hidden > 0 else ""
+        more = f" Not drawn: {number_of(hidden, 'column')} with a more stable relation." if hidden > 0 else ""
         slopes = (
             "Slope of each column in each environment, given the other columns; distant points mean that the "
             f"relation differs. Thin lines: 95 % prediction interval of the next environment.{more}"
@@ -56,7 +57,7 @@ class Columns(PageSection):
         return list(dict.fromkeys((self.results.baseline_method, self.recommended)))
 
     def rows(self) -> list[charts.ColumnRow]:
-        """Return slopes and importance of the columns, the least stable first."""
+        """Return chart rows with slopes and importance of each column, the least stable column first."""
         return [
             charts.ColumnRow(
                 column.column,
@@ -73,7 +74,7 @@ class Columns(PageSection):
         ]
 
     def stability_table(self) -> TextTable:
-        """Return a table with one row per column: relation, pooled and extreme slopes and p-value."""
+        """Return a table with the kind of relation, the slopes and the p-value of each column."""
         lines: list[tuple[str, ...]] = []
         for column in self.results.data.columns[:_MOST_ROWS]:
             slopes = known(dict(column.slopes))
@@ -95,7 +96,7 @@ class Columns(PageSection):
         return TextTable(header, tuple(lines), (note,))
 
     def importance_table(self) -> TextTable:
-        """Return a table with the decrease in performance after shuffling or replacing each column."""
+        """Return a table with the decrease in performance after each column is shuffled or replaced."""
         lines: list[tuple[str, ...]] = []
         for column in self.results.data.columns[:_MOST_ROWS]:
             losses: list[float] = []
@@ -137,7 +138,7 @@ def _unit(columns: Sequence[ColumnStability]) -> str:
 
 
 def _next_limits(column: ColumnStability) -> tuple[float, float] | None:
-    """Return the prediction interval of the next environment; None if there is none."""
+    """Return the prediction interval of a column's slope in the next environment; None if unknown."""
     pooled = column.pooled
     if pooled is None or not math.isfinite(pooled.next_low):
         return None

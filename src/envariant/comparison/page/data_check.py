@@ -1,4 +1,4 @@
-"""Section with the findings of the data check."""
+"""Report section with the findings of the data check."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
@@ -11,7 +11,7 @@ from envariant.reporting.tables import TextTable
 @final
 @dataclass(frozen=True, eq=False)
 class DataCheck(PageSection):
-    """Section with what was found in the table before training, and what to do."""
+    """Section with the findings of the data check and the suggested actions."""
 
     anchor: ClassVar[str] = "data-check"
     title: ClassVar[str] = "Data check"

@@ -1,4 +1,4 @@
-"""Section on the scores over time, if environments are ordered."""
+"""Report section on scores over time, for environments ordered in time."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -12,7 +12,7 @@ from envariant.reporting import charts
 @final
 @dataclass(frozen=True, eq=False)
 class OverTime(PageSection):
-    """Section with the score in each next environment, in the order of time."""
+    """Section with the score in each environment of models trained on all earlier environments."""
 
     anchor: ClassVar[str] = "over-time"
     title: ClassVar[str] = "How does the score change over time?"
@@ -22,7 +22,7 @@ class OverTime(PageSection):
         return results.data.ordered
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure of the scores over time."""
+        """Return the chart of the scores over time."""
         untested = [name for name in self.results.data.n_rows if name not in self.results.environments]
         caption = (
             "Each point is one environment, predicted by models that were trained on all earlier ones. "
@@ -32,7 +32,7 @@ class OverTime(PageSection):
         return (Block.chart(self.chart(), caption + more),)
 
     def chart(self) -> charts.Chart:
-        """Return a chart of the scores over the environments in time."""
+        """Draw the scores of the environments in chronological order."""
         results = self.results
         names = [name for name in results.environments if name in results.baseline]
         rows, labels = drop_rows(results, self.recommended, names)

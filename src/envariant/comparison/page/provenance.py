@@ -1,4 +1,4 @@
-"""Sections on provenance: the preprocessing log and the settings of the study."""
+"""Report sections on provenance: the preprocessing log and the settings of the study."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ class PreprocessingLog(PageSection):
     title: ClassVar[str] = "Preprocessing log"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the log entries by column."""
+        """Return a table of the log entries of each column."""
         entries = [(entry.column or "table", entry.what) for entry in self.results.data.preprocessing_log]
         return (Block("definitions", [(term, without_folders(text)) for term, text in entries]),)
 
@@ -39,7 +39,7 @@ class Settings(PageSection):
         return bool(results.settings)
 
     def render(self) -> tuple[Block, ...]:
-        """Return the settings by name."""
+        """Return a table of the study's settings."""
         pairs = [(key, without_folders(_text(value))) for key, value in self.results.settings.items()]
         return (Block("definitions", pairs),)
 

@@ -1,4 +1,4 @@
-"""Sections on scores: drop of the baseline by environment, and comparison of methods."""
+"""Report sections on scores: drops of the baseline by environment, and all methods compared."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from envariant.comparison.baselines import baseline_name
 from envariant.comparison.formatting import capitalized, ci, method_name, score, the
 from envariant.comparison.page.base import Block, PageSection
 from envariant.comparison.results import Cell, ComparisonResults
+from envariant.core.printable import number_of
 from envariant.reporting import charts
 from envariant.reporting.tables import NONE, TextTable, network_notes
 
@@ -31,16 +32,16 @@ class Drops(PageSection):
         return "" if drop is None else f"mean drop {score(self.results, drop.mean, signed=True)}"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the table of the baseline's scores; its chart is at the top of the page."""
+        """Return the table of the baseline's scores; the chart is shown at the top of the report."""
         return (Block.table(self.table(), "Scores with and without the environment in training"),)
 
     def chart(self) -> Block:
-        """Return the chart of in-domain and out-of-domain scores, one row per environment."""
+        """Draw in-domain and out-of-domain scores, one row per environment."""
         results = self.results
         names = results.hardest_first()
         rows, labels = drop_rows(results, self.recommended, names[:MOST_ROWS])
         hidden = len(names) - MOST_ROWS
-        more = f" {hidden} environments with better scores are not drawn." if hidden > 0 else ""
+        more = f" Not drawn: {number_of(hidden, 'environment')} with better scores." if hidden > 0 else ""
         more += " All other training rows are earlier ones." if results.data.ordered else ""
         caption = (
             "A line joins the in-domain score (model trained on other rows of the environment) and the "
@@ -140,7 +141,7 @@ class Methods(PageSection):
 def methods_table(results: ComparisonResults) -> TextTable:
     """Return a table of scores, one row per method and one column per environment.
 
-    With many environments, only those with the worst scores of the baseline have a column.
+    If there are many environments, only the environments with the baseline's worst scores have a column.
     """
     hardest = results.hardest_first()[:_MOST_COLUMNS]
     total = len(results.environments)
@@ -181,9 +182,9 @@ def methods_table(results: ComparisonResults) -> TextTable:
 def drop_rows(
     results: ComparisonResults, recommended: str, names: Sequence[str]
 ) -> tuple[list[charts.DropRow], tuple[str, str, str, str]]:
-    """Return the scores of the baseline and of one other method in some environments, and their labels.
+    """Return chart rows with the scores of the baseline and of one other method, and the chart's labels.
 
-    The other method is the recommended one, or the best other if the baseline is recommended.
+    The other method is the recommended method, or the best other method if the baseline is recommended.
     """
     other = recommended if recommended != results.baseline_method else runner_up(results)
     others, constants = results.cells.get(other, {}), results.data.baseline_scores
@@ -205,7 +206,7 @@ def drop_rows(
 
 
 def runner_up(results: ComparisonResults) -> str:
-    """Return the method other than the baseline with the best worst score; "" if there is none."""
+    """Return the non-baseline method with the best worst-environment score; "" if there is none."""
     others = [m for m in results.cells if m != results.baseline_method and results.is_complete(m)]
     return max(others, key=lambda m: results.metric.sign * results.worst(m)[1].ood_score.mean, default="")
 

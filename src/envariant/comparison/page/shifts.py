@@ -1,4 +1,4 @@
-"""Section on the kind of shift between each environment and all others."""
+"""Report section on the kind of shift between each environment and all others."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -13,13 +13,13 @@ from envariant.reporting.tables import TextTable
 @final
 @dataclass(frozen=True, eq=False)
 class Shifts(PageSection):
-    """Section on diversity, correlation, label and covariate shift."""
+    """Section on diversity, correlation, label and covariate shift of each environment."""
 
     anchor: ClassVar[str] = "shift"
     title: ClassVar[str] = "Which kind of shift is it?"
 
     def render(self) -> tuple[Block, ...]:
-        """Return the figure and the table of shift measures, or a note if there are too few rows."""
+        """Return a chart and a table of the shift measures, or a note if there are too few rows."""
         shifts = self.results.data.shifts
         if not shifts:
             return (Block("note", "There are too few rows to measure the shift."),)

@@ -1,4 +1,4 @@
-"""Section on the scores of subgroups."""
+"""Report section on the scores of subgroups."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final

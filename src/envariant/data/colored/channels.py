@@ -1,7 +1,7 @@
-"""Colored MNIST with the color channels of its images as environments, as in the course report.
+"""Colored MNIST with one training environment per color channel, to reproduce a course report.
 
-The channels of an image are not environments in the usual sense: a relation common to all channels need not
-hold if the colors are swapped. The data set exists to reproduce the report.
+Color channels are not environments in the usual sense: a relation that holds in all channels need not hold
+after colors are swapped.
 """
 
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ CHANNELS = ("red", "green", "blue")
 class ColorChannels(DigitSource):
     """Colored MNIST in protocol "thirds", with one training environment per color channel.
 
-    Every training environment contains all training images, with only one channel: in "red", the green and
-    blue channels show background only. No digit is blue, so "blue" shows no digits. The test environment has
-    all channels.
+    Every training environment contains all training images, but only one of their channels; the other
+    channels show the background. No digit is blue, so environment "blue" shows no digits. The test
+    environment has all channels.
 
     Attributes:
-        size: Side of an image in pixels: 28, 14 or 7.
+        size: Height and width of an image in pixels: 28, 14 or 7.
         folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
     """
 

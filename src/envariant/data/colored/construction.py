@@ -1,9 +1,10 @@
-"""Construct colored digits: noisy labels from the shapes, and misleading colors from the labels.
+"""Construct colored digits: labels depend on the digit with noise, and colors depend on the label with noise.
 
-A digit's shape gives the class s (its group of five digits). The label is y = s ⊕ Bern(label noise), the
-color c = y ⊕ Bern(flip), and c is the channel that shows the digit; ⊕ is exclusive or, and Bern(p) is 1 with
-probability p. Within an environment, the color may predict the label better than the shape does; only the
-relation between label and shape is the same in all environments. Arjovsky et al. 2019, section 5.2.
+The noise-free binary label s (`shape` in the code) depends only on the digit: digits 0–4 have one value and
+digits 5–9 the other. The label is y = s ⊕ Bern(label noise), and the color is c = y ⊕ Bern(flip), where ⊕ is
+exclusive or and Bern(p) is 1 with probability p. c is the index of the color channel that shows the digit.
+Within an environment, the color may predict the label better than the shape does. Only the relation between
+label and shape is the same in all environments. Arjovsky et al. 2019, section 5.2.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ class Theory:
     Attributes:
         shape_only: Accuracy of the best classifier that uses only the shape: 1 − label noise.
         color_only: Accuracy of the classifier that predicts the color as the label: 1 − flip probability.
-        bayes: Accuracy of the Bayes classifier of this environment, which uses shape and color.
+        bayes: Accuracy of the environment's Bayes classifier, which uses shape and color.
         bayes_risk: Risk of the Bayes classifier in nats: the entropy of the label given shape and color.
     """
 
@@ -54,7 +55,7 @@ def theory(label_noise: float, flip: float) -> Theory:
     The shape and the color are independent given the label.
 
     Args:
-        label_noise: Probability that the label differs from the class of the shape.
+        label_noise: Probability that the label differs from the noise-free label.
         flip: Probability that the color differs from the label.
     """
     q, e = label_noise, flip
@@ -80,14 +81,14 @@ def entropy(p: float) -> float:
 def names(
     train: Sequence[float], test: Sequence[float], name: Callable[[float], str] = "flip-{:g}".format
 ) -> list[str]:
-    """Return the name of every environment, such as `flip-0.2` for flip probability 0.2.
+    """Name every environment by its flip probability, such as `flip-0.2`.
 
-    A test environment with the flip probability of a training environment is named `test-flip-0.2`.
+    If a test environment has the flip probability of a training environment, its name is `test-flip-0.2`.
 
     Args:
         train: Color flip probability of each training environment.
         test: Color flip probability of each test environment.
-        name: Function that returns the name for a flip probability.
+        name: Function that maps a flip probability to an environment name.
     """
     return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
@@ -101,18 +102,18 @@ def colored_environment(
     flipped_label: Bool[Tensor, " rows"],
     flipped_color: Bool[Tensor, " rows"],
 ) -> Environment:
-    """Return an environment of colored digits, with the attributes digit, shape and color.
+    """Build an environment of colored digits, with the row attributes digit, shape and color.
 
     The inputs, `[rows, 2, height, width]`, contain the image in the channel of its color, and zeros in the
     other channel.
 
     Args:
         name: Name of the environment.
-        images: Gray values in [0, 1].
-        digits: Digit of each image, 0 to 9.
-        shape: Class of each digit's shape.
-        flipped_label: Mask of the rows whose label differs from the class of the shape.
-        flipped_color: Mask of the rows whose color differs from the label.
+        images: Grayscale images with values in [0, 1], `[rows, height, width]`.
+        digits: Digit of each image, 0 to 9, `[rows]`.
+        shape: Noise-free binary label of each row, which depends on its digit, `[rows]`.
+        flipped_label: Mask of the rows whose label differs from the noise-free label, `[rows]`.
+        flipped_color: Mask of the rows whose color differs from the label, `[rows]`.
     """
     label = shape ^ flipped_label
     color = label ^ flipped_color
@@ -123,12 +124,12 @@ def colored_environment(
 
 
 def grayscale(environment: Environment) -> Environment:
-    """Return a copy of an environment without color: the color channels are summed to one channel."""
+    """Return a copy of an environment without color: the color channels are summed."""
     return _with_inputs(environment, environment.inputs.sum(dim=1, keepdim=True))
 
 
 def standardized(environment: Environment, mean: float, deviation: float) -> Environment:
-    """Standardize the inputs of an environment; if they have two channels, add a third channel of zeros."""
+    """Standardize the inputs of an environment; append a third channel of zeros if there are two channels."""
     inputs = (environment.inputs - mean) / deviation
     if inputs.shape[1] == 2:
         inputs = torch.cat([inputs, torch.zeros_like(inputs[:, :1])], dim=1)
@@ -140,7 +141,10 @@ def _with_inputs(environment: Environment, inputs: Tensor) -> Environment:
 
 
 def uniforms(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw uniform numbers in [0, 1), for label noise and then for colors, as the IRM authors' code does."""
+    """Sample one uniform number in [0, 1) per row for label noise, then one per row for colors.
+
+    The order is that of the IRM authors' code.
+    """
     return torch.rand(rows, generator=generator), torch.rand(rows, generator=generator)
 
 
@@ -148,9 +152,9 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
     """Downsample images to `size` × `size` pixels and scale their values to [0, 1].
 
     Args:
-        images: Gray values from 0 to `most`.
-        size: Height and width of the result in pixels; rows and columns are selected at equal intervals.
-        most: Largest possible gray value.
+        images: Grayscale images with values from 0 to `most`, `[rows, height, width]`.
+        size: Height and width of the result in pixels; pixels are selected at equal intervals.
+        most: Largest possible pixel value.
     """
     stride = images.shape[1] // size
     return torch.from_numpy(images[:, ::stride, ::stride].astype(np.float32) / most)
@@ -159,15 +163,15 @@ def downsampled(images: Num[np.ndarray, "rows height width"], size: int, most: i
 @final
 @dataclass(frozen=True)
 class Facts:
-    """Shares of rows measured in one environment, and the environment's exact accuracies and risks.
+    """Measured properties of one environment, and its exact accuracies and risks.
 
     Attributes:
         environment: Name of the environment.
         role: Default role of the environment, "train" or "test".
         rows: Number of rows.
         label_one: Share of rows with label 1.
-        color_agreement: Share of rows whose label equals the color.
-        shape_agreement: Share of rows whose label equals the class of the shape.
+        color_agreement: Share of rows whose color equals the label.
+        shape_agreement: Share of rows whose label equals the noise-free label.
         theory: Exact accuracies and risks of the environment.
     """
 
@@ -181,9 +185,9 @@ class Facts:
 
 
 class DigitSource(SpecSource):
-    """Base class of all sources of colored digits, written as `base:protocol(setting=value, …)`.
+    """Base class of all sources of colored digits, specified by `base:protocol(setting=value, …)`.
 
-    For gray images, `-grayscale` is appended to the base.
+    For grayscale images, the name `base` ends in `-grayscale`.
     """
 
     @classmethod
@@ -207,13 +211,13 @@ class DigitSource(SpecSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Base class of sources of colored digits whose seed determines order, label noise and colors.
+    """Base class of colored digits; the seed determines the order of rows, the label noise and the colors.
 
     Attributes:
-        label_noise: Probability that the label differs from the class of the shape.
-        train_flips: Probability that the color differs from the label, one per training environment.
-        test_flips: Probability that the color differs from the label, one per default test environment.
-        gray: Whether to sum the color channels, so that a model cannot use the color (grayscale oracle).
+        label_noise: Probability that the label differs from the noise-free label of the digit.
+        train_flips: Probabilities that the color differs from the label, one per training environment.
+        test_flips: Probabilities that the color differs from the label, one per default test environment.
+        gray: Whether to sum the color channels, so that models cannot use the color (grayscale oracle).
     """
 
     label_noise: float = 0.25
@@ -248,7 +252,7 @@ class ColoredSource(DigitSource):
 
     @abstractmethod
     def environments(self, seed: int) -> tuple[Environment, ...]:
-        """Return the environments of one data draw, in the order of `flips`.
+        """Build the environments of one data draw, in the order of `flips`.
 
         Args:
             seed: Seed of the data draw.
@@ -273,15 +277,15 @@ class ColoredSource(DigitSource):
         uniforms: tuple[Tensor, Tensor],
         group: Callable[[Tensor], Tensor] = lambda number: number < 5,
     ) -> Environment:
-        """Build one environment from gray images and random numbers.
+        """Build one environment from grayscale images and random numbers.
 
         Args:
             name: Name of the environment.
-            images: Gray values in [0, 1], `[rows, height, width]`.
+            images: Grayscale images with values in [0, 1], `[rows, height, width]`.
             digits: Digit of each image, 0 to 9, `[rows]`.
             flip: Probability that the color differs from the label.
             uniforms: Uniform numbers in [0, 1) for label noise and for colors, `[rows]` each.
-            group: Function from digits to the class of the shape.
+            group: Function that maps digits to the noise-free binary label (true or false).
         """
         number = torch.from_numpy(digits.astype(np.int64))
         noise, color = uniforms
@@ -296,7 +300,7 @@ class ColoredSource(DigitSource):
         return grayscale(environment) if self.gray else environment
 
     def facts(self, sample: EnvironmentSet) -> Sequence[Facts]:
-        """Return measured shares of rows, and exact accuracies and risks, for every environment.
+        """Measure the properties of every environment, and compute its exact accuracies and risks.
 
         Args:
             sample: Environments returned by `sample`.

@@ -22,7 +22,7 @@ from envariant.data.colored import construction
 @final
 @dataclass(frozen=True)
 class ColoredDigits(construction.ColoredSource):
-    """Data source of scikit-learn's digits with added colors; see `ColoredSource` for the settings."""
+    """Data source of scikit-learn's digits with added colors. The settings are those of `ColoredSource`."""
 
     base: ClassVar[str] = "colored-digits"
 
@@ -56,9 +56,9 @@ class ColoredDigits(construction.ColoredSource):
 
 @functools.cache
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return scikit-learn's images `[1797, 8, 8]`, with values from 0 to 16, and their digits `[1797]`.
+    """Load scikit-learn's images, `[1797, 8, 8]` with values from 0 to 16, and their digits, `[1797]`.
 
-    The data file is read directly if possible, because importing scikit-learn takes a second.
+    If possible, the data file is read without importing scikit-learn, which takes a second.
     """
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or []:

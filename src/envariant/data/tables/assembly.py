@@ -32,7 +32,7 @@ _MOST_REMARKS = 12
 
 @final
 class Parts(NamedTuple):
-    """Parts from which a `Table` is built; attributes are those of `Table`."""
+    """Components of a `Table`. The attributes have the same names and meanings as in `Table`."""
 
     columns: tuple[Column, ...]
     target: Column
@@ -62,17 +62,17 @@ def assembled(
     Args:
         loaded: Columns as read from the file or the data frame.
         columns: Columns with inferred kinds, by name.
-        role_names: Mapping from the roles "target", "environment", "sample_weight" and "group" to column
-            names.
+        role_names: Column name of each role: "target", "environment", and optionally "sample_weight" and
+            "group".
         task: Prediction task. Default: inferred from the target.
         log: Preprocessing log, to which entries are appended.
         min_rows: Minimum number of rows of an environment.
-        ordered: Whether environments follow one another in time.
-        subgroups: Names of the columns whose values are subgroups.
+        ordered: Whether environments are ordered in time.
+        subgroups: Names of the columns whose values define subgroups.
 
     Raises:
-        EnvariantError: If environments have no order in time, or there are too few environments, classes or
-            inputs.
+        EnvariantError: If environments cannot be ordered in time, or there are too few environments, classes
+            or inputs.
     """
     label, inputs = loaded.table.label, dict(columns)
     target, environment = inputs.pop(role_names["target"]), inputs.pop(role_names["environment"])
@@ -119,7 +119,7 @@ def assembled(
 
 
 def remarks(log: Sequence[LogEntry]) -> list[str]:
-    """Return the lines of a log that require a warning, and one line that lists the columns left out."""
+    """Return warnings: one line per notable log entry, and one line that lists all omitted columns."""
     lines = [str(entry) for entry in log if entry.notable]
     columns = [
         f"'{entry.column}' ({entry.what.removeprefix(_LEFT_OUT)})"
@@ -136,7 +136,7 @@ def remarks(log: Sequence[LogEntry]) -> list[str]:
 def _target(
     loaded: LoadedColumns, column: Column, used: NDArray[np.bool_], task: TaskName, log: list[LogEntry]
 ) -> tuple[Column, TargetType]:
-    """Return the target column for the used rows, with the original type and values of the target."""
+    """Return the target column for the used rows, and the original type and values of the target."""
     dtype, chunk = loaded.target_dtype, concatenated(loaded.chunks[column.name])
     texts = None if chunk.kind is not None else replace(chunk, values=chunk.values[used])
     column = column.rows(used)
@@ -161,7 +161,7 @@ def _target(
 
 
 def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[LogEntry]:
-    """Return the log entries of all input columns; entries on unusable columns begin with "left out: "."""
+    """Return the log entries of all input columns; entries for omitted columns begin with "left out: "."""
     entries: list[LogEntry] = []
     order = np.argsort(environment.values, kind="stable")
     for name, column in inputs.items():
@@ -178,7 +178,7 @@ def _input_entries(inputs: Mapping[str, Column], environment: Column) -> list[Lo
 
 
 def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return the reason why a column is useless to any model; "" if there is none."""
+    """Return the reason why no model can use a column; "" if there is no such reason."""
     if column.missing.all():
         return "it holds no value"
     if rarely_observed(int((~column.missing).sum()), len(column)):
@@ -191,7 +191,7 @@ def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> 
 
 
 def _index_reason(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return the reason why a numeric column seems to be a row index; "" if it does not."""
+    """Return why a numeric column seems to be a row index, as text; "" if it does not."""
     values = column.values
     if column.missing.any() or len(values) <= MOST_CLASSES or (values % 1).any():
         return ""
@@ -211,7 +211,7 @@ def _index_reason(column: Column, environment: Column, order: NDArray[np.int64])
 
 
 def _constant_outside(column: Column, environment: Column, order: NDArray[np.int64]) -> str:
-    """Return a log text if a column is constant in all environments but one, else "".
+    """Return a text for the log if a column is constant in all environments but one, else "".
 
     `order` sorts the rows by environment.
     """
@@ -227,7 +227,7 @@ def _constant_outside(column: Column, environment: Column, order: NDArray[np.int
 
 
 def _missing_outside(column: Column, environment: Column) -> str:
-    """Return a log text if a column is missing nearly everywhere outside of an environment."""
+    """Return a text for the log if a column is nearly always missing outside of one environment, else ""."""
     count = len(environment.categories)
     sizes = np.bincount(environment.values, minlength=count)
     observed = np.bincount(environment.values, ~column.missing, minlength=count)

@@ -43,14 +43,14 @@ class Column:
 
     Attributes:
         name: Name of the column in the header.
-        kind: Name of the kind of the values, a key of `KINDS`.
-        values: Values `[rows]`: float64 with NaN for missing values (dates in days since 1970), or int32
+        kind: Name of the column's kind, a key of `KINDS` such as "number".
+        values: Values, `[rows]`: float64 with NaN for missing values (dates in days since 1970), or int32
             codes of categories with −1 for missing values.
         categories: Categories in the order of their codes; empty for other kinds.
-        notation: Notation of numbers that were read from text; None for the notation of programming
-            languages.
-        remarks: Sentences that explain how ambiguous strings in the column were read.
-        missing_as: Strings of the column that were read as missing values.
+        notation: Notation of numbers that were read from text, such as a decimal comma; None for numbers as
+            written in programming languages.
+        remarks: Sentences that explain how ambiguous strings were read.
+        missing_as: Strings that were read as missing values.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Column:
 
     @property
     def type(self) -> ColumnKind:
-        """Kind of the values, as a `ColumnKind`."""
+        """Kind of the column, as a `ColumnKind`."""
         return KINDS[self.kind]
 
     @property
@@ -75,18 +75,18 @@ class Column:
         return self.type.missing(self.values)
 
     def rows(self, index: NDArray[Any]) -> "Column":
-        """Return the column with the rows selected by an index or a mask."""
+        """Return a column with the rows selected by an index or a mask."""
         return replace(self, values=self.values[index])
 
     def texts(self) -> list[str | None]:
-        """Return the values as readable text, with None for missing values."""
+        """Format the values as readable strings, with None for missing values."""
         return self.type.format(self.values, self.categories)
 
     def fit(self, environments: NDArray[Any] | None = None) -> ColumnEncoding | None:
-        """Fit the encoding; return None if the values are constant or nearly all missing.
+        """Fit the encoding as network inputs; return None if values are constant or nearly all missing.
 
         Args:
-            environments: Number of the environment of each row. Default: one environment.
+            environments: Index of the environment of each row. Default: one environment.
         """
         if rarely_observed(int(np.count_nonzero(~self.missing)), len(self)):
             return None
@@ -95,9 +95,9 @@ class Column:
 
 
 def rarely_observed(observed: int, rows: int) -> bool:
-    """Return whether so few values are observed that a model cannot learn from them.
+    """Return whether a column has values in less than 5 % of the rows and in fewer than 100 rows.
 
-    Fewer than 5 % of the rows, and fewer than 100: such values often come from a few unusual rows.
+    Such values often come from a few unusual rows, and a model cannot learn from them.
     """
     return observed < min(_RARE_SHARE * rows, _RARE_ROWS)
 
@@ -116,11 +116,13 @@ def read_chunk(
         name: Name of the column.
         rows: Consecutive rows of the column.
         first_row: Number of preceding rows, for error messages.
-        categorical: Whether numbers are categories too. If the pandas type is categorical, they always are.
-        is_target: Whether to store original values, and integers too large for float64 as text.
+        categorical: Whether to read numbers as categories. This is always done for the categorical type of
+            pandas.
+        is_target: Whether the column is the target. If so, original values are stored, and integers too large
+            for float64 are read as text.
 
     Raises:
-        EnvariantError: If a number is too large to compute with, or a value is not a scalar.
+        EnvariantError: If a number is too large, or a value is not a scalar.
     """
     if categorical or isinstance(rows.dtype, pd.CategoricalDtype):
         return _text_chunk(name, rows, categorical=True, keep_originals=is_target)
@@ -145,12 +147,12 @@ def infer_column(
     rule: MissingRule | None = None,
     decimal_comma: bool | None = None,
 ) -> Column:
-    """Join the chunks of a column, and infer the kind of the column from all of them.
+    """Join the chunks of a column, and infer the kind of the column from all rows.
 
     Args:
         name: Name of the column.
         chunks: Chunks that contain all rows of the column.
-        rule: Rule that decides which strings are missing values.
+        rule: Rule that decides which strings are missing values. Default: the rule for input columns.
         decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
     Raises:
@@ -188,7 +190,7 @@ def infer_column(
 
 
 def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
-    """Return whether integers are class codes: too large for float64, or few and mixed with a common word."""
+    """Return whether strings are class codes: huge integers, or few integers and a word like none."""
     if any(re.fullmatch(r"[-+]?\d{16,}", text) for text in words.texts):
         return True
     frequent = [
@@ -201,7 +203,7 @@ def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
 
 
 def _numeric_remark(texts: ColumnChunk) -> list[str]:
-    """Return a remark if many strings of a text column begin with a digit, as numbers with a unit do."""
+    """Return a remark if many strings of a text column begin with a digit, such as numbers with a unit."""
     counts = texts.counts
     looks = np.array([bool(_NUMERIC.match(text)) for text in texts.texts], dtype=bool)
     share = counts[looks].sum() / max(1, counts.sum())
@@ -217,7 +219,7 @@ def _numeric_remark(texts: ColumnChunk) -> list[str]:
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
-    """Return whether pandas inferred several types for one column, so the original text may be lost."""
+    """Return whether pandas inferred different types for chunks of a column, which may alter strings."""
     return len({chunk.kind for chunk in chunks if not chunk.blank}) > 1
 
 
@@ -231,19 +233,18 @@ def column_of_kind(
     known: Collection[str] = (),
     declared: frozenset[str] | None = None,
 ) -> Column:
-    """Convert a chunk to a column of the kind that the column had in training.
+    """Convert new rows of a column to the kind that the column had in training.
 
-    Categories may be given as numbers, Booleans as 0 and 1 or as words, and numbers and dates as text.
+    Categories may be numbers, Booleans may be 0 and 1 or words, and numbers and dates may be text.
 
     Args:
         name: Name of the column.
-        chunk: Rows of the column.
+        chunk: New rows of the column.
         kind: Kind of the column in training.
         first_row: Number of preceding rows, for error messages.
         notation: Notation of numbers in the training table.
-        known: Categories that occur in training. They are never missing values, even words such as "none".
-        declared: Strings that the user declared as missing values in training. Default: the usual ones,
-            such as NA.
+        known: Categories that occur in training. They are never read as missing, even words such as "none".
+        declared: Strings that the user declared as missing values in training. Default: words such as NA.
 
     Raises:
         EnvariantError: If a value is not of the given kind.
@@ -288,7 +289,7 @@ def _text_chunk(
 
 
 def _spellings(values: Any, written: Sequence[str]) -> list[tuple[str, str]]:
-    """Return up to three pairs of different strings that were read as the same string."""
+    """Return up to three pairs of different original strings that were read as the same string."""
     first: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
     for value, text in zip(values, written, strict=True):
@@ -334,7 +335,7 @@ def joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
 
 
 def text_of(value: object) -> str:
-    """Return a value as text in Unicode's composed form, without invisible characters; 3.0 becomes "3"."""
+    """Convert a value to a string in Unicode's composed form, without invisible characters; 3.0 gives "3"."""
     # 3 and 3.0 are the same value, independent of the pandas type of the chunk.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))

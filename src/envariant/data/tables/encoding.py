@@ -1,8 +1,8 @@
 """Encode the columns of a table as network inputs.
 
-Numbers are standardized by the mean and standard deviation of the observed values, and missing ones are
-replaced by the median; categories are one-hot encoded. All parameters are fitted on the training environments
-only, and stored as Python numbers.
+Numbers are standardized by mean and standard deviation, and missing numbers are replaced by the median.
+Categories are one-hot encoded. All parameters are fitted on the training environments only, and stored as
+Python numbers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ __all__ = ["MOST_CATEGORIES", "ColumnEncoding", "Encoder", "fit"]
 @final
 @dataclass(frozen=True)
 class Encoder:
-    """Encoding of a table: the encodings of its columns, in the order of the inputs."""
+    """Fitted encoder of a table: the encoding of each column, in the order of the network inputs."""
 
     columns: tuple[ColumnEncoding, ...]
 
@@ -33,12 +33,12 @@ class Encoder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the inputs."""
+        """Names of the network inputs, in order."""
         return tuple(name for column in self.columns for name in _names(column))
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Mapping from column name to the range of network inputs that encode the column."""
+        """Slice of the network inputs that encode each column, by column name."""
         ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
         return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 
@@ -55,11 +55,11 @@ class Encoder:
 
 
 def fit(columns: Iterable[Column], environments: NDArray[Any] | None = None) -> Encoder:
-    """Fit an encoder on training rows; constant columns and those missing nearly everywhere are omitted.
+    """Fit an encoder on training rows; constant columns and columns with few values are omitted.
 
     Args:
         columns: Training rows of all columns.
-        environments: Number of the environment of each row. Default: one environment.
+        environments: Index of the environment of each row. Default: one environment.
     """
     encodings = (column.fit(environments) for column in columns)
     return Encoder(tuple(encoding for encoding in encodings if encoding is not None))

@@ -47,7 +47,7 @@ _CSV = "save it as CSV or Parquet"
 
 
 def what_it_is(start: bytes) -> str:
-    """Return the format of a file, recognized by its first bytes; "" if it may be a text table."""
+    """Recognize the format of a file by its first bytes; return "" if it may be a text table."""
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind
@@ -59,12 +59,15 @@ def what_it_is(start: bytes) -> str:
 def opened(
     path: Path, encoding: str, rows: int
 ) -> tuple[Callable[[], Iterator[pd.DataFrame]], list[str]] | None:
-    """Return a function that yields the rows of a file in chunks, and the column names; None for text files.
+    """Open a file that is not plain text.
 
     Args:
-        path: Path of the file; its suffix decides how it is read.
+        path: Path of the file; the suffix determines the format.
         encoding: Encoding of text in the file.
-        rows: Number of rows of a chunk.
+        rows: Number of rows per chunk.
+
+    Returns:
+        Function that yields chunks of rows, and the column names; None for text files.
 
     Raises:
         EnvariantError: If the file cannot be read, or a package for it is missing.
@@ -168,7 +171,7 @@ def _json_text(path: Path, encoding: str) -> str:
 
 
 def _frame_of(content: Any) -> pd.DataFrame:
-    """Convert JSON content to a data frame; layouts of pandas are records, columns, split and table."""
+    """Convert JSON content to a data frame, in the layouts records, columns, split or table of pandas."""
     if isinstance(content, dict) and "data" in content and ("columns" in content or "schema" in content):
         names: Sequence[Any] | None = content.get("columns")
         frame = pd.DataFrame(content["data"], columns=names, dtype=object)
@@ -180,7 +183,7 @@ def _frame_of(content: Any) -> pd.DataFrame:
 
 
 def _inferred(frame: pd.DataFrame) -> pd.DataFrame:
-    """Infer the types of object columns without missing values; in others, integers would become floats."""
+    """Infer the types of object columns, except if values are missing: integers would become floats."""
     if not frame.columns.is_unique:
         # The caller rejects it.
         return frame

@@ -1,4 +1,4 @@
-"""Load the columns of a table; infer its decimal separator and its words for missing values."""
+"""Load the columns of a table; infer the decimal separator and the words for missing values."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +30,12 @@ Chunks = dict[str, list[ColumnChunk]]
 @final
 @dataclass(frozen=True, eq=False)
 class LoadedColumns:
-    """Columns of a table in chunks, before their kinds are inferred.
+    """Columns of a table, loaded in chunks, before their kinds are inferred.
 
     Attributes:
         table: Table that contains the columns.
         chunks: Chunks of each column, by column name.
-        index: Index of the rows.
+        index: Pandas index of the rows.
         target_dtype: Pandas type of the target column; None for a text file.
         decimal_comma: Whether numbers have a decimal comma; None if unknown.
     """
@@ -50,8 +50,8 @@ class LoadedColumns:
         """Infer the kind of every column.
 
         Args:
-            roles: Names of the target and environment column, in which words such as "none" are values.
-            declared: Strings that the user declared as missing values. Default: the usual ones, such as NA.
+            roles: Names of the target and environment columns, in which words such as "none" are values.
+            declared: Strings that the user declared as missing values. Default: words such as NA.
 
         Raises:
             EnvariantError: If a column of numbers or dates contains a few other strings.
@@ -91,11 +91,11 @@ def load(
 
     Args:
         table: Table to read.
-        names: Names of the columns.
-        texts: Names of columns of a text file to read as text, without conversion to numbers.
+        names: Names of the columns to load.
+        texts: Names of columns to read as text, without conversion to numbers (for text files).
         target: Name of the target column; "" for none.
         environment: Name of the environment column; "" for none.
-        declared: Strings that the user declared as missing values. Default: the usual ones, such as NA.
+        declared: Strings that the user declared as missing values. Default: words such as NA.
 
     Raises:
         EnvariantError: If the data cannot be read, or a value is invalid.
@@ -149,10 +149,9 @@ def _as_text(table: TableInput, names: Sequence[str], chunk: Any) -> Chunks:
 
 
 def _decimal_comma(table: TableInput, chunks: Chunks, environment: str) -> tuple[bool | None, list[str]]:
-    """Return whether numbers in the table have a decimal comma, and columns with points between thousands.
+    """Return whether numbers have a decimal comma (None if unknown), and names of doubtful columns.
 
-    The first result is None if unknown. The columns may also contain ordinary fractions, so they must be read
-    again as text.
+    In a doubtful column, points may separate thousands or fractions, so it must be read again as text.
     """
     signs: set[str] = set()
     doubtful: list[str] = []
@@ -186,21 +185,20 @@ def read_columns(
     encoding: str = "utf-8",
     optional: Collection[str] = (),
 ) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-    """Read columns of given kinds in chunks of rows; other columns are ignored.
+    """Read the columns of a training table from a new table, in chunks of rows.
 
     Args:
         data: Path, or data frame of pandas, polars or Arrow.
-        kinds: Mapping from column name to the kind of the column in training.
-        notations: Mapping from column name to the notation of its numbers in training.
-        known: Mapping from column name to its categories in training.
-        declared: Strings that the user declared as missing values in training. Default: the usual ones,
-            such as NA.
+        kinds: Kind of each column in training, by column name; other columns are ignored.
+        notations: Notation of the numbers in training, by column name.
+        known: Categories in training, by column name.
+        declared: Strings that the user declared as missing values in training. Default: words such as NA.
         encoding: Encoding of a text file.
-        optional: Names of the columns in `kinds` that are left out if the table lacks them.
+        optional: Names of columns in `kinds` that may be absent.
 
     Yields:
-        The index of the rows (that of a pandas data frame, else row numbers from 0) and the columns by name.
-        An empty table yields one chunk without rows.
+        Index of the rows, and columns by name. The index is that of a pandas data frame; for other tables, it
+        consists of row numbers from 0. An empty table yields one chunk without rows.
 
     Raises:
         EnvariantError: If the data cannot be read, a column is missing, or a value is not of the given

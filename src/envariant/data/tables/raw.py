@@ -1,4 +1,4 @@
-"""Raw columns of a table as a data frame, for predictors that select columns by name."""
+"""Provide the raw columns of a table as a data frame, for predictors that select columns by name."""
 
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from envariant.data.tables.table import Table
 
 
 def frame_of(columns: Iterable[Column], texts: Collection[str] = ()) -> pd.DataFrame:
-    """Return columns as a data frame.
+    """Convert columns to a data frame.
 
-    Numbers and Booleans are float64 with NaN for missing values, dates are dates, categories are text with a
-    missing value of pandas, and free text has "" for missing values.
+    Numbers and Booleans become float64 with NaN for missing values, dates become datetime64 values,
+    categories become text with pandas' missing value, and free text becomes text with "" for missing values.
 
     Args:
         columns: Columns of the same length.
-        texts: Names of the columns of free text.
+        texts: Names of the columns with free text.
     """
     frame: dict[str, object] = {}
     for column in columns:
@@ -46,8 +46,8 @@ class TableStore(InputStore):
     """Encoded inputs of some rows of a table, with access to its raw columns.
 
     Attributes:
-        values: Encoded inputs `[rows, width]`.
-        table: Table of the rows.
+        values: Encoded inputs, `[rows, width]`.
+        table: Table that contains the rows.
         rows: Positions of the rows in the table, `[rows]`.
     """
 

@@ -31,17 +31,17 @@ _SEPARATORS = (",", ";", "\t", "|")
 @final
 @dataclass(frozen=True, eq=False)
 class TableInput:
-    """Table that can be read several times.
+    """Opened table, which can be read several times in chunks of rows.
 
     Attributes:
         label: Name of the table in messages.
         header: Names of the columns.
-        chunks: Function that yields the rows in chunks. For text files, the argument lists the columns to
-            read as text; with None, all columns are read, and strings are converted to numbers if possible.
+        chunks: Function that yields chunks of rows. For text files, the argument lists the columns to read
+            as text; if it is None, all columns are read, and strings are converted to numbers if possible.
         is_text: Whether the table is a text file.
-        separator: Separator of a text file.
-        samples: Mapping from column to the words for missing values in the first records of a text file.
-        has_index: Whether the rows have a pandas index, which is also the index of predictions.
+        separator: Separator of the fields in a text file.
+        samples: Words for missing values in the first records of a text file, by column name.
+        has_index: Whether the rows have a pandas index, which predictions then have too.
     """
 
     label: str
@@ -54,12 +54,12 @@ class TableInput:
 
 
 def open_table(data: Any, encoding: str, declared: frozenset[str] | None = None) -> TableInput:
-    """Open a file or a data frame.
+    """Open a file or a data frame as a table.
 
     Args:
         data: Path, name of a bundled table, or data frame of pandas, polars or Arrow.
         encoding: Encoding of a text file.
-        declared: Strings that the user declared as missing values. Default: the usual ones, such as NA.
+        declared: Strings that the user declared as missing values. Default: words such as NA.
 
     Raises:
         EnvariantError: If the data cannot be read, or a column name occurs twice.
@@ -189,20 +189,20 @@ def _single(label: str, header: Sequence[str]) -> None:
 
 
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
-    """Return a copy of an error whose message begins with the name of the table."""
+    """Return a copy of an error with the name of the table at the beginning of the message."""
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
 
 
 def lacking_columns(
     label: str, lacking: Sequence[str], header: Sequence[str], what: str = "column"
 ) -> EnvariantError:
-    """Return the error for required columns that are missing from the header of a table.
+    """Build the error for required columns that are absent from a table.
 
     Args:
         label: Name of the table.
         lacking: Names of the missing columns.
         header: Names of all columns of the table.
-        what: Term for such a column in the error message.
+        what: Word for a missing column in the error message.
     """
     similar = {name: closest_name(name, header) for name in lacking[:5]}
     quoted = [f"'{k}'" + (f" (did you mean '{known}'?)" if known else "") for k, known in similar.items()]

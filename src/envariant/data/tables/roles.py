@@ -1,4 +1,4 @@
-"""Preprocess the columns that are not inputs: environment, target and sample weights."""
+"""Preprocess the columns that are not inputs: environment, target, sample weights and groups."""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class LogEntry:
     Attributes:
         column: Name of the column; "" for the whole table.
         what: Description of the preprocessing step.
-        notable: Whether to also emit a warning, because rows, columns or values changed.
+        notable: Whether the step also needs a warning, because rows, columns or values changed.
     """
 
     column: str
@@ -39,7 +39,7 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return the mask of rows that have a target and an environment, `[rows]`, and log the other rows.
+    """Return the mask of rows with a target and an environment, `[rows]`; log how many rows lack one.
 
     Raises:
         EnvariantError: If all targets or all environments are missing.
@@ -59,7 +59,7 @@ def rows_with_values(
 
 
 def words_as_values(column: Column) -> list[LogEntry]:
-    """Return a log entry for each word such as "none" that counts as a value, not as a missing value."""
+    """Return a log entry for each word such as "none" that is read as a value, not as missing."""
     counts = np.bincount(column.values[column.values >= 0], minlength=len(column.categories))
     return [
         LogEntry(
@@ -74,7 +74,7 @@ def words_as_values(column: Column) -> list[LogEntry]:
 
 
 def named_environments(column: Column) -> Column:
-    """Convert the environment column to categories with one-line names; numbers are sorted by size."""
+    """Convert the environment column to categories with one-line names; numeric names are sorted by value."""
     names = [_one_line(category) for category in column.categories]
     ordered = in_order(names)
     code_of = {name: code for code, name in enumerate(ordered)}
@@ -86,7 +86,7 @@ def in_time_order(label: str, column: Column) -> Column:
     """Sort the categories of the environment column by time.
 
     Raises:
-        EnvariantError: If the names have no order in time.
+        EnvariantError: If the names cannot be ordered in time.
     """
     order = time_order(column.categories)
     if order is None:
@@ -113,10 +113,10 @@ def pool_small(
         complete: Mask of the rows with a target and an environment, `[rows]`.
         min_rows: Minimum number of complete rows of an environment.
         log: Preprocessing log, to which entries are appended.
-        pool: Whether to pool small environments; otherwise they are omitted.
+        pool: Whether to pool small environments; if not, they are omitted.
 
     Returns:
-        The new environment column, and a mask of the used rows, `[rows]`.
+        New environment column, and mask of the used rows, `[rows]`.
     """
     counts = np.bincount(environment.values[complete], minlength=len(environment.categories))
     present = np.flatnonzero(counts)
@@ -154,7 +154,7 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
     """Check the column of sample weights and return its log entry.
 
     Raises:
-        EnvariantError: If the weights are not non-negative numbers.
+        EnvariantError: If a weight is missing, negative or not a number.
     """
     if weights.kind != "number" or weights.missing.any() or weights.values.min() < 0:
         raise EnvariantError(
@@ -195,7 +195,7 @@ def group_entry(label: str, group: Column, environment: Column, *, ordered: bool
 
 
 def as_target(label: str, target: Column, task: TaskName) -> Column:
-    """Convert the target for a task: to numbers for regression, else to categories without unused classes."""
+    """Convert the target to numbers for regression, else to categories without unused classes."""
     if len(np.unique(target.values)) < 2:
         value = f"'{target.rows(np.array([0])).texts()[0]}' in every row"
         raise EnvariantError(f"{label}: target '{target.name}' is {value}; there is nothing to predict")
@@ -225,14 +225,14 @@ def as_target(label: str, target: Column, task: TaskName) -> Column:
 
 
 def in_declared_order(classes: Column, declared: Iterable[object]) -> Column:
-    """Sort the classes of a column in a given order, such as the order of a pandas categorical."""
+    """Sort the classes of a column in a declared order, such as the order of a pandas categorical."""
     names = [name for name in dict.fromkeys(map(text_of, declared)) if name in classes.categories]
     codes = np.array([names.index(name) for name in classes.categories], dtype=np.int32)
     return replace(classes, values=codes[classes.values], categories=tuple(names))
 
 
 def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
-    """Return the log entry of the target, with the task and the share of each class."""
+    """Return the log entry of the target, which states the task and the share of each class."""
     start = f"target; {task}, {'inferred' if inferred else 'as requested'}"
     if task == "regression":
         distinct = len(np.unique(target.values))
@@ -248,7 +248,7 @@ def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
 
 
 def missing_classes(target: Column, environment: Column, task: TaskName) -> list[LogEntry]:
-    """Return a log entry for every environment with missing classes."""
+    """Return a log entry for every environment in which a class does not occur."""
     if task == "regression":
         return []
     names = target.categories
@@ -266,7 +266,7 @@ def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
 
     Args:
         column: Column of categories.
-        notable: Whether to also emit a warning, because the column is the target or the environment.
+        notable: Whether the entries also need a warning, because the column is the target or environment.
     """
     remedy = "; if they mean the same, write them alike" if notable else ""
     return [
@@ -276,7 +276,7 @@ def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
 
 
 def as_category(column: Column) -> Column:
-    """Convert a column to a category column, with categories in the order of the sorted values."""
+    """Convert a column to categories, sorted by value."""
     if column.type.categorical:
         return column
     distinct, codes = np.unique(column.values[~column.missing], return_inverse=True)
@@ -288,7 +288,7 @@ def as_category(column: Column) -> Column:
 
 
 def _one_line(name: str) -> str:
-    """Convert a name to one line, and change names that are reserved."""
+    """Convert an environment name to one line, and change reserved names."""
     text = " ".join("".join(character if character.isprintable() else " " for character in name).split())
     # If one value is missing, pandas converts all integers to 1.0, 2.0, ….
     text = text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text

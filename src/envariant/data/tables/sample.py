@@ -1,4 +1,4 @@
-"""Read the first records of a text file, to find words for missing values and whether they are in quotes."""
+"""Find words for missing values, in and without quotes, in the first records of a text file."""
 
 import io
 import lzma
@@ -26,8 +26,8 @@ class ColumnSample:
     """Words for missing values, such as NA, in the first records of one column.
 
     Attributes:
-        counts: Mapping from a pair, a lower-case word and whether it is in quotes, to the number of fields.
-            Other strings are counted under "" instead of a word.
+        counts: Number of fields by pair (lower-case word, whether the field is in quotes). Strings that are
+            not words for missing values are counted as the word "".
     """
 
     counts: Mapping[tuple[str, bool], int]
@@ -44,7 +44,10 @@ class ColumnSample:
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words for missing values without quotes, if all other strings are in quotes, as in files from R."""
+        """Words for missing values without quotes; empty unless all other strings are in quotes.
+
+        R, for example, writes strings in quotes, but NA without quotes.
+        """
         marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
         return self.words - self.quoted_words if marks else frozenset()
 
@@ -52,7 +55,9 @@ class ColumnSample:
 def first_records(
     path: Path, encoding: str, separator: str, header: Sequence[str]
 ) -> dict[str, ColumnSample]:
-    """Return the words in the first records of each column; none if the file cannot be decoded.
+    """Find the words for missing values in the first records of each column.
+
+    If the file cannot be decoded, the result contains no words.
 
     Args:
         path: Path of the text file.
@@ -74,7 +79,7 @@ def first_records(
 
 
 def first_bytes(path: Path, length: int) -> bytes:
-    """Return the first `length` bytes of a file after decompression; none if the file cannot be read."""
+    """Return the first `length` bytes of a file after decompression; empty if the file cannot be read."""
     try:
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive, archive.open(archive.infolist()[0]) as file:
@@ -95,7 +100,7 @@ def _beginning(path: Path, encoding: str) -> str:
 
 
 def _records(text: str, separator: str) -> Iterator[list[tuple[str, bool]]]:
-    """Yield each complete record that is not blank, as fields: the text, and whether it is in quotes."""
+    """Yield each complete, non-blank record as a list of pairs: text of a field, and whether it is quoted."""
     sign = re.escape(separator)
     one = re.compile(rf'[ ]*(?:"((?:[^"]|"")*)"[ ]*|([^{sign}\r\n]*))({sign}|\r\n|\n|\r)')
     position, record = 0, list[tuple[str, bool]]()

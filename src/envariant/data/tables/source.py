@@ -1,4 +1,4 @@
-"""Data source for tables, whose encoding is fitted on the training environments only."""
+"""Data source for tables. The encoding of columns is fitted on the training environments only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ _DEFAULT_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class TableSource(SpecSource):
-    """Data source for a table, written as `table("patients.csv", target=died, environment=hospital)`.
+    """Data source for a table, such as `table("patients.csv", target=died, environment=hospital)`.
 
     Attributes:
         table: Table with typed columns, target and environments.
@@ -96,12 +96,15 @@ class TableSource(SpecSource):
 
     @property
     def encoder(self) -> Encoder:
-        """Encoder of columns as inputs, fitted on the training environments."""
+        """Encoder of columns as network inputs, fitted on the training environments."""
         return self._encoded()[0]
 
     @property
     def task(self) -> Task:
-        """Prediction task; regression targets are standardized on the training environments."""
+        """Prediction task of the table.
+
+        Real-valued targets are standardized by the mean and standard deviation of the training environments.
+        """
         return self.sample(0).task
 
     def _display(self) -> Summary:
@@ -115,7 +118,7 @@ class TableSource(SpecSource):
 
 
 def batch_size(n_environments: int) -> int:
-    """Return the default number of rows of each environment in a batch."""
+    """Return the default number of rows per environment in a batch."""
     return max(_FEWEST, min(_BATCH, _STEP_ROWS // n_environments))
 
 
@@ -130,7 +133,8 @@ def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
 
     Args:
         table: Table with the target.
-        training: Mask of the rows used to standardize regression targets, `[rows]`.
+        training: Mask of the rows whose mean and standard deviation standardize real-valued targets,
+            `[rows]`.
     """
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))
@@ -180,7 +184,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
 
 
 def _attributes(table: Table) -> dict[str, Tensor]:
-    """Return sample weights and group numbers of all rows, where the table has them."""
+    """Return the sample weights and group numbers of all rows, if the table has any."""
     attributes: dict[str, Tensor] = {}
     if table.sample_weight is not None:
         attributes[WEIGHT] = torch.from_numpy(table.sample_weight.values)
@@ -192,14 +196,14 @@ def _attributes(table: Table) -> dict[str, Tensor]:
 def source(
     path: str, target: str | None = None, environment: str | None = None, **settings: Any
 ) -> TableSource:
-    """Create a data source from the settings in `table("patients.csv", target=died, environment=hospital)`.
+    """Create a table's data source from a specification such as `table("a.csv", target=y, environment=e)`.
 
     Args:
         path: Path of a file, or of a folder written by `Table.write`.
-        target: Name of the column to predict; unnecessary for a stored table.
-        environment: Name of the environment column; unnecessary for a stored table.
-        settings: `task`, `exclude`, `sample_weight`, `min_rows`, `encoding` and `missing_values`, as for
-            `read`.
+        target: Name of the column to predict; not needed for a table written by `Table.write`.
+        environment: Name of the environment column; not needed for a table written by `Table.write`.
+        settings: Arguments of `read`: `task`, `exclude`, `sample_weight`, `min_rows`, `encoding` and
+            `missing_values`.
 
     Raises:
         EnvariantError: If the table cannot be read, or a setting is unknown.

@@ -53,15 +53,14 @@ class Table(Displayed):
         task: Name of the prediction task.
         preprocessing_log: Log entries for each column and for the whole table.
         sample_weight: Column of case weights; None for equal weights.
-        target_type: Original type of the target and values of its classes, for predictions.
-        missing_values: Strings that the user declared as missing values; None: the usual ones, such as NA.
-        texts: Columns of free text, not used as inputs; only predictors that select columns by name get
-            them.
-        ordered: Whether environments follow one another in time. Models are then trained on environments
-            before the test environment only.
-        group: Column of groups, such as patients: rows of one group are never on both sides of a split. None:
-            every row is its own group.
-        subgroups: Columns whose values are subgroups with scores of their own; they change no model.
+        target_type: Original type of the target and values of its classes, used to convert predictions.
+        missing_values: Strings that the user declared as missing values; None: words such as NA.
+        texts: Columns of free text, which only predictors that select columns by name can use.
+        ordered: Whether environments are ordered in time. Models are then trained only on environments before
+            the test environment.
+        group: Column with the group of each row, such as the patient; groups are never split between training
+            and validation or test rows. None: rows are independent.
+        subgroups: Columns whose values define subgroups to score separately; they do not affect training.
     """
 
     columns: tuple[Column, ...]
@@ -81,7 +80,7 @@ class Table(Displayed):
         return len(self.target)
 
     def summary(self) -> Summary:
-        """Return the description of the table for consoles and notebooks."""
+        """Summarize the table for consoles and notebooks."""
         counts = np.bincount(self.environment.values, minlength=len(self.environments)).tolist()
         sizes = dict(zip(self.environments, counts, strict=True))
         classes = f", {named(self.classes)}" if self.classes else ""
@@ -107,17 +106,17 @@ class Table(Displayed):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers; empty for regression."""
+        """Names of the classes, in the order of class indices; empty for regression."""
         return () if self.task == "regression" else self.target.categories
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
-        """All columns: inputs, free text, target, environment, and sample weights and groups, if any."""
+        """All columns: inputs, free text, target, environment, and (if any) sample weights and groups."""
         extra = [column for column in (self.sample_weight, self.group) if column]
         return (*self.columns, *self.texts, self.target, self.environment, *extra)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
-        """Return the table with the rows selected by an index or mask `[rows]`; add `entries` to the log."""
+        """Return a table with the rows selected by an index or mask; add `entries` to the log."""
         columns = tuple(column.rows(index) for column in self.columns)
         target, environment = self.target.rows(index), self.environment.rows(index)
         return replace(
@@ -133,13 +132,13 @@ class Table(Displayed):
         )
 
     def training_rows(self, test: Sequence[str]) -> NDArray[np.bool_]:
-        """Return the mask of the rows that models are trained on, `[rows]`.
+        """Return the mask of the training rows, `[rows]`.
 
-        Rows of groups that also have rows in a test environment are left out, unless environments are
-        ordered: the future of known groups is then predicted from their past.
+        Groups with rows in a test environment are excluded from training. This does not apply if environments
+        are ordered, because the future of known groups is then predicted from their past.
 
         Args:
-            test: Names of the test environments; empty: all rows are training rows.
+            test: Names of the test environments. If there are none, all rows are training rows.
         """
         codes = self.environment.values
         tested = [self.environments.index(name) for name in test]
@@ -151,21 +150,22 @@ class Table(Displayed):
         return training
 
     def environments_until(self, test: Sequence[str]) -> tuple[str, ...]:
-        """Return the environments that a model may know: with an order, none after the test environments."""
+        """Return all environments; if they are ordered, only those up to the last test environment."""
         last = max((self.environments.index(name) for name in test), default=-1) if self.ordered else -1
         return self.environments[: last + 1] or self.environments
 
     def in_domain_environments(self, test: Sequence[str]) -> tuple[str, ...]:
         """Return the training environments whose validation rows give in-domain scores.
 
-        With ordered environments, this is the latest one, so that no model knows later rows.
+        If environments are ordered, this is only the latest training environment. In-domain scores then come
+        from models that were not trained on later environments.
         """
         codes = np.unique(self.environment.values[self.training_rows(test)])
         return tuple(self.environments[code] for code in (codes[-1:] if self.ordered else codes))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the task and of all columns, which does not depend on the location of the table."""
+        """Hash of the task and of all columns, independent of where the table is stored."""
         digest = hashlib.blake2b(self.task.encode(), digest_size=16)
         digest.update(b"ordered" if self.ordered else b"")
         digest.update(b"grouped" if self.group else b"")
@@ -176,11 +176,11 @@ class Table(Displayed):
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the class number of each row, or the target value for regression, `[rows]`."""
+        """Return the class index (regression: target value) of each row, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:
-        """Write the table to the file `FILE` in a folder; `load` reads it.
+        """Write the table to the file `FILE` in a folder, from which `load` reads it.
 
         Raises:
             EnvariantError: If the folder cannot be written.
@@ -263,7 +263,7 @@ def load(folder: Path) -> Table:
 
 
 def _is_sound(column: Column, rows: int) -> bool:
-    """Return whether a stored column has one finite value or known category per row."""
+    """Return whether a stored column is valid: one finite value or known category for each row."""
     values = column.values
     if values.shape != (rows,) or rows == 0:
         return False
@@ -296,17 +296,18 @@ def read(
         environment: Name of the environment column.
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
         exclude: Names of columns to exclude from the inputs.
-        sample_weight: Name of the column of case weights for training; scores ignore them except in a
-            comparison. Default: equal weights.
+        sample_weight: Name of the column with case weights for training. Only comparisons also use them for
+            scores. Default: equal weights.
         min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
-        missing_values: Words that represent a missing value in every column; empty cells always do. Default:
-            words such as NA in columns of numbers, and in other input columns if they are rare.
-        ordered: Whether environments follow one another in time, as years do. Small environments are then
-            omitted, not pooled.
-        group: Name of the column of groups, such as patients, whose rows are never split. Default: none.
-        subgroups: Names of the columns whose values are subgroups with scores of their own, such as sex.
-            They stay inputs unless they are excluded.
+        missing_values: Words that represent a missing value in every column; empty cells are always missing.
+            Default: words such as NA in columns of numbers, and in other input columns if they are rare.
+        ordered: Whether environments are ordered in time, such as years. Small environments are then omitted
+            instead of pooled.
+        group: Name of the column with the group of each row, such as the patient; groups are never split
+            between training and validation. Default: rows are independent.
+        subgroups: Names of the columns whose values define subgroups to score separately, such as sex.
+            Unless excluded, these columns remain inputs.
 
     Raises:
         EnvariantError: If the file cannot be read, a column is missing, or values are invalid.

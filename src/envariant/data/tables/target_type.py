@@ -1,4 +1,4 @@
-"""Store the type and values of a target column, so that predictions have the type of the user's column."""
+"""Store the type and values of a target column, so that predictions have the type of the original column."""
 
 import datetime
 from collections.abc import Sequence
@@ -39,13 +39,13 @@ class TargetType:
     def of(
         cls, dtype: Any, column: Column, texts: ColumnChunk | None, classes: Column | None
     ) -> "TargetType":
-        """Build the `TargetType` of a column.
+        """Determine the type of a target column and the original values of its classes.
 
         Args:
             dtype: Pandas type of the column; None for a text file.
             column: Target column as read from the file or the data frame.
-            texts: Strings of all rows with their original values; None if the column is numeric.
-            classes: Target column as classes; None for regression.
+            texts: Target column as strings, with their original values; None if the column is numeric.
+            classes: Target column converted to classes; None for regression.
         """
         name = "" if dtype is None else str(dtype)
         if classes is None:
@@ -71,7 +71,7 @@ class TargetType:
         """Return the original value of each predicted class, `[rows]`.
 
         Args:
-            codes: Number of the predicted class, `[rows]`.
+            codes: Class index of each prediction, `[rows]`.
             classes: Names of the classes, used if original values were not stored.
         """
         if self.dtype == "category":
@@ -81,7 +81,7 @@ class TargetType:
         return pd.Series(_index(self.values or tuple(classes), self.dtype).take(codes))
 
     def of_numbers(self, numbers: NDArray[np.float64]) -> "pd.Series[Any]":
-        """Convert regression predictions `[rows]` to the target's type; days become dates or durations."""
+        """Convert regression predictions, `[rows]`, to the target's type; days become dates or durations."""
         if not _is_time(self.dtype):
             return pd.Series(numbers)
         microseconds = np.round(numbers * 86_400e6)
@@ -110,7 +110,7 @@ def _index(values: Sequence[Scalar], dtype: str) -> "pd.Index[Any]":
 
 
 def _scalar(value: Any) -> Scalar:
-    """Convert a value to a type that JSON supports; values of other types become text."""
+    """Convert a value to a type that JSON supports; all other types become text."""
     if isinstance(value, np.generic):
         value = value.item()
     return value if isinstance(value, bool | int | float | str) else str(value)

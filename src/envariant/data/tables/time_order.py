@@ -1,4 +1,4 @@
-"""Order of environments in time, from their names: numbers, dates, quarters, weeks or numbered periods."""
+"""Order environments in time by their names: numbers, dates, quarters, weeks or numbered periods."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -25,9 +25,9 @@ Key = tuple[float, ...]
 
 
 def time_order(names: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the names sorted by time; None if they have no such order.
+    """Return the names sorted by time; None if this is not possible.
 
-    Names are all numbers, all dates of the same format, all quarters or weeks of years (2021-Q1), or all
+    The names must all be numbers, dates in the same format, quarters or weeks of years ("2021-Q1"), or
     numbers with the same prefix ("wave 3").
 
     Example:
@@ -44,10 +44,10 @@ def time_order(names: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def seems_ordered(column: str, names: Sequence[str]) -> bool:
-    """Return whether environments probably follow one another in time.
+    """Return whether environments are probably ordered in time.
 
-    Years, dates, quarters and weeks do; other numbers only if the name of the column is a word such as
-    "wave" or "month".
+    This is the case for years, dates, quarters and weeks. For other numbers, the name of the column must
+    contain a word such as "wave" or "month".
 
     Args:
         column: Name of the environment column.

@@ -1,7 +1,7 @@
-"""Interactive charts of runs, studies, comparisons and data, as Altair charts.
+"""Interactive Altair charts of runs, studies, comparisons and data.
 
-Each function takes results and returns a chart that notebooks show, pages embed and `save` writes to a file.
-In every chart, a click on the legend highlights one method.
+Each function takes results and returns a chart. Notebooks display it, HTML pages embed it, and `save` writes
+it to a file. A click on a method in the legend highlights this method.
 """
 
 from envariant.reporting.charts.base import Chart, data_of, save, svg

@@ -1,4 +1,4 @@
-"""Style, data and files of charts."""
+"""Code shared by all charts: style, data, and conversion to SVG and PNG files."""
 
 import math
 import re
@@ -54,17 +54,17 @@ _CONFIG: dict[str, Any] = {
 
 
 def values(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
-    """Return rows as the data of a chart; control characters are escaped, and NaN becomes null."""
+    """Convert rows to the data of an Altair chart; escape control characters and replace NaN by null."""
     return alt.Data(values=[{key: _plain(value) for key, value in row.items()} for row in rows])
 
 
 def picked() -> alt.Parameter:
-    """Return the selection that highlights one method: by a click on the legend, or on the chart's marks."""
+    """Return an Altair selection that highlights a method when its legend entry or mark is clicked."""
     return alt.selection_point(name="picked", fields=["name"], bind="legend")
 
 
 def color(names: Sequence[str], *, legend: bool = True, field: str = "name") -> alt.Color:
-    """Return the encoding of methods by color."""
+    """Return an Altair color encoding for charts, with one color per method."""
     own = method_colors(names)
     ordered = [printable(name) for name in baseline_first(names)]
     scale = alt.Scale(domain=ordered, range=[own[name] for name in baseline_first(names)])
@@ -74,12 +74,12 @@ def color(names: Sequence[str], *, legend: bool = True, field: str = "name") -> 
 
 
 def faded(selection: alt.Parameter, opacity: float = 1.0) -> Any:
-    """Return an opacity that is small for methods that are not highlighted."""
+    """Return an Altair opacity that is low for methods outside the selection."""
     return alt.when(selection).then(alt.value(opacity)).otherwise(alt.value(FADED))
 
 
 def mark_height(value: float, label: str) -> list[alt.Chart]:
-    """Return a dashed horizontal reference line and its label, as layers."""
+    """Return two chart layers: a dashed horizontal reference line at a value, and its label."""
     # One row of their own; a layer that inherits the rows of the chart would draw them many times.
     base = alt.Chart(values([{"reference": label, "value": value}]))
     y = alt.Y("value:Q")
@@ -91,15 +91,15 @@ def mark_height(value: float, label: str) -> list[alt.Chart]:
 
 
 def drawn(layer: Any, rows: Sequence[Mapping[str, Any]], field: str, kind: str = "") -> list[Any]:
-    """Return a layer of the rows that have a value of a field, as a list; empty if there is no such row.
+    """Return `[layer]`, limited to rows in which a field has a value; `[]` if there are no such rows.
 
-    A layer without rows makes Vega print warnings, and screen readers announce it.
+    An empty layer would make Vega print warnings and screen readers announce it.
 
     Args:
         layer: Layer of a chart.
         rows: Rows of the chart.
-        field: Field that must be known.
-        kind: Value of the field "kind" of the rows; "" for any.
+        field: Name of the field that must have a value.
+        kind: Value that the field "kind" of the rows must have. "": any value.
     """
     known = [row for row in rows if _plain(row.get(field)) is not None and kind in ("", row.get("kind"))]
     is_kind = f" && datum.kind === '{kind}'" if kind else ""
@@ -107,16 +107,16 @@ def drawn(layer: Any, rows: Sequence[Mapping[str, Any]], field: str, kind: str =
 
 
 def note(text: str) -> alt.TitleParams:
-    """Return a line of plain text above a chart."""
+    """Return a chart title in normal font weight, used for a remark above the chart."""
     return alt.TitleParams(text, fontSize=12, fontWeight="normal")
 
 
 def styled(chart: Any, description: str) -> Any:
-    """Return a chart with the style of all charts.
+    """Add the common style and a text description to a chart.
 
     Args:
-        chart: Chart without configuration.
-        description: What the chart shows in one or two sentences, for readers who cannot see it.
+        chart: Altair chart without `config`.
+        description: One or two sentences that describe the chart to readers who cannot see it.
     """
     styled: Any = chart.properties(description=printable(description))
     styled.config = _CONFIG
@@ -124,18 +124,21 @@ def styled(chart: Any, description: str) -> Any:
 
 
 def spec(chart: Chart) -> dict[str, Any]:
-    """Return the Vega-Lite specification of a chart; control characters are escaped."""
+    """Return the Vega-Lite specification of a chart, with control characters escaped."""
     # Rows are checked by the functions that make charts; validating each of them takes seconds.
     return _mapped(chart.to_dict(validate=False), printable)
 
 
 def data_of(chart: Chart) -> list[Row]:
-    """Return the rows that a chart shows, without reference lines."""
+    """Return the rows shown in a chart, without reference lines."""
     return rows_of(spec(chart))
 
 
 def rows_of(document: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of the specification of a chart; rows of panels with their own data name the panel."""
+    """Return the data rows of a Vega-Lite specification.
+
+    If each panel has its own data, every row also contains the title of its panel.
+    """
     if "data" in document:
         return cast("list[Row]", document["data"]["values"])
     panels: list[dict[str, Any]] = document["concat"]
@@ -143,7 +146,7 @@ def rows_of(document: Mapping[str, Any]) -> list[Row]:
 
 
 def svg(chart: Chart) -> str:
-    """Return a chart as SVG text, in the colors of a light background; equal charts give equal text."""
+    """Convert a chart to SVG text for a light background; identical charts give identical text."""
     text = conversion.svg(_fixed_ink(chart))
     # Vega numbers clipping paths over all charts of the process.
     numbers = {old: str(new) for new, old in enumerate(dict.fromkeys(_CLIP.findall(text)))}
@@ -155,11 +158,12 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
 
     Args:
         chart: Chart to write.
-        path: File to write.
-        scale: Pixels of a PNG per pixel of the chart.
+        path: SVG or PNG file to write. An existing file must be a picture written by Envariant.
+        scale: Pixels of the PNG per pixel of the chart.
 
     Raises:
-        EnvariantError: If the file cannot be written, or is not a picture of this library.
+        EnvariantError: If the file cannot be written, or a file that Envariant did not write exists at the
+            path.
     """
     check_overwrite(path, r"\A<!-- envariant -->|Software\x00envariant")
     if path.suffix == ".svg":
@@ -176,12 +180,12 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
 
 
 def number(value: float) -> str:
-    """Format a number for a description."""
+    """Format a number with three significant digits; "unknown" if it is not finite."""
     return f"{value:.3g}" if math.isfinite(value) else "unknown"
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a document with changed texts."""
+    """Return a copy of a JSON document with a function applied to every text value."""
     if isinstance(value, dict):
         return {key: _mapped(inner, change) for key, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
@@ -190,14 +194,14 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _fixed_ink(chart: Chart) -> dict[str, Any]:
-    """Return the specification of a chart for a file, which has no surrounding text."""
+    """Return the specification of a chart with a white background and dark text, for files."""
     document = spec(chart)
     fixed = _mapped(document, lambda text: INK if text == "currentColor" else text)
     return {**fixed, "background": "white"}
 
 
 def _with_software(png: bytes) -> bytes:
-    """Return a PNG with the name of this library in its metadata, by which it is recognized."""
+    """Add the name of this library to the metadata of a PNG, by which `save` recognizes its files."""
     from zlib import crc32
 
     text = b"tEXtSoftware\x00envariant"

@@ -1,4 +1,4 @@
-"""Charts of comparisons: drops, their parts, gains by labels, and columns."""
+"""Charts of comparisons: score drops and their causes, scores after adaptation, and columns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ _PART_COLORS = ("#d9720f", "#a3613a", "#2f7fd6")
 @final
 @dataclass(frozen=True)
 class DropRow:
-    """Scores in one environment or of one run, drawn as a row of `drops`.
+    """Row of the chart `drops`: in-domain and out-of-domain scores for one environment or run.
 
     Attributes:
         label: Label of the row.
-        id_score: In-domain score; NaN if it is not known.
-        ood_score: Out-of-domain score, with its interval.
-        other: Out-of-domain score of another method; None if it is not known.
-        constant: Score of the constant prediction; NaN if it is not known.
+        id_score: In-domain score; NaN if unknown.
+        ood_score: Out-of-domain score with its confidence interval.
+        other: Out-of-domain score of a second method; None if there is none.
+        constant: Score of a constant prediction; NaN if unknown.
     """
 
     label: str
@@ -51,13 +51,13 @@ class DropRow:
 def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]) -> Chart:
     """Draw in-domain and out-of-domain scores, one row per environment or run.
 
-    A thin line joins the two scores; intervals are wide and pale.
+    A thin line joins the two scores; confidence intervals are drawn as wide, pale bars.
 
     Args:
         rows: Rows from top to bottom.
         metric: Name of the metric.
-        names: Names of in-domain and out-of-domain scores, of the other method, and of the constant
-            prediction.
+        names: Legend entries of the in-domain score, the out-of-domain score, the second method and the
+            constant prediction.
     """
     data, hue, shape = _scores(rows, names)
     x: Any = {"title": metric, "scale": alt.Scale(zero=False)}
@@ -83,13 +83,13 @@ def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]
 
 
 def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]) -> Chart:
-    """Draw in-domain and out-of-domain scores against ordered environments.
+    """Draw the in-domain and out-of-domain scores of environments in chronological order.
 
     Args:
-        rows: Environments in the order of time.
+        rows: Environments in chronological order.
         metric: Name of the metric.
-        names: Names of in-domain and out-of-domain scores, of the other method, and of the constant
-            prediction.
+        names: Legend entries of the in-domain score, the out-of-domain score, the second method and the
+            constant prediction.
     """
     data, hue, shape = _scores(rows, names)
     y: Any = {"title": metric, "scale": alt.Scale(zero=False)}
@@ -111,7 +111,7 @@ def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, 
 def _scores(
     rows: Sequence[DropRow], names: tuple[str, str, str, str]
 ) -> tuple[list[Row], alt.Color, alt.Shape]:
-    """Return one row per score, with the encodings of kinds of scores by color and shape."""
+    """Return one data row per score, and the encodings of the kind of score by color and by shape."""
     inside, outside, other, constant = names
     looks = {
         inside: (TRAINING, "circle"), outside: (TEST, "circle"),
@@ -140,11 +140,12 @@ def _scores(
 
 
 def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Interval], label: str) -> Chart:
-    """Draw the parts of each drop as stacked bars, with the total and its interval.
+    """Draw the parts of each score drop as stacked bars, with the total drop and its confidence interval.
 
     Args:
-        parts: Level, slope and ranking part of the drop by environment.
-        totals: Drop by environment, with its interval.
+        parts: Mapping from environment to the three parts of its score drop: calibration level, calibration
+            slope and ranking.
+        totals: Mapping from environment to its score drop with confidence interval.
         label: Label of the horizontal axis.
     """
     data: list[Row] = [
@@ -181,12 +182,12 @@ def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Inter
 @final
 @dataclass(frozen=True)
 class LabelPoint:
-    """Score after a model is adapted to some labels.
+    """Point of the chart `label_curves`: score of a model adapted with a given number of labels.
 
     Attributes:
-        n_labels: Number of labels.
+        n_labels: Number of labeled rows from the new environment.
         score: Mean score over random choices of the labeled rows.
-        sd: Standard deviation over these choices.
+        sd: Standard deviation of the score over random choices of the labeled rows.
     """
 
     n_labels: int
@@ -198,7 +199,7 @@ def label_curves(series: Mapping[str, Sequence[LabelPoint]], metric: str) -> Cha
     """Draw the score against the number of labels from the new environment, one curve per environment.
 
     Args:
-        series: Points of each curve by environment.
+        series: Mapping from environment to the points of its curve.
         metric: Name of the score.
     """
     sizes = sorted({point.n_labels for points in series.values() for point in points})
@@ -236,14 +237,15 @@ def label_curves(series: Mapping[str, Sequence[LabelPoint]], metric: str) -> Cha
 @final
 @dataclass(frozen=True)
 class ColumnRow:
-    """Slopes and importance of one column, drawn as a row of `column_slopes` and `column_importance`.
+    """Row of the charts `column_slopes` and `column_importance`: slopes and importance of one column.
 
     Attributes:
         column: Name of the column.
-        slopes: Slope in each environment where it is known.
+        slopes: Mapping from environment to the slope of the column; environments with unknown slope are
+            absent.
         unstable: Whether the slopes differ significantly.
-        limits: Prediction interval of the slope in the next environment; None if there is none.
-        importance: Loss of score if the column is shuffled, by method.
+        limits: Prediction interval of the slope in a new environment; None if unknown.
+        importance: Mapping from method to the decrease of its score when the column's values are shuffled.
     """
 
     column: str
@@ -254,11 +256,11 @@ class ColumnRow:
 
 
 def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
-    """Draw the slope of every column in every environment, with the prediction interval of the next one.
+    """Draw the slope of each column in each environment, with a prediction interval for a new environment.
 
     Args:
         rows: Columns from top to bottom.
-        unit: Unit of the slopes.
+        unit: Unit of the slopes, for the axis label.
     """
     data: list[Row] = []
     for row in rows:
@@ -299,7 +301,7 @@ def column_slopes(rows: Sequence[ColumnRow], unit: str) -> Chart:
 
 
 def column_importance(rows: Sequence[ColumnRow], metric: str, methods: Sequence[str]) -> Chart:
-    """Draw the loss of score if a column is shuffled, one bar per method.
+    """Draw how much the score of each method decreases when the values of a column are shuffled.
 
     Args:
         rows: Columns from top to bottom.

@@ -1,4 +1,4 @@
-"""Conversion of charts by vl-convert, also in a process that was forked after its first use."""
+"""Conversion of charts to SVG and PNG by vl-convert; it also works in forked processes."""
 
 import json
 import os
@@ -18,24 +18,27 @@ sys.stdout.buffer.write(result if isinstance(result, bytes) else result.encode()
 
 
 def svg(document: dict[str, Any]) -> str:
-    """Return a Vega-Lite specification as SVG text."""
+    """Convert a Vega-Lite specification to SVG text."""
     return _converted("vegalite_to_svg", json.dumps(document)).decode()
 
 
 def png(document: dict[str, Any], scale: float) -> bytes:
-    """Return a Vega-Lite specification as PNG."""
+    """Convert a Vega-Lite specification to a PNG image."""
     return _converted("vegalite_to_png", json.dumps(document), scale=scale)
 
 
 @lru_cache(maxsize=128)
 def _converted(name: str, document: str, **options: float) -> bytes:
-    """Convert a chart once; a reproduction writes its page, with all charts so far, after every section."""
+    """Convert a chart to bytes; results are cached.
+
+    A reproduction writes all its charts again after every section.
+    """
     return _call(name, document, **options)
 
 
 @cache
 def bundle() -> str:
-    """Return the JavaScript libraries that draw charts in a browser, as `window.vegaEmbed`."""
+    """Return JavaScript code that defines `window.vegaEmbed`, which draws charts in a browser."""
     return _call("javascript_bundle", "window.vegaEmbed=vegaEmbed;").decode()
 
 
@@ -47,7 +50,8 @@ def _first_process() -> int:
 def _call(name: str, *arguments: Any, **options: Any) -> bytes:
     """Call a function of vl-convert, and return its result as bytes.
 
-    Its thread does not exist in a copy of the process that used it first, where a call would wait forever.
+    After a fork, the thread of vl-convert does not exist in the child process, and a call would never return.
+    A forked process therefore runs the call in a new Python process.
     """
     if _first_process() == os.getpid():
         result: str | bytes = getattr(vl_convert, name)(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Charts of data: rows by environment and class, and the plane of distribution shift."""
+"""Charts of data: row counts by environment and class; correlation shift against diversity shift."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ _X, _Y = "diversity shift: new inputs", "correlation shift: equal inputs, new ta
 
 
 def counts(environments: Sequence[str], classes: Sequence[str], rows: NDArray[np.int64], name: str) -> Chart:
-    """Draw the number of rows: of each class in every environment, or of every environment.
+    """Draw the number of rows in each environment, by class if there are classes.
 
     Args:
         environments: Names of the environments.
@@ -67,10 +67,11 @@ def counts(environments: Sequence[str], classes: Sequence[str], rows: NDArray[np
 
 
 def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
-    """Draw correlation shift against diversity shift, one labeled point per environment or pair.
+    """Draw correlation shift against diversity shift, with one labeled point per environment or pair.
 
     Args:
-        shifts: Measured shifts by name, or shifts whose groups name them.
+        shifts: Mapping from the name of a point to a measured shift, or a list of shifts, whose points are
+            named "first → second" after the compared groups.
     """
     if not isinstance(shifts, Mapping):
         shifts = {f"{shift.first} → {shift.second}": shift for shift in shifts}
@@ -122,9 +123,9 @@ def _ends(name: str, measured: Interval) -> dict[str, float | None]:
 
 
 def _label_positions(points: Mapping[str, tuple[float, float]], top: float) -> dict[str, tuple[float, float]]:
-    """Return the left end of every label so that no label covers another one or a point.
+    """Return the position of every label's left end so that no label covers another label or a point.
 
-    Labels stand at the right of their points, or else as near as there is room.
+    A label is placed to the right of its point if there is room, otherwise as near as possible.
     """
     size = {name: (min(0.75, _CHARACTER * len(name)) * top, _LINE * top) for name in points}
     taken = [(x - 0.015 * top, y - 0.02 * top, x + 0.015 * top, y + 0.02 * top) for x, y in points.values()]

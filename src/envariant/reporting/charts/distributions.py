@@ -1,4 +1,4 @@
-"""Chart of the distribution of columns in every environment."""
+"""Charts of the distribution of each column in every environment."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,14 +29,14 @@ _OTHER = "other"
 def distributions(frames: Mapping[str, pd.DataFrame], name: str, more: Sequence[str] = ()) -> Chart:
     """Draw the distribution of each column, one panel per column and one color per environment.
 
-    Numbers are drawn as the share of the rows in bins of equal width, between the 0.5 % and the 99.5 %
-    quantile over all environments; categories as the share of each of the most frequent ones. Missing values
-    are not drawn.
+    Numeric columns are drawn as histograms with bins of equal width, from the 0.5 % quantile to the 99.5 %
+    quantile of all rows. For categorical columns, the shares of the most frequent categories are drawn.
+    Missing values are not drawn.
 
     Args:
-        frames: Columns of each environment, with the same names.
+        frames: Mapping from environment to its columns; all environments have the same columns.
         name: Name of the data.
-        more: Remarks on rows or columns that are not drawn, as sentences.
+        more: Sentences shown above the chart, such as remarks on rows or columns that are not drawn.
     """
     environments = list(frames)
     pick = picked()
@@ -75,7 +75,7 @@ def _panel(
 
 
 def _shares(parts: Mapping[str, "pd.Series[Any]"]) -> tuple[list[Row], bool]:
-    """Return the share of the rows by environment and bin or category, and whether the values are numbers."""
+    """Return the share of rows by environment and bin or category, and whether the column is numeric."""
     together = pd.concat(list(parts.values()))
     numbers = _numbers(together)
     if numbers is None:

@@ -1,4 +1,4 @@
-"""Charts of runs: scores during training, over a setting, and over a shift."""
+"""Charts of runs: scores during training, scores by value of a setting, and scores by size of a shift."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 
 from envariant.core.errors import EnvariantError
+from envariant.core.printable import number_of
 from envariant.reporting.charts.base import (
     HEIGHT,
     PANEL_HEIGHT,
@@ -44,11 +45,12 @@ _ROLES = ("test", "train", "validation")
 def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> Chart:
     """Draw the score during training, one panel per environment and one curve per run.
 
-    Curves are means over replicas; bands span all replicas.
+    A curve is the mean over replicas; the band around it spans all replicas.
 
     Args:
         results: Results of the runs, with the same metric.
-        names: Names of the runs. Default: the algorithm, and settings in which the runs differ.
+        names: Names of the runs. Default: the name of the algorithm, and settings that differ between the
+            runs.
     """
     names = list(names or labels(results))
     record = results[0].record
@@ -78,7 +80,7 @@ def curves(results: Sequence[TrainingResult], names: Sequence[str] | None = None
     )
     notes = [f"Dashed: {', '.join(label for _, label in references_of(record))}."] if references else []
     if hidden := len(panels) - len(shown):
-        notes.append(f"{hidden} environments are not drawn.")
+        notes.append(f"Not drawn: {number_of(hidden, 'environment')}.")
     if notes:
         chart = chart.properties(title=note(" ".join(notes)))
     last = ", ".join(
@@ -113,7 +115,7 @@ def _steps(result: TrainingResult) -> list[int]:
 
 
 def references_of(record: Record) -> list[tuple[float, str]]:
-    """Return value and label of chance and optimum, if known."""
+    """Return the labeled scores of random guessing and of the optimal predictor, if they are known."""
     is_accuracy = record.metric == "accuracy"
     marks = ((record.chance, "chance"), (record.optimum, "optimum"))
     return [
@@ -124,11 +126,11 @@ def references_of(record: Record) -> list[tuple[float, str]]:
 
 
 def sweep(results: Mapping[float, TrainingResult], setting: str, scale: str = "linear") -> Chart:
-    """Draw the final score in every environment against the varied setting.
+    """Draw the final score in every environment against the value of one setting.
 
     Args:
         results: Results of the runs, by value of the setting.
-        setting: Label of the horizontal axis.
+        setting: Name of the setting, used as the label of the horizontal axis.
         scale: Scale of the horizontal axis: "linear", "log", or "symlog" (logarithmic, including 0).
     """
     record = next(iter(results.values())).record
@@ -183,11 +185,11 @@ def lines(
     """Draw several curves in one chart.
 
     Args:
-        series: x and y values of each curve, by name.
+        series: Mapping from the name of a curve to its x and y values.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
         scales: Scales of the horizontal and vertical axes: "linear", "log" or "symlog".
-        marks: Heights of horizontal reference lines by name.
+        marks: Mapping from the name of a horizontal reference line to its height.
     """
     rows: list[Row] = [
         {"name": name, "x": x, "y": y}
@@ -212,10 +214,10 @@ def lines(
 
 
 def has_shift_scale(results: Sequence[TrainingResult]) -> bool:
-    """Return whether all runs have the same environments, at least three of them along a known shift.
+    """Return whether all runs have the same environments, and at least three names give a shift value.
 
-    The names of these environments give the parameter of the shift and its value, as in flip-0.9 or
-    year-2019. Numbers alone, as in 0, 1, 2 or site-1, are names.
+    Such names consist of the shifted quantity and its value, as in flip-0.9 or year-2019. A number alone, or
+    a name such as site-1, does not count.
     """
     roles = results[0].record.roles if results else {}
     same = all(result.record.roles == roles for result in results)
@@ -223,14 +225,16 @@ def has_shift_scale(results: Sequence[TrainingResult]) -> bool:
 
 
 def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> Chart:
-    """Draw the final score of each run against the value of the shift in the environment's name.
+    """Draw the final score of each run against the shift value in the environments' names.
 
     Args:
         results: Results of runs on the same environments, such as flip-0.1, …, flip-0.9.
-        names: Names of the runs. Default: the algorithm, and settings in which the runs differ.
+        names: Names of the runs. Default: the name of the algorithm, and settings that differ between the
+            runs.
 
     Raises:
-        EnvariantError: If fewer than three environments have such names, or the runs have different ones.
+        EnvariantError: If fewer than three environments have a shift value, or the runs have different
+            environments.
     """
     if not has_shift_scale(results):
         raise EnvariantError(
@@ -273,7 +277,7 @@ def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None =
 
 
 def _positions(names: Mapping[str, str]) -> tuple[str, dict[float, str]]:
-    """Return the word of the most frequent shift scale in the names, and a mapping from value to name."""
+    """Return the shifted quantity that most names contain, and a mapping from shift value to name."""
     scales: dict[str, dict[float, str]] = {}
     for name in names:
         if found := _ON_SCALE.match(name):

@@ -1,4 +1,4 @@
-"""Charts of studies: rankings with intervals, critical differences, candidates and hyperparameters."""
+"""Charts of studies: rankings with intervals, critical differences, candidate runs and hyperparameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ _LOG_FACTOR = 20
 @final
 @dataclass(frozen=True)
 class RankingRow:
-    """Scores of one method, drawn as a row of `ranking`.
+    """Row of the chart `ranking`: scores of one method.
 
     Attributes:
         name: Label of the row.
-        values: Score of each replica; empty if there are only published scores.
-        published: Mapping from publication to its score for the method.
-        interval: Mean and interval. Default: Student's t interval over the values.
+        values: Score of each replica; empty if only published scores are known.
+        published: Mapping from publication to the published score of the method.
+        interval: Mean and confidence interval. Default: Student's t interval computed from `values`.
     """
 
     name: str
@@ -59,8 +59,8 @@ def ranking(
     Args:
         rows: Methods from top to bottom.
         label: Label of the horizontal axis.
-        marks: Reference values by name, such as chance.
-        bounds: Smallest and largest possible score, to which intervals are limited.
+        marks: Mapping from a name, such as "chance", to a reference value.
+        bounds: Smallest and largest possible score; confidence intervals are cut at these values.
     """
     data: list[Row] = []
     for row in rows:
@@ -128,7 +128,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
     Args:
         names: Names of the methods.
         ranks: Mean rank of each method over environments; 1 is best.
-        distance: Critical difference of two mean ranks. Demšar 2006.
+        distance: Critical difference: smallest significant difference between two mean ranks (Demšar 2006).
     """
     order = sorted(range(len(names)), key=lambda k: ranks[k])
     sorted_names, sorted_ranks = [names[k] for k in order], [ranks[k] for k in order]
@@ -167,7 +167,7 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
 
 
 def indistinguishable(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
-    """Return the first and last index of each maximal group of ranks that span less than a distance."""
+    """Return the first and last index of each group of methods without significant rank differences."""
     groups: list[tuple[int, int]] = []
     for first, start in enumerate(ranks):
         last = max(k for k, rank in enumerate(ranks) if rank - start < distance)
@@ -182,7 +182,7 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
     Runs rejected by the invariance test are drawn as hollow circles.
 
     Args:
-        runs: One row per run with columns algorithm, validation, test and p_value.
+        runs: Table with one row per run and the columns algorithm, validation, test and p_value.
         metric: Name of the metric.
         level: Significance level of the invariance test.
     """
@@ -221,11 +221,11 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
 
 
 def hyperparameters(values_of: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Chart:
-    """Draw validation and test scores of runs against hyperparameters, one panel per hyperparameter.
+    """Draw the validation and test scores of runs against each hyperparameter, one panel per hyperparameter.
 
     Args:
-        values_of: Hyperparameters: one row per run, one column per hyperparameter.
-        scores: Columns `validation` and `test`, with the index of `values_of`.
+        values_of: Table of hyperparameters: one row per run, one column per hyperparameter.
+        scores: Table with the columns `validation` and `test` and the same index as `values_of`.
         metric: Name of the metric.
     """
     data: list[Row] = []

@@ -1,4 +1,4 @@
-"""Train the runs of a study on this machine, in one or several processes that share a store."""
+"""Train the runs of a study on this machine, in one or several processes that share the study's store."""
 
 import multiprocessing
 import os
@@ -32,14 +32,14 @@ _WAIT_S = 0.5
 @final
 @dataclass(frozen=True)
 class _Plan:
-    """Settings of a sweep, shared by all processes.
+    """Settings of a call of `sweep`, shared by all of its processes.
 
     Attributes:
         study: Study to train.
         execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process; None for half of the free memory.
+        memory: Memory limit of a replica stack per process. None: half of the free memory.
         workers: Number of processes.
-        until: Time on the clock of `time.monotonic` at which training stops; None for no time limit.
+        until: Value of `time.monotonic()` at which training stops; None for no time limit.
     """
 
     study: Study
@@ -68,19 +68,20 @@ def sweep(
 ) -> None:
     """Train all planned runs of the study in a folder, and resume unfinished runs.
 
-    Several processes may train one study: each trains jobs that no other process is training. The call
-    returns when all runs of the study have ended, including those of other processes.
+    Several processes may train the same study; no two processes train the same job at the same time. The call
+    returns when all runs of the study have ended, including runs that other processes train.
 
     Args:
         folder: Folder of the study.
-        study: Study to train; required if the study was declared with Python objects. Default: the study in
-            the folder.
-        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per process, such as "8GB". Default: half of the free memory.
+        study: Study to train. Required if the study was declared with Python objects. Default: the study
+            stored in the folder.
+        execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
+        memory: Memory limit of each replica stack, per process, such as "8GB". Default: half of the free
+            memory.
         workers: Number of processes; the CPU threads are divided among them.
         on_progress: Function called after every step of a run in this process.
-        until: Time on the clock of `time.monotonic` at which training stops; the next call resumes. Default:
-            no limit.
+        until: Value of `time.monotonic()` at which training stops; a later call resumes it. Default: no
+            limit.
 
     Raises:
         EnvariantError: If the store cannot be written, an option is invalid, or `study` is required but
@@ -122,7 +123,10 @@ def sweep(
 
 
 def _start(process: SpawnProcess) -> None:
-    """Start a worker process that ignores Ctrl-C; the parent process ends the worker instead."""
+    """Start a worker process that ignores Ctrl-C.
+
+    After Ctrl-C, the parent process stops the worker.
+    """
     masks = hasattr(signal, "pthread_sigmask")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     try:
@@ -171,7 +175,7 @@ def _apart(folder: Path, plan: _Plan, threads: int) -> None:
 
 
 def _train_if_free(store: Store, job: int, plan: _Plan, on_progress: ProgressCallback) -> bool:
-    """Train a job and return True; return False if another process trains the job or time is over."""
+    """Train a job; return False if another process is training it, or if the time limit has passed."""
     recorder = None if plan.is_over else Recorder.open(store, job, lambda r: compared_in(plan.study, r))
     if recorder is None:
         return False

@@ -1,7 +1,7 @@
-"""Train the runs of a study on a Ray cluster; only the calling process writes to the store.
+"""Train the runs of a study on a Ray cluster, where only the calling process writes to the store.
 
 If a worker dies, its job is restarted on another node with the same results. The results of a job are stored
-when the whole job has finished.
+only when the whole job has finished.
 """
 
 import time
@@ -44,11 +44,12 @@ def sweep(
 
     Args:
         folder: Folder of the study; workers do not access it.
-        study: Study to train; required if the study was declared with Python objects. Default: the study in
-            the folder.
+        study: Study to train. Required if the study was declared with Python objects. Default: the study
+            stored in the folder.
         address: Address for `ray.init`. Default: the running cluster, or a new one on this machine.
-        execution: Execution mode of a job: an option of `envariant.train`, or an `Execution`.
-        memory: Memory limit of a replica stack per worker, such as "8GB". Default: half of the free memory.
+        execution: Execution mode of each job: the option `execution` of `envariant.train`, or an `Execution`.
+        memory: Memory limit of each replica stack, per worker, such as "8GB". Default: half of the free
+            memory.
         on_progress: Function called after every finished run.
 
     Raises:
@@ -75,10 +76,10 @@ def sweep(
 
 
 def train(job: Job) -> JobResult:
-    """Train a job from the start; workers call this function.
+    """Train a job from the start in a worker process.
 
     Args:
-        job: Runs to train.
+        job: Job with the runs to train.
 
     Raises:
         EnvariantError: If the runs cannot be trained.

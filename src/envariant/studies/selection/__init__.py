@@ -1,4 +1,4 @@
-"""Model selection: rules that select one run and step from the table of a study.
+"""Model selection: rules that select one run, and a step within it, from the table of a study.
 
 To add a rule, write a subclass of `Selection` and register it in `SELECTIONS`.
 """

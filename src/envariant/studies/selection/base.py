@@ -14,18 +14,18 @@ from envariant.core.errors import EnvariantError
 @final
 @dataclass(frozen=True)
 class SelectedRun:
-    """Run and step selected by a rule.
+    """Run that was selected by a rule, and the selected step within this run.
 
     Attributes:
         run: ID of the run in the study.
-        step: Number of updates after which the model was selected.
+        step: Number of updates after which the selected model was evaluated.
         algorithm: Name of the algorithm.
-        trial: Number of the hyperparameter configuration.
-        validation: Mean score on the validation rows of the training environments.
+        trial: Number of the trial (hyperparameter configuration).
+        validation: Mean score on the validation rows of all training environments.
         test: Mean score over test environments.
         test_worst: Score in the worst test environment.
         p_value: P-value of the invariance test; None if there was no test.
-        remark: Comment of the rule on the selection, or "".
+        remark: Remark of the rule on this selection; "" if there is none.
     """
 
     run: int
@@ -40,7 +40,7 @@ class SelectedRun:
 
     @classmethod
     def from_row(cls, row: Any, remark: str = "") -> "SelectedRun":
-        """Create the selected run from a row of `Store.table()`."""
+        """Create a `SelectedRun` from a row of `Store.table()`."""
         validation, test, worst = (float(row[name]) for name in ("validation", "test", "test_worst"))
         p_value = None if pd.isna(row["p_value"]) else float(row["p_value"])
         run, step, trial = (int(row[name]) for name in ("run", "step", "trial"))
@@ -50,18 +50,18 @@ class SelectedRun:
 @final
 @dataclass(frozen=True)
 class NoSelection:
-    """Result of a rule that selected no run, with the reason."""
+    """Result of a rule that could not select a run, with the reason."""
 
     reason: str
 
 
 class Selection(ABC):
-    """Base class of rules for model selection: frozen dataclasses whose fields are settings.
+    """Base class of model selection rules; subclasses are frozen dataclasses whose fields are settings.
 
     Attributes:
-        name: Name of the rule on pages, in tables and in JSON.
+        name: Name of the rule on HTML pages, in tables and in JSON.
         uses_test: Whether the rule uses test scores (oracle selection).
-        about: Short description of the criterion, for pages.
+        about: Short description of the criterion, for HTML pages.
     """
 
     name: ClassVar[str]
@@ -73,24 +73,23 @@ class Selection(ABC):
         """Select one of the candidates.
 
         Args:
-            candidates: Rows of `Store.table` of all finished runs of one replica with the same data and test
-                environments, one row per evaluated step. The column `score` is the validation score,
-                negated if lower is better.
-            others: Rows of runs with the same replica and data but other test environments.
+            candidates: Rows of `Store.table()` from which to choose: all finished runs of one replica with
+                the same data and test environments, one row per evaluated step. The column `score` is the
+                validation score, multiplied by −1 if lower is better.
+            others: Rows of `Store.table()` for runs with the same replica and data but other test
+                environments.
         """
 
 
 @final
 @dataclass(frozen=True, repr=False)
 class SelectionResult(Displayed):
-    """Result of a selection rule for one data set, set of test environments and replica.
-
-    Unless algorithms are pooled, each algorithm has a separate result.
+    """Result of a selection rule for one data set, set of test environments, replica and algorithm.
 
     Attributes:
         data: Name of the data set.
         test_environments: Names of the test environments.
-        algorithm: Algorithm whose runs were the candidates; "" if all algorithms were pooled.
+        algorithm: Algorithm of the candidate runs; "" if one run was selected among all algorithms.
         replica: Index of the replica.
         choice: Selected run, or the reason why no run was selected.
     """
@@ -115,11 +114,11 @@ class SelectionResult(Displayed):
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
     """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
 
-    If the study has runs with a single test environment, runs with several test environments have no result;
-    they are used only by rules such as leave-one-domain-out.
+    If the study has runs with a single test environment, no result is returned for runs with several test
+    environments. Only rules such as leave-one-domain-out then use these runs.
 
     Args:
-        table: `Store.table()` of the study.
+        table: Result of `Store.table()` for the study.
         selection: Selection rule.
         pooled: Whether to select one run among all algorithms instead of one per algorithm.
 
@@ -164,26 +163,26 @@ def _apply(
 
 
 def last_steps(candidates: pd.DataFrame) -> pd.DataFrame:
-    """Return the row of the last evaluated step of every run."""
+    """Return the last evaluated step of every run, one row per run."""
     _check_scores(candidates)
     return candidates.loc[candidates.groupby("run")["step"].idxmax()]
 
 
 def _check_scores(runs: pd.DataFrame) -> None:
-    """Raise an error if a finished run has no scores, as in a damaged store."""
+    """Check that every finished run has scores; in a damaged store, scores may be missing."""
     counts = runs.groupby("run")["step"].count()
     if len(lacking := counts[counts == 0]):
         raise EnvariantError(f"run {lacking.index[0]}: has no scores; retry it, or use another folder")
 
 
 def best(candidates: pd.DataFrame, column: str) -> Any:
-    """Return the row with the highest value in a column; if tied, that with the lowest run ID and step."""
+    """Return the row with the highest value in a column; ties go to the lowest run ID, then lowest step."""
     ordered = candidates.sort_values(["run", "step"], kind="stable")
     return ordered.iloc[int(ordered[column].to_numpy().argmax())]
 
 
 def signed(table: pd.DataFrame, scores: "pd.Series[float]") -> "pd.Series[float]":
-    """Return scores, negated in rows where lower is better, so that higher is always better."""
+    """Return scores such that higher is always better: scores are multiplied by −1 if lower is better."""
     return scores * (2 * table["higher_is_better"].fillna(1).astype(float) - 1)
 
 

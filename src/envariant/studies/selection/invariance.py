@@ -1,4 +1,4 @@
-"""Invariance selection: the best validation score among the models that pass the invariance test."""
+"""Invariance selection: the best validation score among models that the invariance test does not reject."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -12,10 +12,10 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 @final
 @dataclass(frozen=True)
 class Invariance(Selection):
-    """Best validation score at the last step among the runs with an invariance p-value of at least α.
+    """Run with the best validation score at its last step, among runs with an invariance p-value ≥ `alpha`.
 
     Null hypothesis: given the model's prediction, the target does not depend on the training environment
-    (`analysis/invariance_test.py`). If every candidate is rejected, the run with the largest p-value is
+    (`analysis/invariance_test.py`). If all p-values are below `alpha`, the run with the largest p-value is
     selected, with a remark.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Leave-one-domain-out selection: best mean score when each training environment is left out in turn."""
+"""Leave-one-domain-out selection: the best mean score in training environments left out in turn."""
 
 import json
 import math
@@ -21,8 +21,9 @@ from envariant.studies.selection.base import (
 class LeaveOneOut(Selection):
     """Trial and step with the best mean score in left-out environments. Gulrajani & Lopez-Paz 2021.
 
-    For a test environment t and each other environment v, a run of the same trial with the test environments
-    {t, v} is scored in v. The score of a trial and step is the mean over all v.
+    To select a run with test environment t, each other environment v is left out in turn. For this, the study
+    must contain, for each trial, a run with test environments {t, v}; this run is scored in v. The score of a
+    trial and step is the mean over all v.
     """
 
     name: ClassVar[str] = "leave-one-domain-out"
@@ -62,5 +63,5 @@ class LeaveOneOut(Selection):
 
 
 def _key(row: dict[Any, Any]) -> tuple[Any, ...]:
-    """Return the key by which runs with different test environments are matched: algorithm, trial, step."""
+    """Return algorithm, trial and step, by which runs with different test environments are matched."""
     return row["algorithm"], row["trial"], row["step"]

@@ -1,4 +1,4 @@
-"""Oracle selection: the best score in the test environments. It is an upper bound, not a valid method."""
+"""Oracle selection: the best score in the test environments; an upper bound, not a valid selection rule."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -13,7 +13,7 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 class Oracle(Selection):
     """Run with the best test score at its last step. Gulrajani & Lopez-Paz 2021.
 
-    As in DomainBed, only the last step of each run is considered: there is no early stopping.
+    As in DomainBed, only the last step of each run is considered, without early stopping.
     """
 
     name: ClassVar[str] = "oracle"

@@ -150,7 +150,7 @@ class StoreReader(ABC):  # noqa: B024
         self.close()
 
     def fact(self, name: str) -> str | None:
-        """Return the text stored under a name, such as the declaration of the study, or None."""
+        """Return a text that was stored under a name, such as "study"; None if there is none."""
         rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 
@@ -204,7 +204,7 @@ class StoreReader(ABC):  # noqa: B024
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
-        """Return a mapping from name and role of an environment to the stored predictions of a run."""
+        """Return the stored predictions of a run, by name and role of the environment."""
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "
@@ -276,7 +276,7 @@ class StoreReader(ABC):  # noqa: B024
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def networks(self) -> dict[str, tuple[str, ...]]:
-        """Return a mapping from algorithm to the names of the models of its started runs.
+        """Return the names of the models of all started runs, by algorithm.
 
         Runs that use a predictor instead of a network are omitted.
         """

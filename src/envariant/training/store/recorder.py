@@ -81,7 +81,7 @@ class Recorder:
 
     @property
     def execution(self) -> Execution | None:
-        """How the job is executed; None if the job has not begun."""
+        """Execution mode and stack size of the job; None if the job has not begun."""
         return None if self.record is None else self.record.execution
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
@@ -134,7 +134,7 @@ class Recorder:
 
         Args:
             event: Event of the engine.
-            rows: Additional measurements.
+            rows: Additional measurements to store.
             outcomes: Outcomes of finished runs. Default: outcomes without predictions.
         """
         if isinstance(event, Evaluated):

@@ -35,7 +35,7 @@ class SingleRun:
 
     @property
     def execution(self) -> Execution | None:
-        """How the stored run is executed; None if nothing is stored yet.
+        """Execution mode and stack size of the stored run; None if nothing is stored yet.
 
         Raises:
             EnvariantError: If the folder contains files other than a stored run.
@@ -129,8 +129,8 @@ def load_run(folder: Path) -> tuple[Record, list[HistoryRow], dict[int, ReplicaS
         record = store.record(_JOB)
         if store.fact("study") is not None:
             raise EnvariantError(
-                f"{folder}: holds a study of many runs, whose page is its report.html; give the folder of a "
-                "run"
+                f"{folder} is a study of many runs, and its page is {folder}/report.html; "
+                "give the folder of a single run"
             )
         if record is None:
             raise EnvariantError(f"{folder}: holds no run that has begun; give the folder of a run")

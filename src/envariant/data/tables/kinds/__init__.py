@@ -1,4 +1,4 @@
-"""Column kinds, such as numbers and dates. `KINDS` lists all kinds."""
+"""Column kinds, such as numbers and dates. `KINDS` contains all kinds by name."""
 
 from typing import Annotated
 

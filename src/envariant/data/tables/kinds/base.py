@@ -1,4 +1,4 @@
-"""Base classes of column kinds, which define how each type of table column is parsed and encoded."""
+"""Base classes of column kinds. A kind defines how a type of table column is parsed and encoded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ Categories = tuple[str, ...]
 
 @final
 class Parsed(NamedTuple):
-    """Result of parsing a column: values, categories and number notation, as in `Column`."""
+    """Parsed column: values, categories and number notation, as in `Column`."""
 
     values: Values
     categories: Categories = ()
@@ -49,10 +49,10 @@ class ColumnChunk:
 
     Attributes:
         kind: Name of the kind that corresponds to the pandas type; None for text.
-        values: Values `[rows]`: float64 with NaN for missing values; for text, int32 codes with −1 for
+        values: Values, `[rows]`: float64 with NaN for missing values; for text, int32 codes with −1 for
             missing values.
         texts: Distinct strings, in the order of their codes.
-        categorical: Whether strings are always categories, even if they can be read as numbers.
+        categorical: Whether strings are categories even if they could be read as numbers.
         spellings: Pairs of different strings that were read as the same string because they differ only in
             spaces or invisible characters.
         originals: Original value of each string, before conversion to text; empty if not stored.
@@ -67,7 +67,7 @@ class ColumnChunk:
 
     @property
     def blank(self) -> bool:
-        """Whether all values are missing, so that the pandas type gives no information."""
+        """Whether all values are missing, so that the pandas type is uninformative."""
         return not self.texts if self.kind is None else bool(np.isnan(self.values).all())
 
     @property
@@ -76,10 +76,10 @@ class ColumnChunk:
         return np.bincount(self.values[self.values >= 0], minlength=len(self.texts))
 
     def without(self, missing: NDArray[np.bool_]) -> "ColumnChunk":
-        """Return the chunk without some of its strings, whose rows become missing values.
+        """Return a chunk in which some strings are replaced by missing values.
 
         Args:
-            missing: Mask of the strings.
+            missing: Mask of the strings to replace, `[texts]`.
         """
         table = np.append(np.where(missing, -1, np.cumsum(~missing) - 1), -1).astype(np.int32)
         texts = tuple(text for text, absent in zip(self.texts, missing, strict=True) if not absent)
@@ -89,18 +89,19 @@ class ColumnChunk:
 @final
 @dataclass(frozen=True)
 class ColumnEncoding:
-    """Parameters for encoding one column as network inputs.
+    """Fitted parameters that encode one column as network inputs.
 
     Attributes:
         name: Name of the column.
         kind: Name of the column kind.
-        fill: Median, which replaces missing numbers.
-        center: Mean of the observed numbers.
-        scale: Standard deviation of the observed numbers.
-        indicator: Whether there is an indicator input for missing values.
+        fill: Median of the training rows, which replaces missing numbers.
+        center: Mean of the numbers in the training rows.
+        scale: Standard deviation of the numbers in the training rows.
+        indicator: Whether an additional input marks missing values.
         categories: Categories with a separate input each.
-        other: Whether there is one common input for rare categories.
-        notation: Notation of the numbers in text; None for the notation of programming languages.
+        other: Whether one additional input represents all rare categories.
+        notation: Notation of numbers that were read from text; None for numbers as written in programming
+            languages.
     """
 
     name: str
@@ -115,10 +116,10 @@ class ColumnEncoding:
 
 
 class ColumnKind(ABC):
-    """Base class of column kinds, which define reading, formatting and encoding of the values.
+    """Base class of column kinds, which define how values are read, formatted and encoded.
 
-    A new kind is a final subclass without fields, added to `KINDS`. Values are float64 with NaN for missing
-    values, or int32 codes of categories with −1 for missing values.
+    To add a kind, define a final subclass without fields and add it to `KINDS`. Values are float64 with NaN
+    for missing values, or int32 codes of categories with −1 for missing values.
     """
 
     name: ClassVar[str]
@@ -134,7 +135,7 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
-        """Return float64 values if the pandas type corresponds to this kind, else None."""
+        """Convert rows to float64 values if the pandas type corresponds to this kind; else return None."""
 
     @abstractmethod
     def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed | None:
@@ -142,7 +143,7 @@ class ColumnKind(ABC):
 
         Args:
             name: Name of the column.
-            texts: All rows of the column; strings that represent a missing value are already removed.
+            texts: All rows of the column, without strings that represent missing values.
             decimal_comma: Whether numbers in the table have a decimal comma; None if unknown.
 
         Raises:
@@ -153,11 +154,11 @@ class ColumnKind(ABC):
     def read(
         self, name: str, chunk: ColumnChunk, first_row: int = 0, notation: Notation | None = None
     ) -> Parsed:
-        """Parse rows of a column that was of this kind in training.
+        """Parse new rows of a column that was of this kind in training.
 
         Args:
             name: Name of the column.
-            chunk: Rows, without strings that represent a missing value.
+            chunk: New rows, without strings that represent missing values.
             first_row: Number of preceding rows, for error messages.
             notation: Notation of the numbers in the training table.
 
@@ -171,7 +172,7 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def format(self, values: Values, categories: Categories) -> list[str | None]:
-        """Format values as readable text, with None for missing values."""
+        """Format values as readable strings, with None for missing values."""
 
     def as_text(self, values: Values) -> ColumnChunk:
         """Convert numbers to a text chunk, so that they can be joined with text chunks of the same column."""
@@ -188,12 +189,12 @@ class ColumnKind(ABC):
             name: Name of the column.
             values: Values, `[rows]`.
             categories: Categories in the order of their codes.
-            environments: Number of the environment of each row. Default: one environment.
+            environments: Index of the environment of each row. Default: one environment.
         """
 
     @abstractmethod
     def input_names(self, encoding: ColumnEncoding) -> tuple[str, ...]:
-        """Return the names of the encoded inputs, without the missing-value indicator."""
+        """Return the names of the encoded inputs, except for the missing-value indicator."""
 
     @abstractmethod
     def encode(self, encoding: ColumnEncoding, values: Values, categories: Categories, out: Values) -> None:
@@ -201,14 +202,14 @@ class ColumnKind(ABC):
 
     @abstractmethod
     def describe(self, categories: Categories) -> str:
-        """Return the text for the preprocessing log: the kind and its encoding."""
+        """Describe the kind and the encoding, for the preprocessing log."""
 
     def unusable(self, values: Values) -> str:
-        """Return the reason that a varying column cannot be useful to any model, or "" if there is none."""
+        """Return the reason why no model can use a column that is not constant; "" if there is none."""
         return ""
 
     def class_names(self, values: Values) -> list[str]:
-        """Return the names of classes of a classification target, by their values."""
+        """Format the distinct values of a classification target as class names."""
         return [str(text) for text in self.format(values, ())]
 
     @abstractmethod
@@ -217,7 +218,7 @@ class ColumnKind(ABC):
 
 
 class NumericKind(ColumnKind):
-    """Base class of numeric kinds: missing values are replaced by the median, inputs are standardized."""
+    """Base class of numeric kinds. Missing values are replaced by the median; inputs are standardized."""
 
     correction: ClassVar[str] = "Correct it"
     """Advice on correcting a wrong value, for error messages."""
@@ -231,7 +232,7 @@ class NumericKind(ColumnKind):
         """Parse strings as numbers; NaN for strings that are not of this kind."""
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
-        """Return the number notation of a text column; None if `parse` reads the column without one."""
+        """Return the notation of the numbers in a text column; None if `parse` needs no notation."""
         del texts, decimal_comma
         return None
 
@@ -273,7 +274,7 @@ class NumericKind(ColumnKind):
         return Parsed(self.checked(name, values, first_row))
 
     def _known(self, chunk: ColumnChunk, notation: Notation | None) -> NDArray[np.float64]:
-        """Parse strings in the notation of the training table, or in another if it is unambiguous."""
+        """Parse numbers in the notation of the training table, or in another notation if unambiguous."""
         parsed = self.parse(chunk.texts) if notation is None else notation.parse(chunk.texts)
         if not np.isfinite(parsed).all() and (other := self.notation(chunk, None)) is not None:
             is_clear = other.agrees_with(notation) and other.is_certain(chunk.texts)
@@ -327,6 +328,6 @@ class NumericKind(ColumnKind):
 
 
 def quoted(text: str) -> str:
-    """Shorten a text to one line, for an error message."""
+    """Shorten a string to one line, for use in an error message."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= _LONGEST_QUOTE else line[:_LONGEST_QUOTE] + "…"

@@ -24,7 +24,7 @@ _PAIRS = ({"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"})
 @final
 @dataclass(frozen=True)
 class Boolean(NumericKind):
-    """Boolean values, stored as 1 and 0; a text column is Boolean if it has two words such as yes and no."""
+    """Boolean values, stored as 1 and 0. A text column with two words such as yes and no is also Boolean."""
 
     name: ClassVar[str] = "boolean"
     words_are_missing: ClassVar[bool] = False

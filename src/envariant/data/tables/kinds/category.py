@@ -1,4 +1,4 @@
-"""Column kind for categories, which is the default for text columns."""
+"""Column kind for categories, the default for text columns."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -38,7 +38,7 @@ class Category(ColumnKind):
         return None
 
     def infer(self, name: str, texts: ColumnChunk, decimal_comma: bool | None = None) -> Parsed:
-        """Return codes and categories. Other kinds are tried first, because any text can be a category."""
+        """Convert strings to categories. Other kinds are tried first, because any text can be a category."""
         used = sorted(range(len(texts.texts)), key=lambda k: texts.texts[k])
         table = np.full(len(texts.texts) + 1, -1, dtype=np.int32)
         table[used] = np.arange(len(used), dtype=np.int32)

@@ -26,7 +26,7 @@ _DATE = re.compile(
 @final
 @dataclass(frozen=True)
 class Date(NumericKind):
-    """Dates, stored as days since 1970 in local time and encoded as day number and season."""
+    """Dates, stored as days since 1970 in local time, and encoded as the number of days and the season."""
 
     name: ClassVar[str] = "date"
     ordered: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Decide which strings are missing values; words such as `none` may also be values."""
+"""Decide which strings are missing values. Words such as `none` may also be ordinary values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class MissingRule:
     """Rule that decides which strings of a column are missing values.
 
     In a column of numbers or dates, all `MISSING_TEXTS` are missing values. In the target and environment
-    column, words such as "none" are values. In other columns, such a word is a value if it is frequent, or if
-    it is in quotes and not all strings of the file are.
+    columns, words such as "none" are ordinary values. In other columns, such a word is an ordinary value if
+    it is frequent, or if it is in quotes and only some strings of the file are in quotes.
 
     Attributes:
-        declared: Strings that the user declared as missing values in all columns; None if there is no
-            declaration.
+        declared: Strings that the user declared as missing values in all columns; None if the user declared
+            none.
         keeps_words: Whether the column is the target or the environment.
         markers: Words that represent missing values in the numeric columns of the table.
         quoted: Words that occur in quotes, if only some strings of the file are in quotes.
         unquoted: Words that occur without quotes, if all other strings of the column are in quotes.
-        categorical: Whether the column was declared as categorical, so that all its strings are values.
+        categorical: Whether the column was declared as categorical, so that every string is a value.
     """
 
     declared: frozenset[str] | None = None
@@ -49,8 +49,8 @@ class MissingRule:
 
         Args:
             texts: Distinct strings.
-            counts: Number of rows that contain each string; None for a column of numbers, in which no word
-                is a value.
+            counts: Number of rows with each string; None for columns of numbers, in which all
+                `MISSING_TEXTS` are missing values.
         """
         if counts is None:
             return np.array([self._is_missing(text, None, 0) for text in texts], dtype=bool)

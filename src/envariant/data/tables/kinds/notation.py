@@ -1,4 +1,4 @@
-"""Parse numbers with a decimal comma, thousands separators, percent signs, currencies or units."""
+"""Parse numbers with decimal commas, thousands separators, percent signs, currencies or units."""
 
 import re
 import unicodedata
@@ -58,7 +58,7 @@ class Notation:
     affix: str = ""
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Convert strings to numbers; 12% becomes 0.12, and strings in another notation become NaN."""
+        """Convert strings to numbers; NaN for strings in another notation. Percentages become fractions."""
         return np.array([self._number(text) for text in texts], dtype=np.float64)
 
     def _number(self, text: str) -> float:
@@ -73,18 +73,22 @@ class Notation:
         return (-number if negative else number) / (100 if affix == "%" else 1)
 
     def is_certain(self, texts: Sequence[str]) -> bool:
-        """Return whether the other decimal separator would give invalid strings or the same numbers."""
+        """Return whether the decimal separator is unambiguous for these strings.
+
+        This is the case if some strings would be invalid with the other separator, or if both separators give
+        the same numbers.
+        """
         other = Notation("," if self.decimal == "." else ".", self.affix).parse(texts)
         return not np.isfinite(other).all() or np.array_equal(self.parse(texts), other)
 
     def agrees_with(self, other: "Notation | None") -> bool:
-        """Return whether numbers in both notations have the same unit; currencies count as no unit."""
+        """Return whether numbers in both notations have the same unit; a currency is not a unit."""
         affixes = {"" if _is_currency(each.affix) else each.affix for each in (self, other or Notation())}
         return len(affixes) == 1
 
 
 def plain(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Convert strings in the notation of programming languages, such as -1.5e3, to numbers; others to NaN."""
+    """Convert strings such as "-1.5e3", as in programming languages, to numbers; NaN for other strings."""
     numbers = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(dtype=np.float64)
     # Unlike pandas, Python rounds to the nearest number.
     return np.array([float(t) if n == n else n for t, n in zip(texts, numbers.tolist(), strict=True)])
@@ -93,13 +97,13 @@ def plain(texts: Sequence[str]) -> NDArray[np.float64]:
 def infer_notation(
     texts: Sequence[str], counts: NDArray[np.int64], decimal_comma: bool | None
 ) -> Notation | None:
-    """Return the notation in which most rows of a column are numbers, or None if there is none.
+    """Return the notation that reads the most rows of a column as numbers; None if there is none.
 
     Args:
         texts: Distinct strings of the column.
         counts: Number of rows with each string.
-        decimal_comma: Whether numbers in the table have a decimal comma; used if the strings are ambiguous.
-            If it is None, a comma before three digits separates thousands.
+        decimal_comma: Whether numbers in the table have a decimal comma, for ambiguous strings. None if
+            unknown: a comma before three digits is then a thousands separator.
     """
     parts = [_split(text) for text in texts]
     affixes: Counter[str] = Counter()
@@ -152,18 +156,18 @@ def decimal_sign(texts: Sequence[str]) -> str:
 
 
 def may_have_grouping_points(texts: Sequence[str]) -> bool:
-    """Return whether all points in a column of numbers may separate thousands, as in 1.234 and 999."""
+    """Return whether all points in a column may be thousands separators, as in 1.234 and 999."""
     return any("." in text for text in texts) and all(_GROUPED.fullmatch(text) for text in texts)
 
 
 def may_be_thousands(values: NDArray[np.float64]) -> bool:
-    """Return whether numbers may be misread integers with thousands separators: 1.234 instead of 1234."""
+    """Return whether numbers may be misread integers, for example 1.234 if the file means 1234."""
     is_small = (np.abs(values) < 1000) & ((np.abs(values) >= 1) | (values == 0))
     return bool((is_small & (np.round(values, 3) == values)).all())
 
 
 def _split(text: str) -> tuple[str, bool, str] | None:
-    """Split a number into its digits with separators, whether it is negative, and its affix."""
+    """Split a number into digits (with separators), whether it is negative, and affix."""
     if not text.isascii():
         text = text.translate(_SIGNS)
         text = "".join(str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else c for c in text)

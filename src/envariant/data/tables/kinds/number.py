@@ -31,9 +31,9 @@ from envariant.data.tables.kinds.notation import (
 @final
 @dataclass(frozen=True)
 class Number(NumericKind):
-    """Real numbers. Durations are converted to numbers of days.
+    """Real numbers; durations are converted to days.
 
-    In a text column, all numbers must have the same notation, such as 1,234.5 or 1.234,5 or 12% or $5.
+    All numbers in a text column must have the same notation, such as 1,234.5 or 1.234,5 or 12% or $5.
     """
 
     name: ClassVar[str] = "number"

@@ -181,8 +181,8 @@ def page(results: dict[str, Any]) -> str:
         "| --- | --- | --- | --- |",
         *(f"| {name} | {j['cpu']:.1f} | {j['wall']:.1f} | {j['best']:.3f} |" for name, j in jobs.items()),
         "",
-        "Not included: the extraction, and the principal components, fitted once for each test environment and "
-        "process in a few seconds. End to end, evaluation is not counted.",
+        "Not included: the extraction, and the principal components, fitted once for each test environment "
+        "and process in a few seconds. End to end, evaluation is not counted.",
         "",
         "The last column is oracle selection on the measured jobs only; it shows that the heads learn, not "
         "which algorithm is best. `dann`, `cdann` and `adrmx` are not in the list: their discriminators are "

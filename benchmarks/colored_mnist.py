@@ -11,6 +11,7 @@ from pathlib import Path
 
 import envariant
 from envariant.reporting import charts, tables
+from envariant.training import provenance
 from envariant.training.result import TrainingResult
 
 RUNS = (
@@ -29,7 +30,7 @@ def markdown(table: tables.TextTable) -> str:
 
 
 def conditions(result: TrainingResult) -> str:
-    hardware = ", ".join(f"{key} {value}" for key, value in result.record.hardware.items())
+    hardware = provenance.described(result.record.hardware)
     versions = ", ".join(f"{key} {value}" for key, value in result.record.versions.items())
     return f"{result.record.spec.precision}; {hardware}; {versions}."
 

@@ -138,10 +138,11 @@ def page(results: list[dict[str, Any]], means: dict[str, float]) -> str:
     lines = [
         "# Serving at new environments",
         "",
-        f"{len(results)} synthetic tables; each model of `envariant.compare` serves {NEW_ENVIRONMENTS} new "
-        f"environments of {NEW_ROWS} rows, and as many batches without shift (30 new rows of each training "
-        "environment). Intercepts of environments have the standard deviation *spread*; slopes, input means "
-        "and noise vary in proportion. Written by `python benchmarks/conformal.py --write`.",
+        "This page is written by `python benchmarks/conformal.py --write`. For each of "
+        f"{len(results)} synthetic tables, `envariant.compare` trains a model. The model then predicts "
+        f"{NEW_ENVIRONMENTS} new environments of {NEW_ROWS} rows, and the same number of batches without "
+        "shift, which consist of 30 new rows from each training environment. *spread* is the standard "
+        "deviation of the intercepts over environments; slopes, input means and noise vary in proportion.",
         "",
         "| rate | mean over tables | nominal |",
         "| --- | --- | --- |",

@@ -114,8 +114,9 @@ def restart_steps(device: torch.device, *, allocator: bool) -> Iterator[Timer]:
 
 
 def restart(device: torch.device) -> list[dict[str, object]]:
-    """One restart of the paper (501 steps), computed from the medians of steps and measurements. The engine
-    measures six times (60,000 rows each), the plain loop at every step (10,000 rows).
+    """Time of one restart in the paper (501 steps), computed from the median times of a step and of an
+    evaluation. The engine evaluates the model six times (60,000 rows each), the plain loop at every step
+    (10,000 rows).
     """
     full = replace(FULL, device=device.type)
     cases = [
@@ -160,7 +161,9 @@ def restart(device: torch.device) -> list[dict[str, object]]:
 
 
 def small(device: torch.device) -> list[dict[str, object]]:
-    """Network for tables: 100 replicas in one stack against sequential execution, both with Envariant."""
+    """A small network for tables: 100 replicas in one stack, compared with sequential execution. Both are run
+    by Envariant.
+    """
     table = []
     for algorithm in ("erm", "irm", "and-mask"):
         for compiled in (False, True):
@@ -183,7 +186,9 @@ def small(device: torch.device) -> list[dict[str, object]]:
 
 
 def linear(device: torch.device) -> list[dict[str, object]]:
-    """Linear models: 20 replicas with different hyperparameters on shared data, against plain loops."""
+    """Linear models: 20 replicas with different hyperparameters on the same data, compared with plain
+    loops.
+    """
     base = replace(LINEAR, device=device.type)
     table, training = [], rows(base)
     for algorithm in ("erm", "irm", "and-mask", "iga"):
@@ -225,7 +230,7 @@ def linear(device: torch.device) -> list[dict[str, object]]:
 
 
 def cnn(device: torch.device) -> list[dict[str, object]]:
-    """DomainBed's MNIST network: a step of 2 × 64 rows, and the evaluation of 70,000 rows."""
+    """DomainBed's MNIST network: a training step on 2 × 64 rows, and the evaluation of 70,000 rows."""
     case = replace(CNN, precision="bfloat16", device=device.type)
     model = plain_loops.cnn(2).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -260,10 +265,10 @@ def cnn(device: torch.device) -> list[dict[str, object]]:
 
 
 def growth(device: torch.device) -> list[dict[str, object]]:
-    """One, ten, a hundred and a thousand replicas, in stacks of the size that the engine chooses.
+    """Time and memory of 1, 10, 100 and 1,000 replicas, in stacks of the size that the engine chooses.
 
-    Each case runs in its own process. Tensor memory is predicted from stacks of two and of four replicas;
-    process memory includes heap fragmentation.
+    Each case runs in its own process. The memory of tensors is predicted from stacks of two and of four
+    replicas. The memory of the process includes heap fragmentation.
     """
     rates, table = step_timing.matrix_product_rates(device), []
     for case in (replace(LINEAR, rows=1_000), SMALL):
@@ -290,7 +295,9 @@ def growth(device: torch.device) -> list[dict[str, object]]:
 
 
 def start(device: torch.device) -> list[dict[str, object]]:
-    """Start-up time: `envariant train` with one step on colored digits, against `import torch` alone."""
+    """Start-up time of `envariant train` with one step on colored digits, compared with `import torch`
+    alone.
+    """
 
     def seconds(*command: str) -> float:
         times = []
@@ -315,7 +322,7 @@ def start(device: torch.device) -> list[dict[str, object]]:
 
 
 def profile(device: torch.device) -> list[dict[str, object]]:
-    """Largest operations of a step, as shares of the time spent in all operations."""
+    """The most expensive PyTorch operations of a step, as shares of the time of all operations."""
     table = []
     for name in ("irm-full-batch-bfloat16", "small-mlp-x100", "linear-x20", "mnist-cnn-bfloat16"):
         stack = replace(step_timing.CASES[name], device=device.type).stack()
@@ -344,16 +351,18 @@ def markdown(figures: dict[str, object]) -> str:
     lines = [
         "# Speed of the engine",
         "",
-        f"Made by `python benchmarks/engine.py{figures.get('options', '')}` with no other program running. "
-        "Medians; both sides of a ratio are measured in the same run.",
-        "The reference is [plain_loops.py](plain_loops.py): plain float32 training loops as the papers "
-        "describe them. The plain loop's full-batch step is timed without the allocator setting "
-        "(`training/allocator.py`), as users of the papers' code run it; the table also gives it with that "
-        "setting.",
+        f"This page is written by `python benchmarks/engine.py{figures.get('options', '')}`. No other "
+        "program ran during the measurements. All times are medians. The two times of each ratio are "
+        "measured in the same run.",
         "",
-        f"Machine: {', '.join(f'{key} {value}' for key, value in hardware.items())}; "
-        f"torch {figures['versions']['torch']}. The machine may be shared, so each section states the "
-        "matrix-product rate (best of several shapes) of the same run.",
+        "The reference is [plain_loops.py](plain_loops.py): plain float32 training loops as the papers "
+        "describe them. The full-batch step of the plain loop is timed without Envariant's allocator setting "
+        "(`training/allocator.py`), because users of the papers' code run it without this setting. The table "
+        "also shows its time with the setting.",
+        "",
+        f"Machine: {provenance.described(hardware)}; torch {figures['versions']['torch']}. The machine may "
+        "be shared with other users. Each section therefore states how fast matrix products were during its "
+        "run (the best rate over several matrix shapes).",
     ]
     for name, work in PARTS.items():
         if name not in figures:
@@ -362,9 +371,9 @@ def markdown(figures: dict[str, object]) -> str:
         header = list(table[0])
         measured = figures["measured"][name]
         rates = [f"{rate / 1e9:,.0f} in {precision}" for precision, rate in measured["limits"].items()]
-        products = f"; matrix products: {', '.join(rates)} (GFLOP/s)" if rates else ""
+        products = f"; rate of matrix products, in GFLOP/s: {', '.join(rates)}" if rates else ""
         lines += ["", f"## {name}", ""]
-        lines += [" ".join(f"{work.__doc__} Measured {measured['date']}{products}.".split()), ""]
+        lines += [" ".join(f"{work.__doc__} Measured on {measured['date']}{products}.".split()), ""]
         lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(_text(row[key]) for key in header) + " |" for row in table]
     return "\n".join(lines) + "\n"

@@ -534,10 +534,12 @@ def page(tallies: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Injected faults",
         "",
-        "Written by `python benchmarks/faults.py --write`. After each fault, the same command is given again",
-        "and the files are read; results are compared with those of an undisturbed run. A damaged file is",
-        "refused with one line that names it, or computed again. Pages and descriptions are not read again.",
-        f"A hostile input gives one line within {_CPU_SECONDS} s and {_MORE_BYTES >> 20:,} MiB.",
+        "This page is written by `python benchmarks/faults.py --write`. After each fault, the script repeats",
+        "the same command, reads the files, and compares the results with those of an undisturbed run. A",
+        "damaged file must be rejected with a one-line error that names the file, or its content must be",
+        "computed again. HTML reports and descriptions are not read again. A hostile input must be rejected",
+        f"with a one-line error, within {_CPU_SECONDS} s of processor time and {_MORE_BYTES >> 20:,} MiB of",
+        "additional memory.",
         "",
         f"Machine: {hardware['processor']}, {hardware['cores']} cores, {hardware['system']}.",
         "",
@@ -553,9 +555,17 @@ def page(tallies: dict[str, dict[str, Any]]) -> str:
     for kind, tally in tallies.items():
         found = " | ".join(str(tally["counts"].get(fault, 0)) for fault in FAULTS)
         lines.append(f"| {names[kind]} | {tally['faults']} | {found} | {tally['seconds']:.0f} s |")
+    outcomes = {
+        "met a finished one": "process already finished",
+        "met a running process": "process killed while running",
+        "refused": "rejected",
+        "same": "same results",
+        "file ": "file without suffix",
+    }
     for kind, tally in tallies.items():
         others = {name: n for name, n in sorted(tally["counts"].items()) if name not in FAULTS}
-        lines += ["", f"{kind.capitalize()}: " + ", ".join(f"{name} {n}" for name, n in others.items()) + "."]
+        counts = ", ".join(f"{outcomes.get(name, name)} {n}" for name, n in others.items())
+        lines += ["", f"Outcomes of {kind}: {counts}."]
     return "\n".join(lines) + "\n"
 
 

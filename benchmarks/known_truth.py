@@ -326,12 +326,14 @@ def report(answers: Mapping[str, list[dict[str, Any]]]) -> str:
     lines = [
         "# Answers on tables of known truth",
         "",
-        "Made by `python benchmarks/known_truth.py --write`, where the eight kinds of tables are described.",
-        "*Comparisons* are those of `compare` with linear model, boosted trees, ERM and the methods",
-        "`stable-columns` and `vrex`, one trial and five replicas. *Analyses* are its functions for what",
-        "needs no trained method. *Drops* are its tests of a drop, for a logistic regression fitted without",
-        "a study.",
-        f"Seeds of each kind: {seeds}. Intervals: 95 % (Wilson 1927).",
+        "This page is written by `python benchmarks/known_truth.py --write`. The script describes the eight",
+        "kinds of synthetic tables. Three sources of answers are tested. *comparisons* are calls of",
+        "`compare` with the linear model, boosted trees, ERM, `stable-columns` and `vrex`, one trial and",
+        "five replicas. *analyses* are the analyses of `compare` that need no trained method. *drops* are",
+        "the tests of `compare` for a drop, applied to a logistic regression that is fitted outside a study.",
+        "",
+        f"Number of seeds per kind of table: {seeds}. The intervals are 95 % confidence intervals",
+        "(Wilson 1927).",
         "",
         "| error | at most | tables | rate | 95 % interval | by kind |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -353,8 +355,9 @@ def report(answers: Mapping[str, list[dict[str, Any]]]) -> str:
     packages = ", ".join(f"{p} {version(p)}" for p in ("numpy", "scikit-learn", "torch"))
     lines += [
         "",
-        f"Mean processor seconds of a comparison: {', '.join(f'{k} {v:.0f}' for k, v in seconds.items())}.",
-        f"Machine: {', '.join(f'{key} {value}' for key, value in hardware.items())}; {packages}.",
+        "Mean processor time of a comparison, in seconds, by kind of table: "
+        f"{', '.join(f'{k} {v:.0f}' for k, v in seconds.items())}.",
+        f"Machine: {provenance.described(hardware)}; {packages}.",
         "",
     ]
     return "\n".join(lines)

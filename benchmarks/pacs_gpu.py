@@ -2,10 +2,11 @@
 
     python benchmarks/pacs_gpu.py data/PACS [--algorithm erm] [--steps 300] [--test-environment sketch]
 
-Both train the same pretrained ResNet-50 of timm in bfloat16 with DomainBed's augmentation, 32 images of each training
-environment per step, and Adam at 5e-5. The plain loop reads files with torchvision in worker processes and
-augments on the CPU, as DomainBed does; it is left out if torchvision is missing. Rates leave out the first steps,
-evaluation and, for Envariant, the decoding of the files. Needs `pip install 'envariant[vision]' torchvision`.
+Both train the same pretrained ResNet-50 of timm in bfloat16 with DomainBed's augmentation, 32 images of each
+training environment per step, and Adam at 5e-5. The plain loop reads files with torchvision in worker
+processes and augments on the CPU, as DomainBed does; it is left out if torchvision is missing. Rates leave
+out the first steps, evaluation and, for Envariant, the decoding of the files. Needs torchvision and
+`pip install 'envariant[vision]'`.
 """
 
 import argparse

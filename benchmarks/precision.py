@@ -11,6 +11,7 @@ from pathlib import Path
 import envariant
 from envariant import TrainingResult
 from envariant.analysis.statistics import interval
+from envariant.training import provenance
 from envariant.training.result import Spread
 
 HERE = Path(__file__).parent
@@ -50,17 +51,19 @@ def page(results: dict[str, dict[str, TrainingResult]]) -> str:
         [
             "# Accuracy in bfloat16 and float32",
             "",
-            "Colored MNIST, protocol irm, 501 steps, the papers' settings. Mean accuracy ± half the width of "
-            "its 95 % confidence interval (Student) over replicas, with the number of replicas in brackets. "
-            "Replica k has the same data, initial weights and batches in both precisions. *Within*: each "
-            "mean lies in the other's interval. flip-0.9 is the test environment.",
+            "All runs use Colored MNIST with the protocol `irm`, 501 steps and the papers' settings. "
+            "flip-0.9 is the test environment. The table shows the mean accuracy over replicas ± half the "
+            "width of its 95 % confidence interval (Student's t), with the number of replicas in "
+            "parentheses. Replica k has the same data, initial weights and batches in both precisions. "
+            "*within* states whether the mean of each precision lies in the confidence interval of the other "
+            "precision.",
             "",
             "| " + " | ".join(header) + " |",
             "|" + " --- |" * len(header),
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
-            ", ".join(f"{key} {value}" for key, value in first.record.hardware.items())
-            + f"; torch {first.record.versions['torch']}.",
+            f"Machine: {provenance.described(first.record.hardware)}; "
+            f"torch {first.record.versions['torch']}.",
             "",
         ]
     )

@@ -186,15 +186,16 @@ def main() -> None:
         text = [
             "# Recommendations on tables, checked with scikit-learn alone",
             "",
-            "Made by `python benchmarks/real_tables.py`. Scores are means over environments, each held out",
-            "once; ± is two bootstrap standard errors over rows. *No worse*: the mean score of the",
-            "recommended method is not worse than that of either scikit-learn model by more than ±.",
+            "This page is written by `python benchmarks/real_tables.py`. Each environment is held out once,",
+            "and scores are means over environments. ± is two bootstrap standard errors over rows.",
+            "*no worse* is yes if the mean score of the recommended method is not worse than the score of",
+            "either scikit-learn model by more than ±.",
             "",
             "| " + " | ".join(header) + " |",
             "|" + " --- |" * len(header),
             *("| " + " | ".join(str(row[key]) for key in header) + " |" for row in rows),
             "",
-            f"Machine: {', '.join(f'{key} {value}' for key, value in hardware.items())}.",
+            f"Machine: {provenance.described(hardware)}.",
             "",
         ]
         (HERE / "real_tables.md").write_text("\n".join(text), encoding="utf-8")

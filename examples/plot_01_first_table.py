@@ -4,13 +4,13 @@ Compare methods on a table
 
 You have a table with rows from several sites, such as hospitals, and want to know
 whether a model will also work at a new site. `envariant.compare` holds out each
-environment once, fits ordinary models and domain-generalization methods to the others,
-and says which method to use.
+environment in turn, trains ordinary models and domain-generalization methods on the
+other environments, and recommends a method.
 """
 
 # %%
-# The table is the heart disease data of four hospitals, which ships with the package.
-# Any data frame, or the path of a file, can take its place.
+# The example uses heart disease data from four hospitals, which ship with the package.
+# Instead of this data frame, you can pass your own data frame or the path of a file.
 
 import envariant
 
@@ -20,9 +20,10 @@ patients.groupby("hospital")["disease"].agg(
 ).round(2)
 
 # %%
-# One call trains everything. Linear models and boosted trees are always fitted;
-# `algorithms` names the other methods to try. The data check is printed first: here, it
-# finds columns that some hospitals did not record, and zeros that mean "missing".
+# One call trains and compares all methods. A linear model and boosted trees are always
+# included; `algorithms` lists the other methods. The output begins with the data check.
+# Here, the check finds columns that some hospitals did not record, and zeros that
+# represent missing values.
 
 answer = envariant.compare(
     patients,
@@ -33,14 +34,14 @@ answer = envariant.compare(
 )
 
 # %%
-# The verdict is a headline and at most four facts.
+# The verdict consists of a headline and at most four facts.
 
 print(answer.verdict)
 
 # %%
-# The table shows scores in hospitals that took no part in training. The chart compares
-# them with the scores of models that were also trained on the hospital; a line joins
-# the two.
+# The table shows the score of each method in each hospital, for models that were not
+# trained on this hospital. The chart also shows the score of models that were trained
+# on rows of this hospital. A line joins the two scores.
 
 answer.table.round(3)
 
@@ -50,14 +51,14 @@ chart = answer.plot()
 chart
 
 # %%
-# The recommended method is trained again on all rows and is ready for predictions;
-# `answer.page` is a report for colleagues.
+# The recommended method is then trained on all rows; `answer.best_model` makes
+# predictions for new rows. `answer.page` is an HTML report to share.
 
 answer.best_model.predict(patients.head())
 
 # %%
 # .. admonition:: When not
 #
-#    With two environments, only one is left for training, so that methods that compare
-#    environments cannot be judged. And if you can label twenty patients of the new
-#    hospital, do so: the report says how much they help.
+#    With two environments, only one is left for training, so methods that need several
+#    training environments cannot be evaluated. If you can label twenty patients of the
+#    new hospital, do so; the report states how much these labels help.

@@ -2,14 +2,15 @@
 What a verdict means
 ====================
 
-A drop in a new environment has several possible causes, which need different remedies.
-This example compares methods on two synthetic tables. In the first, a column changes
-its meaning; in the second, only the prevalence changes.
+A drop of the score in a new environment has several possible causes, and each needs a
+different remedy. This example compares methods on two synthetic tables. In the first
+table, a column has a different meaning at one site; in the second table, only the
+prevalence differs.
 """
 
 # %%
-# In the first table, `marker` depends on the target. At the last site, its sign is
-# reversed.
+# In the first table, the column `marker` depends on the target. At site D, the sign of
+# this dependence is reversed.
 
 import numpy as np
 import pandas as pd
@@ -35,9 +36,10 @@ concept = envariant.compare(flipped, **settings)
 print(concept.verdict)
 
 # %%
-# At site D, the scores of all methods are worse than chance: without rows of D, nothing
-# in the training data shows that the marker will change. The verdict says that
-# predictions are reversed there, and the next steps name the column.
+# At site D, the scores of all methods are worse than chance, because nothing in the
+# training data from the other sites shows that the sign of `marker` can change. The
+# verdict states that predictions are reversed at D, and the suggested next steps name
+# the column.
 
 print(concept.recommendation.next_steps[0])
 
@@ -61,7 +63,7 @@ label = envariant.compare(prevalence, **settings)
 print(label.verdict)
 
 # %%
-# The results also contain the kinds of shift found at every site.
+# The results also contain the kinds of shift that were found at each site.
 
 for name, cause in label.results.causes.items():
     print(name, (cause.shift.kinds if cause.shift else None) or "no shift found")
@@ -70,4 +72,4 @@ for name, cause in label.results.causes.items():
 # .. admonition:: When not
 #
 #    "No significant drop" does not mean "no drop". The verdict states how large a drop
-#    cannot be ruled out. With small environments, this can be a large drop.
+#    is still possible; in small environments, it can be large.

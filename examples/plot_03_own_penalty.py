@@ -2,16 +2,16 @@
 Write a penalty and study it
 ============================
 
-A method is one small class. This one penalizes the variance of the mean logit between
-environments. Studies, selection without test labels and statistics work with it as
-with any other.
+A new penalty needs only one small class. The penalty in this example is the variance of
+the mean logit between environments. Like built-in methods, it can be used in studies,
+with statistical tests, and with selection rules that need no test labels.
 """
 
 # %%
-# A penalty is a frozen dataclass whose fields are hyperparameters with their search
-# ranges. `penalty` returns a number that is 0 when the environments agree. It must not
-# branch in Python on the value of a hyperparameter, because replicas with different
-# values train in one stack.
+# A penalty is a frozen dataclass. Its fields are the hyperparameters, annotated with
+# search ranges. The method `penalty` returns a number that is 0 when the environments
+# agree. It must not use the value of a hyperparameter in a Python `if`, because
+# replicas with different values are trained together in one stack.
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -41,15 +41,18 @@ class MeanLogit(Penalty):
 
 
 # %%
-# `check_algorithm` runs the tests that every algorithm of the library passes: purity,
-# stacked replicas, resumption, environments of different sizes, and others.
+# `check_algorithm` runs the tests that every built-in algorithm passes. Among other
+# things, they check that the algorithm does not modify its inputs, gives the same
+# results when replicas are trained together, can be resumed from a checkpoint, and
+# supports environments of different sizes.
 
 mine = Composition(penalties=(MeanLogit(),))
 check_algorithm(mine)
 
 # %%
 # A study compares the new penalty with ERM and V-REx on colored digits, a small version
-# of Colored MNIST, with two trials each.
+# of Colored MNIST. Each method has two trials, that is, two hyperparameter
+# configurations.
 
 from envariant.studies import Study
 
@@ -71,6 +74,6 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    The mean logit can agree between environments although the network relies on the
-#    color, so do not expect much of this penalty. A study with few trials and three
-#    replicas can distinguish large differences from chance, but not small ones.
+#    The mean logit can be the same in all environments even if the network relies on
+#    the color, so do not expect much from this penalty. A study with few trials and
+#    three replicas can distinguish large differences from chance, but not small ones.

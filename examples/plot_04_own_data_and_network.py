@@ -2,12 +2,14 @@
 Your own data and network in a study
 ====================================
 
-A study accepts data, networks, algorithms and optimizers by name or as objects.
+A study accepts data, networks, algorithms and optimizers either by name or as your own
+objects.
 """
 
 # %%
-# Three sensors measure short signals. The frequency of a signal indicates its class for
-# every sensor. The offset also indicates the class, but not for the third sensor.
+# Three sensors, which are the environments, measure short signals. For every sensor,
+# the frequency of a signal indicates its class. For the first two sensors, the offset
+# of the signal also indicates the class; for the third sensor, it does not.
 
 import torch
 from torch import nn
@@ -42,8 +44,8 @@ signals = EnvironmentSet(
 signals
 
 # %%
-# The network can be any `torch.nn.Module` whose outputs are logits. Pass a function or
-# class that returns a new network.
+# The network can be any `torch.nn.Module` whose outputs are logits. Pass a class, or a
+# function that returns a new network.
 
 
 class Recurrent(nn.Module):
@@ -74,6 +76,7 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    In the two training environments, the offset agrees with the class in 95 % and 80 %
-#    of the rows. This difference is enough for a penalty to detect that the offset is
-#    spurious. If both had 95 %, no method could know that the offset is spurious.
+#    The offset agrees with the class in 95 % of the rows of the first training
+#    environment and in 80 % of the second. A penalty can detect from this difference
+#    that the offset is spurious. If the agreement were 95 % in both environments, no
+#    method could detect it.

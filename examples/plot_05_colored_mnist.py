@@ -1,17 +1,18 @@
 """
-Colored MNIST: the example that started it
-==========================================
+Colored MNIST: a classic benchmark
+==================================
 
-The label states whether a digit is below five, and is wrong for a quarter of the
-digits. The color agrees with the label in 80 % and 90 % of the training rows, but only
-in 10 % of the test rows. A network that uses the color is therefore wrong in the test
-environment.
+The label states whether a digit is below five; for a quarter of the digits, the label
+is wrong. The color agrees with the label in 80 % of the rows of one training
+environment and in 90 % of the other, but only in 10 % of the rows of the test
+environment. A network that relies on the color therefore makes wrong predictions in the
+test environment.
 """
 
 # %%
-# To run quickly and without a download, this example constructs the data from the 1,797
-# digits of scikit-learn, each shifted by up to one pixel in every direction.
-# `envariant.data.colored_mnist("irm")` is the original, with 60,000 digits.
+# To run quickly and without a download, this example uses the 1,797 digits of
+# scikit-learn, each shifted by up to one pixel in every direction. The original data,
+# with 60,000 digits, are available as `envariant.data.colored_mnist("irm")`.
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -46,8 +47,8 @@ figure = digits.plot()
 figure
 
 # %%
-# ERM uses the color. IRM and V-REx switch on a penalty at 40 % of the run, and their
-# accuracy in the test environment rises.
+# ERM relies on the color. IRM and V-REx begin to apply a strong penalty after 40 % of
+# the run; from then on, their accuracy in the test environment rises.
 
 settings = {
     "model": "mlp(hidden=64)",
@@ -73,12 +74,12 @@ chart = curves(list(runs.values()), list(runs))
 chart
 
 # %%
-# On the original digits the same methods reach 0.16 (ERM), 0.66 (IRM) and 0.67 (V-REx)
-# over five replicas, with the hyperparameters of their papers; :doc:`../colored_mnist`
-# has every algorithm.
+# On the original digits, with the hyperparameters of their papers, the same methods
+# reach a mean accuracy over five replicas of 0.16 (ERM), 0.66 (IRM) and 0.67 (V-REx) in
+# the test environment. :doc:`../colored_mnist` shows the results of every algorithm.
 #
 # .. admonition:: When not
 #
-#    A method that wins here has shown that it can ignore one strong feature whose
-#    strength differs between two large training environments, with hyperparameters that
-#    were chosen with the test environment. Real data are seldom like this.
+#    Success on these data shows that a method can ignore one strong feature whose
+#    strength differs between two large training environments. The hyperparameters were
+#    chosen by the score in the test environment. Real data are seldom this simple.

@@ -2,13 +2,13 @@
 Penalty schedules, and what goes wrong
 ======================================
 
-A penalty that is strong from the first step prevents the network from learning
-anything; a penalty that starts too late changes nothing. Envariant diagnoses such runs
-and names a likely cause and a remedy.
+If a penalty is strong from the first step, the network may learn nothing. If a penalty
+starts too late, it changes nothing. Envariant detects such runs, and states a likely
+cause and a remedy.
 """
 
 # %%
-# The same method is trained with four schedules of its coefficient.
+# Here, the same method is trained with four schedules of its penalty coefficient.
 
 import envariant
 from envariant.reporting.charts import curves
@@ -41,20 +41,20 @@ chart = curves(list(runs.values()), list(runs))
 chart
 
 # %%
-# On these few digits no schedule reaches a good test accuracy, because the network
-# memorizes rows; a constant strong penalty stays near chance in every environment. The
-# diagnoses say so:
+# With so few digits, no schedule reaches a good test accuracy, because the network
+# memorizes the training rows. With a constant strong penalty, the accuracy stays near
+# chance in every environment. The diagnoses report this:
 
 for name, run in runs.items():
     for diagnosis in run.diagnoses:
         print(f"{name}: {diagnosis}\n")
 
 # %%
-# Switch points can be relative (`at=40%`), so that they stay meaningful when the number
-# of steps changes. An explicit step beyond the end of the run is reported before
-# training.
+# The step at which a schedule changes can be given as a percentage of the run
+# (`at=40%`), so that it remains sensible for any number of steps. If it is given as a
+# number beyond the end of the run, a warning appears before training.
 #
 # .. admonition:: When not
 #
-#    Choosing the switch point by the test accuracy is oracle selection.
+#    Choosing the schedule by the test accuracy is oracle selection.
 #    :doc:`plot_07_selection` shows rules that do not use test labels.

@@ -2,9 +2,10 @@
 Choose hyperparameters without test labels
 ==========================================
 
-This example trains two methods with several trials and compares three rules that choose
-among the trials: training-domain validation, invariance selection and the oracle. Only
-the oracle uses labels of the test environment, which are unknown in practice.
+This example trains two methods with several trials, that is, hyperparameter
+configurations. It compares three rules for choosing a trial: training-domain
+validation, invariance selection and the oracle. Only the oracle uses labels of the test
+environment, which are unknown in practice.
 """
 
 # %%
@@ -27,12 +28,13 @@ chart = results.plot()
 chart
 
 # %%
-# Training-domain validation prefers the trial that uses the color, because the color
-# helps on held-out training rows. Invariance selection first tests whether the target
-# still depends on the environment once the prediction is known. The oracle is an upper
-# bound.
+# Training-domain validation prefers the trial that relies most on the color, because
+# the color also predicts the label of held-out training rows. Invariance selection
+# first tests whether, given the prediction, the target still depends on the
+# environment. The oracle is an upper bound for any selection rule.
 #
 # .. admonition:: When not
 #
-#    Invariance selection needs enough held-out rows to notice a dependence. With few
-#    rows, every trial passes, and the rule then equals training-domain validation.
+#    Invariance selection needs enough held-out rows to detect a dependence. With few
+#    rows, every trial passes the test, and the rule reduces to training-domain
+#    validation.

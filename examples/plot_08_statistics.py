@@ -2,13 +2,14 @@
 Statistics with three seeds
 ===========================
 
-Many papers report three replicas. What can be concluded from them?
+Many papers report results of three replicas, that is, of three runs with different
+seeds. What can be concluded from so few runs?
 """
 
 # %%
-# Differences between methods are paired: replica k of both has the same data, the same
-# initial weights and the same batches. In `envariant.analysis`, the tests are simple
-# functions of arrays.
+# Differences between methods are paired: replica k of each method has the same data,
+# initial weights and batches. The tests in `envariant.analysis` are functions that take
+# arrays of scores.
 
 import numpy as np
 
@@ -20,9 +21,9 @@ print("mean difference", analysis.difference(mine, erm))
 print("probability that mine is better", analysis.probability_of_improvement(mine, erm))
 
 # %%
-# A signed-rank test of three pairs cannot be significant at 5 %: its smallest p value
-# is 2/2³ = 0.25. A paired t test can be significant if the three differences are
-# similar.
+# A signed-rank test of three pairs is never significant at the 5 % level, because its
+# smallest possible p-value is 2/2³ = 0.25. A paired t test can be significant if the
+# three differences are similar.
 
 from scipy import stats
 
@@ -30,14 +31,15 @@ print("signed rank p =", analysis.signed_rank(mine, erm))
 print("paired t    p =", round(float(stats.ttest_rel(mine, erm).pvalue), 4))
 
 # %%
-# With several methods, p values must be corrected for multiple testing, here by Holm's
-# method:
+# If several methods are tested, the p-values must be corrected for multiple testing.
+# This example uses Holm's method:
 
 print(analysis.holm([0.012, 0.03, 0.2]))
 
 # %%
-# How large must a difference be to be detected? A simulation answers this for replicas
-# with a standard deviation of 0.02, as in small studies.
+# How large must a true difference be to be detected? The following simulation answers
+# this question for scores whose standard deviation over replicas is 0.02, a typical
+# value in small studies.
 
 import matplotlib.pyplot as plt
 
@@ -59,6 +61,6 @@ figure.show()
 # %%
 # .. admonition:: When not
 #
-#    Replicas measure the noise of training, not the noise of the rows: with a small
-#    test environment, three replicas can agree on the same wrong answer.
-#    `envariant.compare` resamples rows as well.
+#    Replicas measure the noise of training, but not the noise from sampling the test
+#    rows. If the test environment is small, three replicas can agree on a wrong
+#    conclusion. `envariant.compare` therefore also resamples rows.

@@ -2,14 +2,15 @@
 Read the diagnoses of a run
 ===========================
 
-A training run can end without an error and still be worthless. `result.diagnoses` lists
-possible problems, with the measured values, a likely cause and a remedy.
+A training run can finish without an error and still be useless. `result.diagnoses`
+lists possible problems of a run, each with the measured values, a likely cause and a
+remedy.
 """
 
 # %%
-# Each of three runs contains a deliberate mistake: a network that ends in a sigmoid
-# although logits are expected, a penalty that never takes effect, and a penalty that is
-# far too strong.
+# Each of the following three runs contains a deliberate mistake. In the first, the
+# network ends in a sigmoid although its outputs must be logits. In the second, the
+# penalty never takes effect. In the third, the penalty is far too strong.
 
 import torch
 
@@ -59,4 +60,5 @@ chart
 # %%
 # .. admonition:: When not
 #
-#    A run without a diagnosis may still be wrong: only common mistakes are recognized.
+#    A run without a diagnosis may still contain a mistake, because only common mistakes
+#    are detected.

@@ -2,9 +2,9 @@
 Save a model, serve it, and watch for drift
 ===========================================
 
-The model that a comparison recommends is stored in a folder, without pickle. It can be
-loaded anywhere, predicts new tables, and reports whether they still resemble the
-training data.
+A comparison saves the recommended model in a folder, without pickle. The saved model
+can be loaded on any machine. It predicts the rows of new tables, and reports whether
+these rows still resemble the training data.
 """
 
 # %%
@@ -30,23 +30,24 @@ answer = envariant.compare(
 sorted(path.name for path in (folder / "model").iterdir())
 
 # %%
-# Anyone can load the model from the folder. The checksums of the files are verified
-# first.
+# `load_model` verifies the checksums of the files and then loads the model.
 
 model = envariant.load_model(folder / "model")
 model.predict(new.head())
 
 # %%
-# `serve` adds the information that one needs before acting on a prediction: calibrated
-# probabilities, a set of classes that should contain the true class in 90 % of the rows
-# of a new hospital, and a flag for rows that resemble none of the training hospitals.
+# `serve` returns the predictions with the information that is needed before acting on
+# them. For each row, this is the calibrated probability of each class, a set of
+# classes, and a flag. The sets should contain the true class for 90 % of the patients
+# of a new hospital. The flag marks rows that resemble none of the training hospitals.
 
 served = model.serve(new, level=0.9)
 served.table.head().round(2)
 
 # %%
-# The summary contains an estimate of the accuracy of the batch without its labels, and
-# a drift test of each column, corrected for the number of columns.
+# The summary contains an estimate of the accuracy on the new rows, which needs no
+# labels. It also lists the columns whose distribution has drifted, according to tests
+# that are corrected for the number of columns.
 
 print("\n".join(served.summary))
 print(
@@ -55,7 +56,8 @@ print(
 )
 
 # %%
-# Twenty labels of the new hospital adapt the model.
+# Twenty labeled rows from the new hospital are enough to adapt the model to this
+# hospital.
 
 labeled = new.sample(20, random_state=0)
 rest = new.drop(labeled.index)
@@ -69,7 +71,7 @@ for name, each in {"before": model, "after": adapted}.items():
 
 # %%
 # The chart shows the sizes of the prediction sets. A set with both classes means that
-# the model cannot decide between them.
+# the model cannot decide between the two classes.
 
 import matplotlib.pyplot as plt
 
@@ -82,5 +84,5 @@ figure.show()
 # %%
 # .. admonition:: When not
 #
-#    Drift of the inputs is neither necessary nor sufficient for a loss of accuracy. A
-#    few labels of new rows are more informative.
+#    Drift of the inputs is neither necessary nor sufficient for a loss of accuracy.
+#    Labels for a few new rows are more informative than drift tests.

@@ -2,15 +2,15 @@
 Reproduce published work
 ========================
 
-A reproduction is one file with sections that train runs and test claims. Whether a
-claim holds is computed from the results. One reproduction tests the course report with
-which this library began; it is run by ``envariant reproduce sjtu-2023``: :doc:`its page
-<../reproductions/sjtu-2023/report>`.
+A reproduction is one file with several sections. Each section trains runs and tests
+claims of a publication; whether a claim holds is computed from the results. For
+example, the command ``envariant reproduce sjtu-2023`` tests the claims of a course
+report and writes :doc:`this report <../reproductions/sjtu-2023/report>`.
 """
 
 # %%
-# A section declares runs by name and yields figures and claims. Its docstring states
-# the claim of the publication.
+# A section is a function that declares named runs and yields figures and claims. The
+# docstring of the function states a claim of the publication.
 
 import tempfile
 from pathlib import Path
@@ -39,8 +39,9 @@ conditions = {"quick": "two replicas, 200 steps", "full": "five replicas, 200 st
 mine = Reproduction("mine", "V-REx and ERM", "A small example.", conditions, (vrex,))
 
 # %%
-# `envariant reproduce` trains and stores all runs and writes the page. In Python, a
-# loop over the findings of a section is enough.
+# `envariant reproduce` trains and stores all runs of a reproduction and writes an HTML
+# report. In Python, a section can be run by itself: a loop over the section returns its
+# findings.
 
 findings = list(vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")))
 for claim in findings:
@@ -55,8 +56,8 @@ chart = next(
 chart
 
 # %%
-# Published figures are loaded from files that name their sources; they are never typed
-# in by hand.
+# Published figures are loaded from data files that state the source of each figure.
+# They are never copied into code by hand.
 
 from envariant import published
 
@@ -68,6 +69,6 @@ for algorithm, row in table.rows.items():
 # %%
 # .. admonition:: When not
 #
-#    A figure that differs from the paper is not yet a failed reproduction: compare
-#    intervals, and look first at what the released code does differently
-#    (:doc:`../guide/released_code`).
+#    If a figure differs from the paper, the reproduction has not necessarily failed.
+#    First compare confidence intervals, and check how the released code differs from
+#    the paper (:doc:`../guide/released_code`).

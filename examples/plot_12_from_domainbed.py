@@ -2,9 +2,9 @@
 Coming from DomainBed
 =====================
 
-Envariant has the same algorithms and selection rules as DomainBed under other names,
-which this page lists. Most search ranges are the same; those of IRM and V-REx start at
-a coefficient of 100.
+Envariant has the same algorithms and selection rules as DomainBed, but some names are
+different. The following table lists them. Most search ranges are also the same; the
+search ranges of IRM and V-REx, however, start at a coefficient of 100.
 
 ====================================  ==========================================
 DomainBed                             Envariant
@@ -24,9 +24,9 @@ test-domain validation                oracle
 """
 
 # %%
-# This run follows DomainBed: minibatches from each environment, a validation share of
-# each environment, and IRM's estimate of the squared gradient on two halves of the
-# batch.
+# The next run follows DomainBed in three respects. Each batch contains rows of every
+# environment, a share of each environment is held out for validation, and IRM estimates
+# the squared gradient from two halves of the batch.
 
 import envariant
 
@@ -48,7 +48,7 @@ chart = result.plot()
 chart
 
 # %%
-# Every algorithm declares its search ranges:
+# Every algorithm declares search ranges for its hyperparameters:
 
 from envariant.core.search_space import ranges
 
@@ -56,10 +56,12 @@ for name, searched in ranges(envariant.algorithms.recipe("irm").default).items()
     print(name, searched)
 
 # %%
-# Every algorithm is tested against an independent second implementation.
-# :doc:`../guide/released_code` lists where DomainBed's code differs from the papers.
+# Every algorithm is tested against a second, independent implementation.
+# :doc:`../guide/released_code` lists differences between released code, including
+# DomainBed, and the papers.
 #
 # .. admonition:: When not
 #
 #    DomainBed's image data sets and pretrained ResNets are not part of this library.
-#    WILDS folders and image folders are, with ``timm`` models.
+#    However, it can read folders of WILDS data sets and other image folders, and train
+#    ``timm`` models on them.

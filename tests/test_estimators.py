@@ -490,7 +490,7 @@ INVALID = {
     "too few labels": (
         {},
         {"environments": ["a", "b"]},
-        "InvariantClassifier: a row needs one of each; got 90 inputs, 90 targets, 2 environments",
+        "InvariantClassifier: lengths must be equal; got 90 inputs, 90 targets, 2 environments",
     ),
     "a label is missing": (
         {},
@@ -530,7 +530,7 @@ INVALID = {
     "hyperparameters of an object": (
         {"algorithm": VREx(), "hyperparameters": {"coefficient": 1.0}},
         {},
-        "hyperparameters apply to named algorithms and recipes; set those of an object in the object",
+        "hyperparameters can be passed only with the name of an algorithm or a recipe; for an algorithm object, set them when you construct the object",
     ),
     "no model": (
         {"model": 3},
@@ -584,7 +584,7 @@ def test_optimizer_is_rejected_by_algorithms_that_make_their_own_updates():
     inputs, z, site = problem()
     fitted = InvariantClassifier("fish", **SMALL).fit(inputs, z > 0, environments=site)
     assert fitted.score(inputs, z > 0) > 0.6
-    with pytest.raises(ValueError, match="makes its own updates"):
+    with pytest.raises(ValueError, match="has a built-in optimizer"):
         InvariantClassifier("fish", optimizer="adam", **SMALL).fit(inputs, z > 0, environments=site)
 
 

@@ -145,7 +145,7 @@ def test_what_cannot_be_given_is_said(models):
     empty = models["days"].serve(patients(9, 1).iloc[:0])
     assert list(empty.table.columns) == ["prediction", "low", "high", "unlike"]
     assert empty.score is None
-    with pytest.raises(EnvariantError, match="at least 3 environments that were left out; got 2"):
+    with pytest.raises(EnvariantError, match="at least 3 held-out environments; got 2"):
         fit_serving([np.zeros(9)] * 2, [np.zeros(9)] * 2, ["a", "b"], regression=True)
     for level in (0, 1, 2, True, "x"):
         with pytest.raises(EnvariantError, match="serve: level must be between 0 and 1"):

@@ -82,8 +82,8 @@ class InvariantEstimator(BaseEstimator, ABC):
         loss: Callable[..., torch.Tensor] | Task | str | None = None,
         steps: int = 500,
         batch_size: int | Literal["auto", "full"] = "auto",
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
+        learning_rate: float | str | Mapping[str, Any] = 1e-3,
+        weight_decay: float | str | Mapping[str, Any] = 0.0,
         optimizer: OptimizerConfig | type[torch.optim.Optimizer] | str | None = None,
         precision: str = "float32",
         device: str = "cpu",
@@ -289,8 +289,10 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
             fifth of the steps.
         batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
             "auto": all rows of tables with at most 5,000 rows, otherwise 256 per environment.
-        learning_rate: Learning rate of the optimizer.
-        weight_decay: L2 coefficient applied by the optimizer.
+        learning_rate: Learning rate of the optimizer: a number, a schedule such as "cosine(1e-3)", or a
+            mapping from parameter group to one of these.
+        weight_decay: L2 coefficient applied by the optimizer: a number, or a mapping from parameter group to
+            number.
         optimizer: `adam`, `adamw`, `sgd(momentum=0.9)`, `OptimizerConfig` or `torch.optim` class. Default:
             adam, unless the algorithm computes parameter updates itself.
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
@@ -367,8 +369,10 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
         loss: Name such as `huber` or `poisson`, function, or `Task`. Default: the squared error.
         steps: Number of optimizer updates.
         batch_size: Number of rows per environment and step, "full" or "auto".
-        learning_rate: Learning rate of the optimizer.
-        weight_decay: L2 coefficient applied by the optimizer.
+        learning_rate: Learning rate of the optimizer: a number, a schedule such as "cosine(1e-3)", or a
+            mapping from parameter group to one of these.
+        weight_decay: L2 coefficient applied by the optimizer: a number, or a mapping from parameter group to
+            number.
         optimizer: Name, `OptimizerConfig` or `torch.optim` class.
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto".
         device: Device to train on: "cpu", "cuda" or "auto".

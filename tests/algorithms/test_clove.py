@@ -29,7 +29,9 @@ def test_the_gradient_is_finite_for_undecided_predictions():
 
 def test_regression_is_rejected():
     seen = predicted(Regression(), P, Y, (4,))
-    with pytest.raises(EnvariantError, match="regression: a prediction has no confidence"):
+    with pytest.raises(EnvariantError, match="regression: clove needs class probabilities"):
         CLOvE().penalty(seen, {})
-    with pytest.raises(EnvariantError, match="clove: needs classes, but the task is regression"):
+    with pytest.raises(
+        EnvariantError, match="clove: needs a classification task, but the task is regression"
+    ):
         Composition(penalties=(CLOvE(),)).init({}, train_context(2, Regression()))

@@ -76,7 +76,7 @@ def test_names_and_recipes_take_settings():
         (Composition, {}, "algorithm: Composition is a class; pass an instance: Composition()"),
         (3, {}, "algorithm must be a name such as 'vrex', a Recipe, a part such as VREx(), or an Algorithm, got 3"),
         (None, {}, "algorithm must be a name such as 'vrex', a Recipe, a part such as VREx(), or an Algorithm, got None"),
-        (IRM(), {"l2": 1}, "hyperparameters apply to named algorithms and recipes; set those of an object"),
+        (IRM(), {"l2": 1}, "hyperparameters can be passed only with the name of an algorithm or a recipe"),
         ("irm", {"l3": 1}, "irm: unknown setting 'l3'"),
     ],
 )  # fmt: skip

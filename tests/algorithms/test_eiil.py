@@ -32,7 +32,7 @@ def test_ascent_finds_the_exact_partition_from_three_random_starts():
 
 def test_a_perfect_reference_model_is_rejected():
     with pytest.raises(
-        EnvariantError, match="right everywhere, or wrong everywhere, so no second environment"
+        EnvariantError, match="predicts all rows correctly, or all rows wrongly, so no second environment"
     ):
         envariant.train(_Easy(), "eiil", model="linear", steps=300, learning_rate=0.1)
 

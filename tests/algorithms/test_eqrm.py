@@ -107,5 +107,5 @@ def test_a_schedule_and_a_reset_restart_adam_at_its_own_rate_as_the_released_cod
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 1.5])
 def test_a_quantile_out_of_range_is_rejected(alpha):
-    with pytest.raises(EnvariantError, match=r"EQRM: quantile must be in \(0, 1\)"):
+    with pytest.raises(EnvariantError, match=r"EQRM: quantile must be α in \(0, 1\)"):
         EQRM(alpha)

@@ -216,9 +216,9 @@ def test_algorithms_compose_in_python():
         ),
         ("irm + ib-irm", "irm + irm + ib: the penalty irm occurs twice"),
         ("vrex + corla", "unknown algorithm 'corla'; did you mean 'coral'?"),
-        ("vrex + coral(1, 2)", "coral: settings need a key, as in coral(l2=0.001)"),
+        ("vrex + coral(1, 2)", "coral: settings must be named, as in coral(l2=0.001)"),
         ("coral(1, coefficient=2)", "coral: 'coefficient' occurs twice"),
-        ("pcgrad(1)", "pcgrad: settings need a key"),
+        ("pcgrad(1)", "pcgrad: settings must be named"),
         ("vrex + ", "cannot read"),
     ],
 )

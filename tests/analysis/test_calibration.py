@@ -123,7 +123,7 @@ def test_an_environment_with_one_class_is_finite():
 
 
 def test_wrong_input_is_an_error():
-    with pytest.raises(EnvariantError, match="class numbers from 0 to 1"):
+    with pytest.raises(EnvariantError, match="class indices from 0 to 1"):
         measure_calibration([0.1, 0.2], [0, 2])
     with pytest.raises(EnvariantError, match="one row of scores per target"):
         measure_calibration([0.1, 0.2], [0])

@@ -89,8 +89,8 @@ def test_adapt_overwrites_only_adapted_models(folder, few, here, tmp_path):
     mine.mkdir()
     (mine / "model.safetensors").write_text("mine")
     for out, message in (
-        (folder, "has a model that was not adapted; choose another folder"),
-        (other, "has a model that was not adapted; choose another folder"),
+        (folder, "contains a model that is not an adapted one; choose another folder"),
+        (other, "contains a model that is not an adapted one; choose another folder"),
         (mine, "exists and was not written for this purpose"),
         (few, "is"),
         ("/dev/null/x", "cannot be written"),

@@ -85,13 +85,13 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (text(b"PK\x03\x04", "x.zip"), ["x.zip: cannot be read as a table"]),
         (text(gzip.compress(GOOD.encode())[:60], "x.csv.gz"), ["x.csv.gz: cannot be read as a table"]),
         (text(GOOD.replace("age", "ward")), ["column name 'ward' is used twice; rename one"]),
-        (text(GOOD.replace("died", "dead")), ["lacks target column 'died'", "it holds hospital, age, ward, dead"]),
+        (text(GOOD.replace("died", "dead")), ["lacks target column 'died'", "its columns: hospital, age, ward, dead"]),
         (text(GOOD.replace("died", "DIED")), ["lacks target column 'died' (did you mean 'DIED'?)"]),
         (text(GOOD.replace("hospital", "hospitals")), ["lacks environment column 'hospital' (did you mean 'hospitals'?)"]),
         (text(GOOD.replace("south", "north")), ["column 'hospital' has 1 environment(s) of at least 50 rows", "two are needed, one of them for testing"]),
         (text(GOOD.replace(",yes", ",no")), ["target 'died' is 'no' in every row; there is nothing to predict"]),
-        (text(GOOD.replace(",yes", ",").replace(",no\n", ",\n")), ["target 'died' holds no value at all"]),
-        (text(GOOD.replace("north,", ",").replace("south,", "?,")), ["environment 'hospital' holds no value at all"]),
+        (text(GOOD.replace(",yes", ",").replace(",no\n", ",\n")), ["target 'died' is empty in all rows"]),
+        (text(GOOD.replace("north,", ",").replace("south,", "?,")), ["environment 'hospital' is empty in all rows"]),
         (text(GOOD.replace("north,1", "north,one", 1)), ["column 'age': 1 of 120 values are not numbers (the first: 'one' in row 1)"]),
         (text(GOOD.replace("north,1", "north,1e308", 1)), ["column 'age': holds 1e+308 in row 1, too large"]),
         (text(GOOD.replace("south,2", "south,inf", 1)), ["column 'age': holds inf in row 2, too large"]),
@@ -225,7 +225,9 @@ def test_another_table_in_the_same_folder_is_rejected_and_changes_nothing(done, 
     files = [path for path in folder.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files if path.suffix in (".html", ".json", ".safetensors")}
     check_rejected(
-        compare(frame(), *TINY, out=folder), "holds runs on other data named 'table'", "choose another folder"
+        compare(frame(), *TINY, out=folder),
+        "has runs on different data named 'table'",
+        "use another folder",
     )
     wrong = ("--n-trials", 3, "--replicas", 2, "--max-rows", 0)
     check_rejected(compare(frame(), *wrong, out=folder), "max_rows: must be at least 5, got 0")

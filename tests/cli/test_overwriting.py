@@ -87,7 +87,7 @@ def test_results_of_the_same_command_are_replaced_and_those_of_another_are_not(c
     refused(here(*SWEEP, out), out / "report.html", None)
     shutil.copy(page, study / "report.html")
     refused(here(*SWEEP, study), study / "report.html", None)
-    assert "holds a single run and no study" in here(*SWEEP, tmp_path / "run").stderr
+    assert "holds a single run, not a study" in here(*SWEEP, tmp_path / "run").stderr
 
     model, new = out / "model", tmp_path / "new.csv"
     table(new)

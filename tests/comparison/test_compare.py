@@ -138,7 +138,7 @@ def test_own_algorithms_and_candidates_are_compared(tmp_path):
     assert comparison.table.notna().all(axis=None)
     with pytest.raises(EnvariantError, match="candidates: mine must be a predictor or a scikit-learn est"):
         compare(table, **roles, candidates={"mine": "linear model"}, **short)
-    with pytest.raises(EnvariantError, match="candidates: 'linear' is the name of another method"):
+    with pytest.raises(EnvariantError, match="candidates: the name 'linear' is taken"):
         compare(table, **roles, candidates={"linear": LogisticRegression()}, **short)
 
 

@@ -104,7 +104,7 @@ def test_whole_number_targets():
     rng = np.random.default_rng(0)
     for levels, task, text in (
         (19, "regression", "predicted as a number"),
-        (7, "multiclass", "taken as classes"),
+        (7, "multiclass", "treated as classes"),
     ):
         frame = clean().assign(y=rng.integers(levels, size=400))
         (finding,) = check(frame)

@@ -161,7 +161,7 @@ def test_errors_of_the_bias_and_of_disde_are_those_of_groups(regression):
     resampled = measure_disde(*sides, groups=(who, who), n_resamples=30).errors[1]
     expected = measure_disde(*((x[::5], loss[::5]) for x, loss in sides), n_resamples=30).errors[1]
     assert resampled == pytest.approx(expected, rel=0.4)
-    with pytest.raises(EnvariantError, match="at least 5 groups on each side; got 300 and 3"):
+    with pytest.raises(EnvariantError, match="each need at least 5 groups; got 300 and 3"):
         measure_disde(*sides, groups=(who, who % 3))
 
 

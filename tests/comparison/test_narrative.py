@@ -327,7 +327,7 @@ def test_a_useless_model_and_unseen_classes_are_reported():
     assert "ERM is no better than the majority-class baseline at city: 0.450 against 0.500." in found.bullets
     assert "Classes that models trained elsewhere cannot predict: 'burn' at city." in found.bullets
     found = recommendation(cells, unseen_classes={"sea": ("Burn", "Cut")})
-    assert found.bullets[0] == "No verdict where classes are new: 'Burn', 'Cut' at sea."
+    assert found.bullets[0] == "No verdict for environments with new classes: 'Burn', 'Cut' at sea."
     found = recommendation(cells, baseline_scores={"north": 0.9, "city": 0.6})
     assert "baseline at 2 of 2 environments, such as city: 0.450 against 0.600." in found.text
 

@@ -120,7 +120,7 @@ def test_the_same_table_resumes_and_another_is_rejected(tmp_path):
 
     start(table())
     start(table())
-    with pytest.raises(EnvariantError, match="holds runs on other data named 'table'; choose another folder"):
+    with pytest.raises(EnvariantError, match="has runs on different data named 'table'; use another folder"):
         start(table(sizes=(200, 100, 81)))
     with pytest.raises(EnvariantError, match="choose another folder"):
         start(table(task="regression"))
@@ -227,7 +227,7 @@ def test_an_environment_whose_classes_are_new_gets_no_verdict():
         changed, target=replace(target, values=own.environment.values, categories=("x", "y", "z"))
     )
     with pytest.raises(
-        EnvariantError, match=r"no site can be judged \(s00: no verdict, .* write classes alike"
+        EnvariantError, match=r"no site can be tested \(s00: no verdict, .* use the same spelling of classes"
     ):
         protocol.plan(TableSource(alone), "name", ["erm"], None, 1, 1, 0, {})
 

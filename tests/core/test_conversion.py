@@ -109,7 +109,7 @@ def test_a_given_task_keeps_numbers_and_encodes_words():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"targets": Y[:5]}, "arrays: a row needs one of each; got 6 inputs, 5 targets, 6 environments"),
+        ({"targets": Y[:5]}, "arrays: lengths must be equal; got 6 inputs, 5 targets, 6 environments"),
         ({"inputs": [["a"]] * 6}, "arrays: inputs must be numbers in a tensor, an array or a list; encode words "
          "as numbers first"),
         ({"inputs": X[:, 0]}, "environment 'east': inputs must be real numbers of shape [rows, …]; got shape (1,)"),

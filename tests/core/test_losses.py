@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from envariant.core.losses import LOSSES, Huber, content, loss_named
 from envariant.core.metrics import METRICS, default_metric
 from envariant.core.multi_target import MultiLabel, MultiOutputRegression, task_named
 from envariant.core.tasks import Binary, Multiclass, Regression
+from envariant.data.tables import table as tables
 from envariant.data.with_loss import with_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -216,6 +218,10 @@ def test_several_targets_are_read_from_arrays_and_frames():
     names = {"inputs": "a", "environment": "where"}
     both = EnvironmentSet.from_huggingface(frame, target=["y", "z"], **names)
     assert both["0"].targets.tolist() == inputs[:3].tolist()
+    with pytest.raises(
+        EnvariantError, match="a table has one target column; EnvironmentSet.from_huggingface"
+    ):
+        tables.read(pd.DataFrame(frame), ["y", "z"], "where")
     items = [(torch.zeros(2), torch.tensor([0.5, 1.0])), (torch.ones(2), torch.tensor([2.0, 3.0]))]
     assert EnvironmentSet.from_datasets({"a": items}).task == MultiOutputRegression(2)
     with pytest.raises(

@@ -289,7 +289,7 @@ def test_the_cap_squared_fits_in_a_float32():
         ("poly(k=1, p=3, aftr=190)", "poly: unknown setting 'aftr'; did you mean 'after'? "
          "known: after, before, k, p"),
         ("step(1)", "step: needs after, at, as in step(after=…)"),
-        ("step(1, 2, 3, 4)", "step: takes at most 3 values without a key; got 4"),
+        ("step(1, 2, 3, 4)", "step: takes at most 3 unnamed values; got 4"),
         ("step(1, 2, 3, at=3)", "step: 'at' is given twice"),
         ("step(1, much, at=3)", "step: after must be a number; got much"),
         ("true", "constant: value must be a number; got 'true'"),
@@ -297,11 +297,11 @@ def test_the_cap_squared_fits_in_a_float32():
         ("constant(step(1, 2, at=3))", "constant: value must be a number; got step(1, 2, at=3)"),
         ("inf", "constant: value must lie within ±1e+12; got inf"),
         ("-2e12", "constant: value must lie within ±1e+12; got -2000000000000.0"),
-        ("stages(1, 2, at=(2, 3))", "stages: needs one rising switch step fewer than values; "
+        ("stages(1, 2, at=(2, 3))", "stages: at must hold increasing step numbers, one fewer than there are values; "
          "got 2 values and at=(2, 3)"),
-        ("stages(1, 2, 3, at=(3, 2))", "stages: needs one rising switch step fewer than values; "
+        ("stages(1, 2, 3, at=(3, 2))", "stages: at must hold increasing step numbers, one fewer than there are values; "
          "got 3 values and at=(3, 2)"),
-        ("stages(1, 2, 3, at=(2, 2))", "stages: needs one rising switch step fewer than values; "
+        ("stages(1, 2, 3, at=(2, 2))", "stages: at must hold increasing step numbers, one fewer than there are values; "
          "got 3 values and at=(2, 2)"),
         ("linear(1, 2, until=5, after=5)", "linear: until must exceed after; got 5 and 5"),
         ("exp(1, 0)", "exp: factor must be positive; got 0"),
@@ -312,7 +312,7 @@ def test_the_cap_squared_fits_in_a_float32():
          "name(key=value, …)"),
         ("step(1, 2, at=1.5)", "step: at must be a step number, or a share of the run such as 40%; got 1.5"),
         ("linear(1, 2, until=5%, after=5%)", "linear: until must exceed after; got 5% and 5%"),
-        ("stages(1, 2, 3, at=(30%, 20%))", "stages: needs one rising switch step fewer than values; "
+        ("stages(1, 2, 3, at=(30%, 20%))", "stages: at must hold increasing step numbers, one fewer than there are values; "
          "got 3 values and at=(30%, 20%)"),
         ("linear(1, 0, until=5, warmup=7)", "linear: until must exceed warmup; got 5 and 7"),
         ("cosine(1, warmup=7, until=7)", "cosine: until must exceed warmup; got 7 and 7"),

@@ -195,7 +195,7 @@ def test_arguments_are_matched_with_fields():
     ("text", "message"),
     [
         ("r(1, wter=3)", "r: unknown setting 'wter'; did you mean 'water'? known: flour, salt, water"),
-        ("r(1, 2, 3, 4)", "r: takes at most 3 values without a key; got 4"),
+        ("r(1, 2, 3, 4)", "r: takes at most 3 unnamed values; got 4"),
         ("r(1, flour=2)", "r: 'flour' is given twice"),
         ("r(water=2)", "r: needs flour, as in r(flour=…)"),
     ],
@@ -207,9 +207,9 @@ def test_invalid_arguments_are_rejected(text, message):
 
 
 def test_fields_can_be_keyword_only():
-    with pytest.raises(EnvariantError, match=r"^r: takes at most 1 values without a key; got 2$"):
+    with pytest.raises(EnvariantError, match=r"^r: takes at most 1 unnamed values; got 2$"):
         fill(Recipe, parse("r(1, 2)"), positional=("flour",))
-    with pytest.raises(EnvariantError, match=r"^r: settings need a key, as in r\(flour=…\)$"):
+    with pytest.raises(EnvariantError, match=r"^r: settings must be named, as in r\(flour=…\)$"):
         fill(Recipe, parse("r(1)"), positional=())
 
 

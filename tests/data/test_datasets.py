@@ -85,7 +85,7 @@ def test_rows_beyond_memory_are_read_when_they_are_used(monkeypatch):
         ),
         (
             lambda: from_dataset(Items(), environment=["a", "b"]),
-            "dataset: a row needs one of each; got 30 inputs, 2",
+            "dataset: lengths must be equal; got 30 inputs, 2",
         ),
         (lambda: from_dataset(Items(rows=0)), "dataset: has no rows"),
     ],

@@ -94,5 +94,5 @@ def test_mnist_files_of_any_size(monkeypatch, tmp_path):
         folder.mkdir()
         for name in mnist.DIGESTS:
             (folder / name).write_bytes(content)
-        with pytest.raises(EnvariantError, match="announces|is not IDX"):
+        with pytest.raises(EnvariantError, match="the header declares|is not an IDX file"):
             mnist.load(folder)

@@ -110,7 +110,7 @@ SETTINGS = "known: label_noise, size, test_flips, train_flips"
         ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; {SETTINGS}"),
         ("colored-mnist(folder=here)", f"colored-mnist: unknown setting 'folder'; {SETTINGS}"),
         ("colored-mnist(protocol=irm)", f"colored-mnist: unknown setting 'protocol'; {SETTINGS}"),
-        ("colored-mnist(0.1)", "colored-mnist: settings need a key, as in colored-mnist(label_noise=…)"),
+        ("colored-mnist(0.1)", "colored-mnist: settings must be named, as in colored-mnist(label_noise=…)"),
         ("colored-mnist-channels:irm", "colored-mnist-channels: has no protocols; got ':irm'"),
         ("colored-mnist-channels(size=9)", "colored-mnist-channels: size must be 28, 14 or 7; got 9"),
         ("colored-digits:irm", "colored-digits: has no protocols; got ':irm'"),

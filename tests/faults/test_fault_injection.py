@@ -47,7 +47,7 @@ def test_page_states_the_figures():
     assert (
         "| SIGKILL at a random moment of `train`, `sweep` and `compare` | 7 | 0 | 0 | 2 | 0 | 3 s |" in text
     )
-    assert "Kills: same 4." in text
+    assert "Outcomes of kills: same results 4." in text
 
 
 def test_published_figures_have_enough_faults_and_no_consequence():

@@ -199,7 +199,7 @@ def test_settings_may_go_without_a_key():
             "mlp: hidden must be a whole number, or several in parentheses; got (3, wide)",
         ),
         ("mlp(hidden=2.5)", "mlp: hidden must be a whole number, or several in parentheses; got 2.5"),
-        ("mlp(1, 2, 3)", "mlp: takes at most 2 values without a key; got 3"),
+        ("mlp(1, 2, 3)", "mlp: takes at most 2 unnamed values; got 3"),
     ],
 )
 def test_an_invalid_model_is_rejected(text, message):

@@ -58,7 +58,7 @@ def test_dictionaries_are_one_error_that_names_the_remedy():
             EnvariantError, match="; combine a dictionary of tensors by envariant.models.pack_"
         ):
             build()
-    with pytest.raises(EnvariantError, match="^inputs: a row needs one of each; got 30 image, 29 age$"):
+    with pytest.raises(EnvariantError, match="^inputs: lengths must be equal; got 30 image, 29 age$"):
         pack_inputs({"image": IMAGE, "age": AGE[1:]})
     with pytest.raises(EnvariantError, match="^inputs: the dictionary is empty"):
         pack_inputs({})

@@ -177,7 +177,7 @@ def test_a_shift_curve_needs_values_of_a_known_shift(names, expected):
     result = run("irm", names)
     assert charts.has_shift_scale([result]) == expected
     if not expected:
-        with pytest.raises(EnvariantError, match="at least 3 of them"):
+        with pytest.raises(EnvariantError, match="at least 3 environments must"):
             charts.shift_curve([result])
 
 

@@ -143,7 +143,7 @@ def test_file_is_read_as_written(tmp_path):
         ("[settings]\nstesp = 3", "unknown setting 'stesp'; did you mean 'steps'?"),
         ('test_environments = "every"', "test_environments"),
         ("n_trials = = 2", "is not valid TOML"),
-        ("[ranges.erm]\nl2 = [2024-01-01]", "values of a range must be numbers, words, true or false"),
+        ("[ranges.erm]\nl2 = [2024-01-01]", "values of a range must be numbers, strings, true or false"),
         ('[ranges.erm]\nl2 = "integer(1, 99999999999999999999)"', "low and high must lie within 2⁶²"),
         ("[ranges.imr]", "study: ranges: unknown algorithm 'imr'"),
         ("[ranges.erm]\nl3 = [1]", "ranges of erm: unknown hyperparameter 'l3'"),
@@ -154,7 +154,7 @@ def test_file_is_read_as_written(tmp_path):
         ('[ranges.erm]\nl2 = "uniform(2, 1)"', "ranges of erm: l2: Uniform: low must lie below high"),
         (
             'algorithms = ["irm(l2=1)"]\n[ranges."irm(l2=1)"]\nl2 = [2]',
-            "l2 is set in its brackets; remove one",
+            "l2 already has a fixed value in the name; remove",
         ),
     ],
 )
@@ -285,14 +285,14 @@ def test_objects_are_trained_as_by_train_and_resumed_in_a_moved_folder(tmp_path)
         pd.testing.assert_frame_equal(store.listing(), listing)
         pd.testing.assert_frame_equal(store.history(), history)
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "new").rglob("*.safetensors")} == saved
-    with pytest.raises(EnvariantError, match=r"was declared with objects \(mine, own, "):
+    with pytest.raises(EnvariantError, match=r"the study has objects \(mine, own, "):
         sweep(tmp_path / "new")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": (environments(1),)}, "holds runs on other data named 'mine'"),
+        ({"data": (environments(1),)}, "has runs on different data named 'mine'"),
         ({"settings": {**OBJECTS["settings"], "optimizer": torch.optim.Adam}}, "runs made with settings"),
         ({"seed": 1}, "runs made with seed 0, not 1"),
     ],

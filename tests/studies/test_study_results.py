@@ -64,7 +64,7 @@ def test_the_page_is_written_where_it_is_asked_for(results, tmp_path):
     assert results.report(tmp_path / "page.html") == tmp_path / "page.html"
     assert "two" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert results.report() == results.folder / "report.html"
-    with pytest.raises(EnvariantError, match=r"page.pdf: the name of a page must end in .html"):
+    with pytest.raises(EnvariantError, match=r"page.pdf: the file name of a report must end in .html"):
         results.report("page.pdf")
 
 

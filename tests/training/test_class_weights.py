@@ -6,13 +6,19 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 import envariant
+from envariant.algorithms import recipe
 from envariant.core.attributes import CLASS_WEIGHT, WEIGHT, training_weights
 from envariant.core.class_weights import ClassWeights, class_weights
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Regression
 from envariant.data.class_weighting import ClassWeighting
+from envariant.models import model_config
 from envariant.training.batch_sampler import BatchSampler, Rows
+from envariant.training.optimizers import optimizer_config
+from envariant.training.pretraining import prepared
+from envariant.training.replicas import Replica, Seeds
+from envariant.training.run_config import RunConfig
 from envariant.training.run_spec import RunSpec
 
 QUICK = {"steps": 3, "test_environments": (), "progress": False}
@@ -138,3 +144,25 @@ def test_weights_of_rows_come_with_arrays_and_columns():
         EnvironmentSet.from_arrays([[1.0], [2.0]], [0, 1], ["a", "b"], sample_weight=[1.0])
     with pytest.raises(EnvariantError, match="environment 'a': weights must be at least 0"):
         EnvironmentSet.from_arrays([[1.0], [2.0]], [0, 1], ["a", "b"], sample_weight=[-1.0, 1])
+
+
+def test_inferred_environments_keep_the_weights():
+    """Before, they lost the sampling weights, so that algorithms such as EIIL ignored them."""
+    source = ClassWeighting(data(np.r_[0.0, np.linspace(0.5, 2, 119)]), class_weights({"1": 3}))
+    config = RunConfig(
+        model_config("linear").build,
+        optimizer_config("adam"),
+        4,
+        8,
+        4,
+        "float32",
+        None,
+        None,
+        torch.device("cpu"),
+    )
+    member = Replica(0, Seeds.of(0, 0), recipe("eiil").build({"reference_steps": 4}), 0.01, 0.0)
+    inferred = prepared(member, source, config, None, lambda *_: None).start.environments
+    weights = torch.cat([training_weights(e.attributes) for e in inferred.environments])
+    sample = source.sample(0)
+    expected = torch.cat([training_weights(sample[name].attributes) for name in "ab"])
+    assert torch.equal(weights.sort().values, expected[1:].sort().values), "the row of weight 0 is left out"

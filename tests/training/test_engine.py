@@ -314,7 +314,7 @@ def test_evaluation_covers_whole_environments_at_the_requested_steps():
     ("arguments", "message"),
     [
         ({"algorithm": "imr"}, "did you mean 'irm'"),
-        ({"algorithm": "fish", "optimizer": "sgd"}, "fish: makes its own updates at the run's learning rate"),
+        ({"algorithm": "fish", "optimizer": "sgd"}, "fish: has a built-in optimizer, which uses the run's learning rate"),
         ({"algorithm": "dann", "weight_decay": 0.1}, "leave optimizer and weight_decay out"),
         ({"data": "colored-digts"}, "did you mean 'colored-digits'"),
         ({"algorithm": "irm", "test_environments": ["flip-0.1", "flip-0.9"]}, "irm: needs at least 2 training"),

@@ -71,5 +71,5 @@ def test_the_head_equals_a_regression_on_the_standardized_features():
 
 
 def test_regression_is_refused():
-    with pytest.raises(EnvariantError, match="linear-probe: needs classes"):
+    with pytest.raises(EnvariantError, match="linear-probe: needs a classification task"):
         LinearProbe().weights(environments(Regression()), lambda *_: None, 0)

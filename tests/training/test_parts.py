@@ -138,7 +138,7 @@ def test_features_are_the_inputs_of_the_head_and_omitted_if_not_needed():
         features, logits = n.forward(n.params, n.buffers, inputs, training=False)
         assert features.shape == (9, width)
         torch.testing.assert_close(logits, module(inputs)[:, 0])
-    with pytest.raises(EnvariantError, match="needs the parts featurizer and head"):
+    with pytest.raises(EnvariantError, match="needs the submodules featurizer and head"):
         net(needs_features=True)
 
 
@@ -182,7 +182,7 @@ def test_frozen_weights_stay_frozen_even_under_weight_decay():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: None, "must be or make a torch.nn.Module; got NoneType"),
+        (lambda: None, "must be a torch.nn.Module, or return one; got NoneType"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), "must return 1 number"),
         (lambda: nn.Sequential(nn.Flatten(0), nn.Linear(256, 1)), "must return 1 number"),
     ],

@@ -254,7 +254,7 @@ class Bent(nn.Module):
         ({"init": "erm(step=3)"}, "did you mean 'steps'?"),
         ({"freeze": "features"}, "needs pretrained features: set init as well"),
         ({"init": "rfc", "freeze": "feature"}, "freeze must be features; got 'feature'"),
-        ({"init": QUICK_RFC, "data": Real(), "model": "linear"}, "rfc: needs classes"),
+        ({"init": QUICK_RFC, "data": Real(), "model": "linear"}, "rfc: needs a classification task"),
         ({"init": QUICK_RFC, "model": Bent}, "the model's head must be one linear layer"),
     ],
 )

@@ -22,10 +22,11 @@ from envariant.core.tasks import Binary
 from envariant.data.tables import table as tables
 from envariant.models import model_config
 from envariant.predictors import BoostedTrees
+from envariant.training.content_hash import content_hash
 from envariant.training.execution import Execution
 from envariant.training.optimizers import SGD
 from envariant.training.option_text import text_of
-from envariant.training.resolution import content_hash, resolve
+from envariant.training.resolution import resolve
 from envariant.training.run_spec import PYTHON_ONLY, RunSpec, difference
 
 QUICK = {"data": "colored-digits", "algorithm": "erm", "model": "linear", "steps": 1, "progress": False}
@@ -301,7 +302,7 @@ def test_content_hash_follows_weights_and_source():
 
 def test_signature_of_train_lists_every_option_once():
     parameters = inspect.signature(envariant.train).parameters
-    assert set(parameters) == {*RunSpec.model_fields, "out", "progress"}
+    assert set(parameters) == {*RunSpec.model_fields, "callbacks", "out", "progress"}
     for name, field in RunSpec.model_fields.items():
         assert field.description, name
         if name != "data":
@@ -314,6 +315,6 @@ def test_flags_of_the_train_command_are_the_options(here):
     expected = {name.replace("_", "-") for name in RunSpec.model_fields if name not in PYTHON_ONLY}
     expected.remove("hyperparameters")
     # Flags that are no options of their own, or another name of one; `--no-…` is never offered.
-    named = {"set", "lr", "mnist", "out", "json", "help", "version"}
+    named = {"set", "lr", "mnist", "out", "track", "track-at", "json", "help", "version"}
     assert expected <= flags
     assert flags - named == expected

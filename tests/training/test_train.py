@@ -229,12 +229,14 @@ def test_own_module_comes_back_in_process_and_not_from_disk(tmp_path, model):
     assert loss == pytest.approx(result.final("c", "loss").mean, rel=1e-5)
     stored = TrainingResult.load(tmp_path)
     with pytest.raises(
-        EnvariantError, match=r"is not one of the library's; pass a module .* result.model\(0, m"
+        EnvariantError, match=r"is not a built-in model; pass your own module, as in result.model\(0, m"
     ):
         stored.model()
     loaded = stored.model(0, own_network())
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in module.state_dict().items())
-    with pytest.raises(EnvariantError, match="does not fit the weights, because the given module is another"):
+    with pytest.raises(
+        EnvariantError, match="cannot load the trained weights, because the given module is another"
+    ):
         stored.model(0, nn.Linear(7, 7))
     resumed = envariant.train(data, "erm", model=model, steps=3, out=tmp_path).model()
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in module.state_dict().items())

@@ -76,10 +76,12 @@ def test_invalid_weights_are_rejected():
         with pytest.raises(EnvariantError, match="environment 'a': weights must be at least 0 and not all 0"):
             weighted(wrong)
     some = EnvironmentSet("w", (weighted([1.0, 2.0]), weighted(None, "b", rows=2)), Regression())
-    with pytest.raises(EnvariantError, match="rows of some have weights and rows of others have none"):
+    with pytest.raises(EnvariantError, match="some environments have row weights and others have none"):
         drawn_rows([some])
     both = EnvironmentSet("w", (weighted([1.0, 2.0]), weighted([1.0], "b")), Regression())
-    with pytest.raises(EnvariantError, match="rows have weights, which minibatches follow; set a batch size"):
+    with pytest.raises(
+        EnvariantError, match="rows have weights, which are used to sample minibatches; set batch_size"
+    ):
         drawn_rows([both], batch_size=None)
 
 

@@ -83,7 +83,7 @@ class TrainContext:
         """
         if self.build is None:
             raise EnvariantError(
-                "model: this algorithm needs a second model; pass a model name or a function that builds one"
+                "model: this algorithm builds a second model; pass a model name or a function that builds one"
             )
         return self.build(self.input_shape if input_shape is None else input_shape)
 

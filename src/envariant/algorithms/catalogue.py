@@ -38,18 +38,27 @@ _ITEM = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
 
 _INTRODUCTION = """# Algorithms
 
-Written by `envariant algorithms --markdown`. Algorithms are composed with `+`, as in
+This page is written by `envariant algorithms --markdown`. Algorithms are composed with `+`, as in
 `vrex + and-mask(threshold=0.8)`.
 
-Symbols: R_e is the mean loss of the batch's rows in environment e and g_e its gradient; R is the risk, by
-default the mean of the R_e; h are features, z logits; E is the number of environments. Other means over rows,
-such as a discriminator's cross-entropy, are means over environments too. So every environment has equal
-weight, whatever its size. Only parts that pair, compare or rank rows treat all rows of the batch alike.
-`risk_aggregator=pooled` weights environments by size in R, with any batch size.
+The formulas use these symbols:
 
-Every algorithm also takes `l2` (weight of the squared norm of all trained parameters inside the loss). Steps
-with their own Adam add its gradient before the moments, as DomainBed adds its weight decay. All except
-training steps take `normalize_loss` (divide the loss by its largest coefficient once that exceeds 1).
+- E is the number of training environments.
+- R_e is the risk of environment e, that is, the mean loss of the rows of e in the batch; g_e is the gradient
+  of R_e.
+- R is the risk that is minimized, by default the mean of all R_e.
+- h are the features of a row, and z are its logits.
+
+Every environment has equal weight in R, regardless of its number of rows. Other averages over rows, such as
+the cross-entropy of a discriminator, are computed for each environment first and then averaged over
+environments. There are two exceptions. Parts that pair, compare or rank rows give equal weight to all rows of
+the batch. With `risk_aggregator=pooled`, environments are weighted in R by their number of rows.
+
+All algorithms have the setting `l2`, the weight of the squared norm of all trained parameters in the loss.
+Training steps that contain their own Adam optimizer add the gradient of this term before they update Adam's
+moments, as DomainBed does with weight decay. All algorithms except training steps also have the setting
+`normalize_loss`. If it is true, the loss is divided by its largest coefficient whenever this coefficient
+exceeds 1.
 """
 
 
@@ -164,9 +173,9 @@ def _needs(recipe: Recipe) -> Iterator[str]:
     if algorithm.needs_features:
         yield "a model with submodules featurizer and head"
     if any(part.needs_linear_head for part in recipe.parts):
-        yield "a head that is one linear layer"
+        yield "a head that consists of one linear layer"
     if any(part.needs_classes for part in recipe.parts):
-        yield "classes, not regression"
+        yield "a classification task"
 
 
 def _example(recipe: Recipe) -> str:

@@ -66,7 +66,8 @@ def as_algorithm(
         raise EnvariantError(f"algorithm: {name} is a class; pass an instance: {name}()")
     if settings:
         raise EnvariantError(
-            "hyperparameters apply to named algorithms and recipes; set those of an object in the object"
+            "hyperparameters can be passed only with the name of an algorithm or a recipe; for an algorithm "
+            "object, set them when you construct the object"
         )
     match algorithm:
         case Algorithm():
@@ -107,7 +108,7 @@ def terms(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
         EnvariantError: If a name or a setting is unknown.
     """
     if not isinstance(text, str):
-        raise EnvariantError(f"algorithm must be text such as 'vrex + and-mask'; got {shown(text)}")
+        raise EnvariantError(f"algorithm must be a string such as 'vrex + and-mask'; got {shown(text)}")
     parsed: list[tuple[Recipe, dict[str, Any]]] = []
     for term in split_terms(text):
         spec = specs.parse_as("algorithm", term)

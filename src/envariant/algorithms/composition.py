@@ -105,7 +105,7 @@ class Composition(Algorithm):
             risk_only = Composition(self.risk_aggregator, l2=self.l2)
             if replace(self, training_step=None, environment_inference=None) != risk_only:
                 raise EnvariantError(
-                    f"{step.name}: a training step replaces the whole step and takes no other parts"
+                    f"{step.name}: is a training step and cannot be combined with other parts"
                 )
             # Others have a state, which a step with several risks could not update.
             possible = tuple(RISK_AGGREGATORS.values()) if step.aggregates_risk else (MeanRisk(),)
@@ -130,8 +130,8 @@ class Composition(Algorithm):
         for training_step in (self.training_step, other.training_step):
             if training_step is not None:
                 raise EnvariantError(
-                    f"{self.name} + {other.name}: {training_step.name} is a training step, which replaces "
-                    f"the whole step and takes no other parts"
+                    f"{self.name} + {other.name}: {training_step.name} is a training step and cannot be "
+                    f"combined with other parts"
                 )
         repeated = {p.name for p in self.penalties} & {p.name for p in other.penalties}
         if repeated:
@@ -245,7 +245,7 @@ class Composition(Algorithm):
     def init(self, params: Parameters, context: TrainContext) -> State:
         for part in self.parts:
             if part.needs_classes and isinstance(context.task, Regression):
-                raise EnvariantError(f"{part.name}: needs classes, but the task is regression")
+                raise EnvariantError(f"{part.name}: needs a classification task, but the task is regression")
             if (part.needs_classes or part.needs_one_target) and context.task.target_shape:
                 raise EnvariantError(
                     f"{part.name}: needs one target per row, but the task is {context.task.name}"

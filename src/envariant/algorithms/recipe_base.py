@@ -164,7 +164,7 @@ class Recipe:
         """
         first = self.hyperparameters[0]
         if len(spec.positional) > (first.part != LOSS):
-            raise EnvariantError(f"{self.name}: settings need a key, as in {self.name}(l2=0.001)")
+            raise EnvariantError(f"{self.name}: settings must be named, as in {self.name}(l2=0.001)")
         values = dict(zip([first.name], spec.positional, strict=False))
         if repeated := values.keys() & spec.keywords.keys():
             raise EnvariantError(f"{self.name}: '{repeated.pop()}' occurs twice")

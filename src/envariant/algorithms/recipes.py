@@ -50,7 +50,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("erm", "Minimize the mean risk over environments.", Composition()),
         Recipe(
             "groupdro",
-            "Minimize a weighted risk whose weights grow, step by step, where the risk is largest.",
+            "Minimize a weighted risk that gradually gives more weight to environments with a large risk.",
             Composition(GroupDRO()),
         ),
         Recipe("eqrm", "Minimize a quantile of the risks over environments.", Composition(EQRM())),
@@ -81,17 +81,17 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "mmd",
-            "Match the distribution of features across environments by kernels.",
+            "Match the distribution of features across environments, measured by kernels.",
             Composition(penalties=(MMD(),)),
         ),
         Recipe(
             "causirl-coral",
-            "Match features between two random mixtures of environments by CORAL's distance.",
+            "Match features between two random mixtures of environments, using CORAL's distance.",
             Composition(penalties=(CausIRL(distance="coral"),)),
         ),
         Recipe(
             "causirl-mmd",
-            "Match features between two random mixtures of environments by kernels.",
+            "Match features between two random mixtures of environments, using MMD's kernels.",
             Composition(penalties=(CausIRL(distance="mmd"),)),
         ),
         Recipe(
@@ -111,7 +111,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "iga",
-            "Align the gradients of environments by a penalty.",
+            "Penalize differences between the gradients of environments.",
             Composition(penalties=(IGA(),)),
         ),
         Recipe(
@@ -136,12 +136,12 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "condcad",
-            "Learn features that do not identify the environment within a class, by a contrastive loss.",
+            "Learn features that do not identify the environment among rows of one class (contrastive loss).",
             Composition(penalties=(CAD(conditional=True),)),
         ),
         Recipe(
             "selfreg",
-            "Predict rows of one class alike, by a self-supervised contrastive loss.",
+            "Make predictions and features similar for rows of the same class, by a contrastive loss.",
             Composition(penalties=(SelfReg(),)),
         ),
         Recipe(
@@ -151,7 +151,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "sand-mask",
-            "Update weights for which the environments' gradients agree in sign and size.",
+            "Update weights in proportion to the agreement of the environments' gradients in sign and size.",
             Composition(gradient_aggregator=SandMask()),
         ),
         Recipe(
@@ -166,17 +166,17 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "rsc",
-            "Mask the features that a prediction depends on most.",
+            "Mask, during training, the features that a prediction depends on most.",
             Composition(training_step=RSC()),
         ),
         Recipe(
             "mldg",
-            "Take steps that also reduce the risk of environments left out of the step.",
+            "Take steps on some environments that also reduce the risk of the other environments.",
             Composition(training_step=MLDG()),
         ),
         Recipe(
             "fish",
-            "Align gradients by inner steps on one environment after another.",
+            "Align the gradients of environments by sequential steps on one environment after another.",
             Composition(training_step=Fish()),
         ),
         Recipe(
@@ -191,7 +191,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "sagnet",
-            "Learn the class from content under random style, and make style uninformative.",
+            "Predict the class from features with a random style, and make style uninformative.",
             Composition(training_step=SagNet()),
         ),
         Recipe(
@@ -216,12 +216,12 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "adrmx",
-            "Subtract environment features, so that a discriminator cannot predict the environment; remix.",
+            "Subtract learned features of the environment, so that a discriminator cannot predict it.",
             Composition(training_step=ADRMX()),
         ),
         Recipe(
             "erm++",
-            "Minimize the mean risk with a warm-up of the head and averaged weights.",
+            "Minimize the mean risk; train only the head at first, and average the weights over steps.",
             Composition(training_step=ERMPlus()),
         ),
         Recipe(
@@ -236,7 +236,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "eiil",
-            "Apply IRM to two environments inferred from where a reference model is right and wrong.",
+            "Apply IRM to two environments that are inferred from the errors of a reference model.",
             Composition(penalties=(IRM(),), normalize_loss=True, environment_inference=EIIL()),
         ),
     )

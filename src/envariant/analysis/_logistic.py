@@ -116,7 +116,7 @@ def checked_scores(
     n_classes = columns.shape[1] + 1
     codes = y.astype(np.int64)
     if (codes != y).any() or codes.min() < 0 or codes.max() >= n_classes:
-        raise EnvariantError(f"{where}: targets must be class numbers from 0 to {n_classes - 1}")
+        raise EnvariantError(f"{where}: targets must be class indices from 0 to {n_classes - 1}")
     return columns, class_indicators(codes, n_classes), n_classes
 
 

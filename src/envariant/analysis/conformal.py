@@ -133,7 +133,7 @@ def weighted_thresholds(scores: ArrayLike, weights: ArrayLike, new_weights: Arra
     r = _checked("weighted_thresholds", scores, alpha)
     w, new = np.asarray(weights, dtype=np.float64), np.asarray(new_weights, dtype=np.float64)
     if w.shape != r.shape or not (w >= 0).all() or not (new >= 0).all():
-        raise EnvariantError("weighted_thresholds: needs one weight per score, and no negative weight")
+        raise EnvariantError("weighted_thresholds: weights must be non-negative, with one weight per score")
     order = np.argsort(r, kind="stable")
     cumulated = np.cumsum(w[order])
     needed = (1 - alpha - _ROUNDING) * (cumulated[-1] + new)
@@ -229,7 +229,7 @@ def held_out_threshold(
     r = _checked(where, scores, alpha)
     names, codes = _groups(where, environments, len(r))
     if len(names) < 2 or (r < 0).any():
-        raise EnvariantError(f"{where}: needs two environments, and no negative score")
+        raise EnvariantError(f"{where}: needs at least two environments, and non-negative scores")
     ratios = np.empty_like(r)
     for k in range(len(names)):
         others = codes != k
@@ -281,7 +281,10 @@ def environment_jackknife(
     names, codes = _groups("environment_jackknife", environments, len(r))
     missing = [name for name in names if name not in predictions]
     if missing:
-        raise EnvariantError(f"environment_jackknife: no predictions without environment '{missing[0]}'")
+        raise EnvariantError(
+            f"environment_jackknife: predictions of the model trained without environment '{missing[0]}' are "
+            f"missing"
+        )
     center = np.stack([np.asarray(predictions[name], dtype=np.float64) for name in names])
     sizes = np.bincount(codes)
     weights = 1 / ((len(names) + 1) * sizes[codes])
@@ -353,7 +356,7 @@ def _quantile(r: Array, alpha: float) -> float:
 def _groups(where: str, groups: ArrayLike, n: int) -> tuple[list[str], NDArray[np.int64]]:
     labels = np.asarray(groups)
     if len(labels) != n:
-        raise EnvariantError(f"{where}: got {n} scores, but {len(labels)} groups")
+        raise EnvariantError(f"{where}: needs one group per score, got {n} scores and {len(labels)} groups")
     names, codes = np.unique(labels, return_inverse=True)
     return [str(name) for name in names], codes
 

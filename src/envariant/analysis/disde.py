@@ -133,7 +133,9 @@ def measure_disde(
     counted = [int(number.max()) + 1 for number in numbers]
     if min(counted) < max(2, n_folds):
         least, sizes = max(2, n_folds), f"{counted[0]} and {counted[1]}"
-        raise EnvariantError(f"measure_disde: needs at least {least} groups on each side; got {sizes}")
+        raise EnvariantError(
+            f"measure_disde: source and target each need at least {least} groups; got {sizes}"
+        )
     folds = np.concatenate(
         [generator.permutation(n)[number] % n_folds for n, number in zip(counted, numbers, strict=True)]
     )
@@ -204,7 +206,9 @@ def decompose_drop(
         for v in (source_probabilities, source_losses, target_probabilities, target_losses)
     )
     if not len(r_p) or not len(r_q) or pi_p.shape != r_p.shape or pi_q.shape != r_q.shape:
-        raise EnvariantError("decompose_drop: needs rows on both sides and one probability per loss")
+        raise EnvariantError(
+            "decompose_drop: source and target both need at least one row, and one probability per loss"
+        )
     a = len(r_q) / (len(r_p) + len(r_q))
     in_p, in_q = ((a * (1 - pi), (1 - a) * pi) for pi in (pi_p, pi_q))
     if density == "harmonic":
@@ -281,6 +285,6 @@ def _side(inputs: ArrayLike, losses: ArrayLike, n_folds: int) -> tuple[Array, Ar
     if x.ndim != 2 or r.ndim != 1 or len(x) != len(r) or len(r) < max(2, n_folds):
         raise EnvariantError(
             f"measure_disde: needs inputs [rows, columns], one loss per row and at least {max(2, n_folds)} "
-            f"rows on each side; got {x.shape} and {r.shape}"
+            f"rows in source and target; got {x.shape} and {r.shape}"
         )
     return x, r

@@ -271,7 +271,9 @@ def assess_output_shift(source_probabilities: ArrayLike, new_probabilities: Arra
     """
     p, q = (np.asarray(part, dtype=np.float64) for part in (source_probabilities, new_probabilities))
     if p.ndim != 2 or q.ndim != 2 or p.shape[1] != q.shape[1]:
-        raise EnvariantError(f"assess_output_shift: needs [rows, classes] twice; got {p.shape} and {q.shape}")
+        raise EnvariantError(
+            f"assess_output_shift: needs two arrays [rows, classes]; got shapes {p.shape} and {q.shape}"
+        )
     # The outputs of two classes are complementary.
     outputs = [1] if p.shape[1] == 2 else list(range(p.shape[1]))
     tests: list[Any] = [stats.ks_2samp(p[:, c], q[:, c]) for c in outputs]

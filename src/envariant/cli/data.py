@@ -154,7 +154,7 @@ def shift(
     from envariant.reporting import shift as reports
 
     if out is not None and out.suffix not in (".png", ".svg"):
-        raise EnvariantError(f"{out}: the name of a picture must end in .png or .svg")
+        raise EnvariantError(f"{out}: the name of an image file must end in .png or .svg")
     source = sources.source(name, folder=mnist)
     shifts = pairwise_shifts(
         source, test_environments=test_environments or None, seed=seed, n_trials=n_trials
@@ -171,5 +171,5 @@ def shift(
 def _check_picture(path: Path) -> None:
     if path.suffix not in (".png", ".svg"):
         raise EnvariantError(
-            f"{path}: the name of a picture must end in .png or .svg, that of a page in .html"
+            f"{path}: the file name must end in .png or .svg for an image, or in .html for a report"
         )

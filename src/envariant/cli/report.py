@@ -32,7 +32,7 @@ def report(
     from envariant.training.result import TrainingResult
 
     if out.suffix not in (".html", ".htm"):
-        raise EnvariantError(f"{out}: the name of a page must end in .html")
+        raise EnvariantError(f"{out}: the file name of a report must end in .html")
     if repeated := [run for run in runs if runs.count(run) > 1]:
         raise EnvariantError(f"report: {repeated[0]} is given twice; give it once")
     html.check_page(out, "runs")

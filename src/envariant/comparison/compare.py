@@ -393,7 +393,7 @@ def _methods(
     methods = {text_of(each): each for each in (*ORDINARY, *given)}
     for name, estimator in candidates.items():
         if name in methods:
-            raise EnvariantError(f"compare: candidates: '{name}' is the name of another method; choose one")
+            raise EnvariantError(f"compare: candidates: the name '{name}' is taken; choose another name")
         known = predictor(estimator)
         if known is None:
             raise EnvariantError(

@@ -161,7 +161,7 @@ def _naming(
     return [
         Finding(
             "names the environment", found,
-            f"{quoted(found)} {verb} the {table.environment.name}: new ones have values never seen.",
+            f"{quoted(found)} {verb} the {table.environment.name}: a new one has an unknown value.",
             f"Leave out {quoted(found)}.",
         )
     ]  # fmt: skip
@@ -222,7 +222,7 @@ def _target(table: Table) -> list[Finding]:
     return [
         Finding(
             "whole-number target", (name,),
-            f"{name} has {len(table.classes)} whole numbers, taken as classes.",
+            f"{name} has {len(table.classes)} whole numbers, treated as classes.",
             "Request regression if they are counts or grades.",
         )
     ]  # fmt: skip
@@ -250,7 +250,7 @@ def _identifiers(
         verb = "have" if len(found) > 1 else "has"
         findings.append(
             Finding(
-                "identifier", found, f"{quoted(found)} {verb} another value in nearly every row.",
+                "identifier", found, f"{quoted(found)} {verb} a different value in nearly every row.",
                 "Exclude identifiers: a model can only memorize them.",
             )
         )  # fmt: skip
@@ -264,7 +264,7 @@ def _dates(table: Table, named: set[str]) -> list[Finding]:
     verb = "are dates and are" if len(dates) > 1 else "is a date and is"
     return [
         Finding(
-            "date", dates, f"{quoted(dates)} {verb} used, as days and season.",
+            "date", dates, f"{quoted(dates)} {verb} encoded as days and season.",
             "Exclude dates that are set after the outcome.",
         )
     ]  # fmt: skip

@@ -152,7 +152,7 @@ def pairwise_shifts(
     for trial in range(seed, seed + n_trials):
         drawn = source.with_test_environments(test_environments).sample(trial)
         if len(drawn.names) < 2:
-            raise EnvariantError(f"{drawn.name}: shift needs at least two environments, got one")
+            raise EnvariantError(f"{drawn.name}: measuring shift needs at least two environments, got one")
         roles = drawn.roles(test_environments)
         training = [e for e in drawn.environments if roles[e.name] == "train"]
         pairs = [(training, [e]) for e in drawn.environments if roles[e.name] == "test"]

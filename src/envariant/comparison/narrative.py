@@ -311,7 +311,9 @@ def _price(results: ComparisonResults, best: str) -> str:
 def _unjudged(results: ComparisonResults) -> str:
     """State which environments have no verdict, because many rows have classes not seen in training."""
     classes = _new_classes(results, judged=False)
-    return f"No verdict where classes are new: {listed(classes, separator='; ')}." if classes else ""
+    return (
+        f"No verdict for environments with new classes: {listed(classes, separator='; ')}." if classes else ""
+    )
 
 
 def _unseen_classes(results: ComparisonResults) -> str:
@@ -423,7 +425,7 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
             "on rows from there, or train on some of them."
         )
     elif hidden_drop(results) and not uncertain:
-        steps.append("Use more replicas or more rows per environment to tell a drop from noise.")
+        steps.append("Use more replicas or more rows per environment to distinguish a drop from noise.")
     elif not steps:
         steps.append("Compare again when an environment is added.")
     return tuple(steps)

@@ -155,8 +155,8 @@ def plan(
     if not tasks:
         name, reason = next(iter(reasons.items()))
         raise EnvariantError(
-            f"compare: no {table.environment.name} can be judged ({name}: {reason}); write classes alike, or "
-            f"use another metric"
+            f"compare: no {table.environment.name} can be tested ({name}: {reason}); use the same "
+            f"spelling of classes everywhere, or another metric"
         )
     undefined = tuple(f"{name}: {reasons[name]}" for name in table.environments if name in reasons)
     if untested:

@@ -355,4 +355,4 @@ def check_lengths(lengths: Mapping[str, int], label: str) -> None:
     """
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} {what}" for what, length in lengths.items())
-        raise EnvariantError(f"{label}: a row needs one of each; got {counts}")
+        raise EnvariantError(f"{label}: lengths must be equal; got {counts}")

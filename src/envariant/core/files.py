@@ -204,7 +204,9 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, "Te
     try:
         return json.loads(data[8 : _header_end(view)])["__metadata__"], load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EnvariantError(f"{path}: is not a file of tensors ({type(error).__name__}); {remedy}") from None
+        raise EnvariantError(
+            f"{path}: cannot be read as a tensor file ({type(error).__name__}); {remedy}"
+        ) from None
 
 
 def _header_end(data: memoryview) -> int:

@@ -51,8 +51,8 @@ def check_name(path: object) -> None:
         possible = False
     if not possible:
         raise EnvariantError(
-            f"{path}: cannot be the name of a file or folder, because it contains NUL or half a character; "
-            f"choose another name"
+            f"{path}: cannot be the name of a file or folder, because it contains a NUL or an incomplete "
+            f"character; choose another name"
         )
 
 

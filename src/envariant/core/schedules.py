@@ -93,7 +93,7 @@ class Stages(Schedule):
         rising = all(numbers == sorted(set(numbers)) for numbers in (absolute, relative))
         if len(self.at) != len(self.values) - 1 or not rising:
             raise EnvariantError(
-                f"stages: needs one rising switch step fewer than values; "
+                f"stages: at must hold increasing step numbers, one fewer than there are values; "
                 f"got {len(self.values)} values and at={specs.format_value(self.at)}"
             )
 

@@ -174,7 +174,7 @@ def search_range(declared: object) -> Range:
         for value in values:
             if not isinstance(value, bool | int | float | str):
                 raise EnvariantError(
-                    f"the values of a range must be numbers, words, true or false; got {value!r}"
+                    f"the values of a range must be numbers, strings, true or false; got {value!r}"
                 )
         return Choice(values)
     if isinstance(declared, str):

@@ -180,8 +180,8 @@ def fill(
         if not names:
             raise EnvariantError(f"{spec.name}: takes no settings")
         if not order:
-            raise EnvariantError(f"{spec.name}: settings need a key, as in {spec.name}({names[0]}=…)")
-        limit = f"at most {len(order)} values without a key"
+            raise EnvariantError(f"{spec.name}: settings must be named, as in {spec.name}({names[0]}=…)")
+        limit = f"at most {len(order)} unnamed values"
         raise EnvariantError(f"{spec.name}: takes {limit}; got {len(spec.positional)}")
     arguments = dict(zip(order, spec.positional, strict=False))
     for key, value in spec.keywords.items():

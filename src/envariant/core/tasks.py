@@ -359,7 +359,7 @@ class Regression(Task):
         return logits
 
     def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        raise EnvariantError("regression: a prediction has no confidence; use an algorithm without clove")
+        raise EnvariantError("regression: clove needs class probabilities; use an algorithm without clove")
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits - targets).square() * self.scale**2

@@ -40,7 +40,9 @@ def render(results: Sequence[TrainingResult], heading: str, mnist: Path | None =
     if not results:
         raise EnvariantError("report: needs at least one run")
     if len({result.record.metric for result in results}) > 1:
-        raise EnvariantError("report: the runs have different metrics; write one page for each metric")
+        raise EnvariantError(
+            "report: the runs have different metrics; write a separate report for each metric"
+        )
     named = dict(zip(labels(results), results, strict=True))
     named = {name: named[name] for name in baseline_first(list(named))}
     if len(named) < len(results):

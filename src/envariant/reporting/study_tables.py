@@ -46,8 +46,9 @@ def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, S
         )
     header = ("selection", "validation", "test environments", "lowest … highest", "selected", "algorithms")
     note = (
-        "Means over test environments and replicas. For each of them a rule selects one run among all "
-        "algorithms and trials. Oracle selection uses test scores and is no valid choice."
+        "Scores are means over test environments and replicas. For each test environment and replica, a rule "
+        "selects one run among all algorithms and trials. Oracle selection uses test scores, so its scores "
+        "cannot be attained in practice."
     )
     return TextTable(header, tuple(rows), (note, *network_notes(networks)))
 
@@ -76,11 +77,12 @@ def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]], me
         for i, row in enumerate(comparison.rows)
     )
     notes = [
-        "Scores in the test environments. [a, b]: 95 % interval (Student's t over replicas of the mean over "
-        "test environments; over environments if there is one replica). Gain over ERM: paired (same rows, "
-        "initial weights and batches). p: paired t test, Holm-corrected; the interval of the gain is "
-        "corrected alike, so it excludes 0 exactly if p < 0.05. Both are about these test environments; they "
-        "do not include the sampling of test rows that all replicas share."
+        "Scores in the test environments. [a, b]: 95 % interval of the mean over test environments "
+        "(Student's t over replicas, or over environments if there is one replica). Gain over ERM: paired "
+        "difference (same rows, initial weights and batches). p: paired t test, Holm-corrected; the interval "
+        "of the gain is corrected in the same way, so it excludes 0 if and only if p < 0.05. Both apply to "
+        "these test environments only, and do not include the sampling noise of the test rows, which all "
+        "replicas share."
     ]
     if ranking is not None:
         notes.append(

@@ -69,7 +69,7 @@ def check_adapted(folder: Path, original: Path) -> None:
     if not (folder / TENSORS).exists():
         return
     if folder.resolve() == original.resolve() or not read(folder)[0].get("adaptation"):
-        raise EnvariantError(f"{folder}: has a model that was not adapted; choose another folder")
+        raise EnvariantError(f"{folder}: contains a model that is not an adapted one; choose another folder")
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -87,7 +87,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (ValueError, RecursionError) as error:
         raise damaged(folder, error) from None
     if not isinstance(description, dict) or "schema" not in description:
-        raise EnvariantError(f"{path}: holds tensors, but no model saved by envariant")
+        raise EnvariantError(f"{path}: is a tensor file, but not a model saved by envariant")
     if description["schema"] != SCHEMA:
         raise EnvariantError(
             f"{path}: has schema {description['schema']}, but this version reads schema {SCHEMA}; "

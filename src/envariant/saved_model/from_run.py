@@ -36,8 +36,8 @@ def network_of(
         model_config(settings.model)
     except EnvariantError:
         raise EnvariantError(
-            f"model '{settings.model}': is not one of the library's, so a saved model cannot rebuild it; "
-            f"train a named model"
+            f"model '{settings.model}': is not a built-in model, so it cannot be rebuilt from a saved "
+            f"folder; train a built-in model"
         ) from None
     source = source.with_test_environments(settings.test_environments)
     split = ValidationSplit(source, settings.holdout_fraction) if settings.holdout_fraction else source

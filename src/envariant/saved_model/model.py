@@ -419,23 +419,15 @@ class SavedModel(Displayed):
         """Return the content of `model.json`, and the arrays of the predictor."""
         fields = _FIELDS.dump_python(self, mode="json", exclude=dict(arrays.EXCLUDED))
         predictor, tensors = store(self.predictor)
-        return {
-            "schema": files.SCHEMA,
-            "inputs": list(self.encoder.names),
-            **fields,
-            "predictor": predictor,
-        }, tensors
+        own = {"schema": files.SCHEMA, "inputs": list(self.encoder.names)}
+        return {**own, **fields, "predictor": predictor}, tensors
 
     def _read(self, data: Any, encoding: str, labels: LabelColumn | None = None) -> Rows:
+        columns = (*self.encoder.columns, *self.other_columns)
+        target = {} if labels is None else {labels.name: (labels.kind, labels.classes)}
+        optional = () if labels is None else (labels.environment,)
         return read_rows(
-            data,
-            encoding,
-            (*self.encoder.columns, *self.other_columns),
-            self.reference,
-            self.missing_values,
-            {} if labels is None else {labels.name: (labels.kind, labels.classes)},
-            () if labels is None else (labels.environment,),
-            self.embedded,
+            data, encoding, columns, self.reference, self.missing_values, target, optional, self.embedded
         )
 
     def _outputs(self, predict: Predict, columns: Mapping[str, Column]) -> tuple[torch.Tensor, torch.Tensor]:

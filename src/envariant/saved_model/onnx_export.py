@@ -40,7 +40,9 @@ def export(network: nn.Module, task: Task, width: int, path: Path, description: 
         except ImportError:
             raise EnvariantError(f"ONNX export needs {package}; pip install onnx onnxscript") from None
     if any(getattr(part, TOGETHER, 1) > 1 for part in network.modules()):
-        raise EnvariantError("ONNX export: this network predicts several rows jointly, which ONNX cannot")
+        raise EnvariantError(
+            "ONNX export: this network predicts several rows jointly, which cannot be exported to ONNX"
+        )
     with replacing(path) as part, warnings.catch_warnings():
         # PyTorch's exporter warns of future changes in PyTorch.
         warnings.simplefilter("ignore", FutureWarning)

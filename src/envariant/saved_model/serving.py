@@ -74,7 +74,7 @@ def fit_serving(
     """
     if len(environments) < FEWEST_ENVIRONMENTS:
         raise EnvariantError(
-            f"needs predictions in at least {FEWEST_ENVIRONMENTS} environments that were left out; got "
+            f"serving: needs predictions for at least {FEWEST_ENVIRONMENTS} held-out environments; got "
             f"{len(environments)}"
         )
     z, y = np.concatenate(scores), np.concatenate(targets)

@@ -24,12 +24,12 @@ from envariant.predictors import predictor
 from envariant.studies.option_types import check_types, splits
 from envariant.studies.study_results import StudyResults
 from envariant.studies.trials import SEARCHABLE, SearchSpace, recipe_of
+from envariant.training.content_hash import content_hash
 from envariant.training.option_text import text_of
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import (
     algorithm_identity,
     check_objects,
-    content_hash,
     remarks,
     resolve,
     resolve_algorithm,
@@ -238,7 +238,7 @@ class Study(Displayed):
         algorithms = self._labeled("algorithms")
         if not self.declares(run.data, run.algorithm):
             raise EnvariantError(
-                f"study: declares no {run.algorithm} on {run.data}; pass the study that does"
+                f"study: contains no run of {run.algorithm} on {run.data}; pass the study of this run"
             )
         known = predictor(algorithms[run.algorithm])
         searched, own = self.searched_options, run.trial.hyperparameters
@@ -356,11 +356,11 @@ def begin(folder: Path, study: Study) -> Store:
                     f"folder"
                 )
     elif any(count for state, count in store.counts().items() if state != "planned"):
-        raise EnvariantError(f"{folder}: holds a single run and no study; choose another folder")
+        raise EnvariantError(f"{folder}: holds a single run, not a study; choose another folder")
     identities = store.parse(store.fact("data") or "{}", dict)
     for label, source in study.sources.items():
         if identities.setdefault(label, source.identity()) != source.identity():
-            raise EnvariantError(f"{folder}: holds runs on other data named '{label}'; choose another folder")
+            raise EnvariantError(f"{folder}: has runs on different data named '{label}'; use another folder")
     store.plan(runs)
     store.set_fact("data", json.dumps(identities))
     store.set_fact("study", json.dumps(declared))
@@ -377,7 +377,7 @@ def stored_study(store: Store) -> Study:
     declared, objects = store.declaration(), store.parse(store.fact("objects") or "[]", list)
     if objects:
         raise EnvariantError(
-            f"{store.folder}: was declared with objects ({listed(objects)}); pass the study itself"
+            f"{store.folder}: the study has objects ({listed(objects)}), which are not stored; pass the Study"
         )
     return of(declared, str(store.path))
 
@@ -391,7 +391,7 @@ def read(path: Path) -> Study:
     check_file(path)
     try:
         if path.stat().st_size > 10**6:
-            raise EnvariantError(f"{path}: is larger than 1 MB, so it declares no study")
+            raise EnvariantError(f"{path}: is larger than 1 MB, so it is not a study file")
         declared = tomllib.loads(path.read_text(encoding="utf-8"))
     except EnvariantError:
         raise

@@ -145,7 +145,7 @@ class StudyResults(Displayed):
         """
         page = self.folder / "report.html" if path is None else as_path(path, "path")
         if page.suffix not in (".html", ".htm"):
-            raise EnvariantError(f"{page}: the name of a page must end in .html")
+            raise EnvariantError(f"{page}: the file name of a report must end in .html")
         with Store(self.folder) as store:
             views().write_study_page(store, page)
         return page
@@ -178,7 +178,9 @@ def evaluated(table: pd.DataFrame) -> pd.DataFrame:
         first = f"; first error: {errors.iloc[0]}" if len(errors) else ""
         raise EnvariantError(f"study: no run is done{first}")
     if rows["metric"].nunique() > 1:
-        raise EnvariantError("study: the data sets have different metrics; make one study for each metric")
+        raise EnvariantError(
+            "study: the data sets have different metrics; run a separate study for each metric"
+        )
     return rows
 
 

@@ -104,7 +104,10 @@ class Rows:
         training = [[sample[name] for name in self.training] for sample in sets]
         weighted = {WEIGHT in e.attributes for environments in training for e in environments}
         if len(weighted) > 1:
-            raise EnvariantError("environments: rows of some have weights and rows of others have none")
+            raise EnvariantError(
+                "environments: some environments have row weights and others have none; set weights for all "
+                "environments, or for none"
+            )
         bounds: list[Tensor] = []
         for environments in training:
             weights = [training_weights(e.attributes) for e in environments]
@@ -211,7 +214,7 @@ class BatchSampler:
             self._owners = torch.arange(len(sizes)).repeat_interleave(batch_size).to(self._device)
         elif rows.bounds is not None:
             raise EnvariantError(
-                "environments: rows have weights, which minibatches follow; set a batch size"
+                "environments: rows have weights, which are used to sample minibatches; set batch_size"
             )
         self.of_a_pass = math.ceil(sum(sizes) / sum(self.sizes))
         self._first, self._keys = -1, torch.empty(0)

@@ -145,9 +145,9 @@ def _collapsed(record: Record, curves: Curves) -> _Finding | None:
         return _Finding(
             evidence,
             "a penalty so large that the constant prediction, whose penalty is zero, is optimal, or "
-            "gradients too small to leave it",
-            "keep the coefficient at 1 until some features are learned, as in step(1, 1e4, at=190); lower "
-            "it; or divide the loss by it (normalize_loss)",
+            "gradients that are too small to leave the constant prediction",
+            "keep the coefficient at 1 until the network has learned features, as in step(1, 1e4, at=190); "
+            "use a smaller coefficient; or divide the loss by the coefficient (normalize_loss)",
         )
     return _Finding(evidence, *_nothing_learned(record))
 
@@ -184,7 +184,7 @@ def _nothing_learned(record: Record) -> tuple[str, str]:
         return cause, remedy
     return (
         "a learning rate that is too small or too large, inputs that are not scaled, too few steps, a strong "
-        "penalty or l2, or outputs that are no logits, as after a sigmoid or softmax",
+        "penalty or l2, or outputs that are not logits, as after a sigmoid or softmax",
         "check that the network returns logits; scale the inputs; try other learning rates and erm with l2=0",
     )
 
@@ -258,8 +258,9 @@ def _vanished(record: Record, curves: Curves) -> _Finding | None:
     evidence = f"the gradient's root mean square is {size:.1e}; it was {first[1]:.1e} at step {first[0]}"
     return _Finding(
         evidence,
-        "a loss divided by a large coefficient, so that gradients fall to the size of Adam's epsilon and far "
-        "below the earlier ones that Adam averages, which shortens its steps; or nothing is left to learn",
+        "the loss is divided by a large coefficient, so that gradients become as small as Adam's epsilon, "
+        "and much smaller than the earlier gradients that Adam averages, which makes its steps too small; or "
+        "nothing is left to learn",
         "reset Adam where the coefficient jumps, as in adam(reset=190); do not divide the loss "
         "(normalize_loss=false); or use a smaller epsilon",
     )
@@ -271,7 +272,8 @@ def _masked(record: Record, curves: Curves) -> _Finding | None:
         return None
     return _Finding(
         f"the mask keeps {kept:.2%} of all gradient entries",
-        "gradients of the environments disagree almost everywhere, by chance if environments are many",
+        "the gradients of the environments disagree in almost all entries, which happens by chance if there "
+        "are many environments",
         "a lower threshold, larger batches, or SAND-mask",
     )
 

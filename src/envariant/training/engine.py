@@ -184,7 +184,7 @@ def _built(
             ) from error
         if checkpoint is not None:
             raise EnvariantError(
-                f"memory: a stack of {count} replicas, which this run was begun with, no longer fits; free "
+                f"memory: a stack of {count} replicas, with which this run started, no longer fits; free "
                 f"memory, or choose a new folder"
             ) from error
     else:

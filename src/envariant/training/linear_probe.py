@@ -51,7 +51,7 @@ class LinearProbe(Initializer):
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         task = environments.task
         if isinstance(task, Regression):
-            raise EnvariantError(f"{self.name}: needs classes; the task is regression")
+            raise EnvariantError(f"{self.name}: needs a classification task; the task is regression")
         module = fit.initial(environments)
         featurizer, head = featurizer_and_head(module, self.name)
         if not isinstance(head, nn.Linear):

@@ -113,7 +113,7 @@ class Network:
             raise EnvariantError("model: has no parameters to train; at least one must require a gradient")
         if needs_features and not all(hasattr(module, part) for part in ("featurizer", "head")):
             raise EnvariantError(
-                "model: this algorithm needs features, so the module needs the parts featurizer and head"
+                "model: this algorithm uses features, so the module needs the submodules featurizer and head"
             )
         self._both = _FeaturesAndOutput(module, needs_features, task).to(device)
         # The fast kernels of recurrent layers have no derivatives under `torch.func`.

@@ -26,6 +26,7 @@ from envariant.algorithms.base import (
     TrainingStep,
 )
 from envariant.core import specs
+from envariant.core.attributes import CLASS_WEIGHT, WEIGHT, training_weights
 from envariant.core.environments import Environment, EnvironmentBatch, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
@@ -97,7 +98,8 @@ class RFC(Initializer):
         task = environments.task
         if isinstance(task, Regression) or task.target_shape:
             raise EnvariantError(
-                f"rfc: needs classes, because it asks which rows are right; the task is {task.name}"
+                "rfc: needs a classification task, because it groups rows by correct and wrong predictions; "
+                "the task is regression"
             )
         pooled = _pooled(environments)
         model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
@@ -199,11 +201,19 @@ def predictions(logits: Tensor, task: Task) -> Tensor:
 
 
 def _pooled(environments: EnvironmentSet) -> Environment:
-    """Return the rows of all environments as one environment."""
+    """Return all rows with their weights as one environment; leave out rows of weight 0."""
     stores = [e.input_store for e in environments.environments]
     rows = torch.cat([store.gather() for store in stores])
     targets = torch.cat([e.targets for e in environments.environments])
-    return Environment("all rows", stores[0].with_rows(rows), targets)
+    attributes = [e.attributes for e in environments.environments]
+    weights = {
+        name: torch.cat([own[name] for own in attributes])
+        for name in (WEIGHT, CLASS_WEIGHT)
+        if all(name in own for own in attributes)
+    }
+    pooled = Environment("all rows", stores[0].with_rows(rows), targets, weights)
+    total = training_weights(weights)
+    return pooled if total is None or bool(total.all()) else pooled.select(total.nonzero().flatten())
 
 
 def _predicted(model: Fitted, rows: Environment, task: Task) -> Tensor:
@@ -343,8 +353,8 @@ def _inferred(
         index = (numbers == number).nonzero().flatten()
         if not len(index):
             raise EnvariantError(
-                f"{inference.name}: the reference model is right everywhere, or wrong everywhere, so no "
-                f"second environment is found; set reference_steps to fewer steps"
+                f"{inference.name}: the reference model predicts all rows correctly, or all rows wrongly, so "
+                f"no second environment is found; reduce reference_steps"
             )
         parts.append(pooled.select(index, name=name))
     return EnvironmentSet(environments.label, tuple(parts), environments.task)

@@ -33,6 +33,23 @@ def hardware(device: torch.device) -> dict[str, str | int]:
     return description
 
 
+def described(hardware: Mapping[str, str | int]) -> str:
+    """Describe hardware in one line.
+
+    Args:
+        hardware: Facts from `hardware`.
+
+    Returns:
+        Text such as "Linux x86_64, AMD EPYC, 2 cores, 1 PyTorch thread, device cpu".
+    """
+    threads = hardware["threads"]
+    accelerator = f" ({hardware['accelerator']})" if "accelerator" in hardware else ""
+    return (
+        f"{hardware['system']}, {hardware['processor']}, {hardware['cores']} cores, {threads} PyTorch "
+        f"thread{'' if threads == 1 else 's'}, device {hardware['device']}{accelerator}"
+    )
+
+
 def command() -> str:
     """Return the `envariant` command line that started this process; "" for other programs."""
     program, *arguments = sys.argv or [""]

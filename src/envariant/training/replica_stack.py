@@ -382,7 +382,8 @@ class ReplicaStack:
         shapes = {name: value.shape for name, value in self._views.items()}
         if {name: value.shape for name, value in saved.params.items()} != shapes:
             raise EnvariantError(
-                f"replica {saved.replicas[0]}: the checkpoint holds another model; choose a new folder"
+                f"replica {saved.replicas[0]}: the checkpoint belongs to a different model; choose a new "
+                f"folder"
             )
         for name, view in self._views.items():
             view.copy_(saved.params[name])

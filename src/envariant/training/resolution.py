@@ -1,15 +1,10 @@
 """Resolve the options of a run: look up names, and fill in the default settings of the data set."""
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch
-from torch import nn
-from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
-from torch.nn.parameter import is_lazy
 
 from envariant import data as sources
 from envariant.algorithms import (
@@ -25,7 +20,6 @@ from envariant.algorithms import (
 )
 from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, closest_name, unknown_name
-from envariant.core.losses import closure_content, content
 from envariant.core.schedules import Schedule
 from envariant.data.class_weighting import ClassWeighting
 from envariant.data.validation_split import ValidationSplit
@@ -33,6 +27,7 @@ from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
 from envariant.training.augmentation import Augmentation, augmentation
 from envariant.training.averaging import averaging
+from envariant.training.content_hash import content_hash
 from envariant.training.early_stopping import stop_rule
 from envariant.training.execution import Execution, execution_request
 from envariant.training.keep_rules import keep_rule
@@ -40,7 +35,6 @@ from envariant.training.memory_budget import parse as memory_in_bytes
 from envariant.training.model_builder import model_builder, wrong_type
 from envariant.training.optimizers import OptimizerConfig, optimizer_config
 from envariant.training.option_conflicts import check_full_batch, check_own_updates
-from envariant.training.option_text import text_of
 from envariant.training.parameter_groups import ParameterGroups, grouped
 from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
@@ -141,7 +135,9 @@ def resolve_algorithm(
     known = predictor(requested)
     if known is not None:
         if hyperparameters:
-            raise EnvariantError(f"{known.name}: takes no hyperparameters; set them in the object")
+            raise EnvariantError(
+                f"{known.name}: takes no hyperparameters; pass a predictor object with the settings you want"
+            )
         return ResolvedAlgorithm(known.name, known, {}, source.default_settings(known.name), {})
     if isinstance(requested, Recipe):
         suggestion = source.default_settings(requested.name)
@@ -157,7 +153,8 @@ def resolve_algorithm(
             built = Recipe(built.name, "", built).build(hyperparameters)
         elif hyperparameters:
             raise EnvariantError(
-                "hyperparameters: apply to named algorithms and compositions; set those of an object in it"
+                "hyperparameters: can be passed only with the name of an algorithm or with a composition; "
+                "for another algorithm object, set them when you construct it"
             )
         suggestion = source.default_settings(built.name)
         return ResolvedAlgorithm(
@@ -197,7 +194,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
         name = text.partition("(")[0].strip()
         if name in PREDICTORS:
             raise EnvariantError(
-                f"{name}: takes no settings as text; pass an object, as in {PREDICTORS[name].__name__}(…)"
+                f"{name}: takes no settings in a string; pass an object, as in {PREDICTORS[name].__name__}(…)"
             ) from None
         # A name that is registered is not misspelled, though its plug-in may be broken.
         known = name in RECIPES or name in composing.PLUGINS.names()
@@ -424,32 +421,3 @@ def _identities(
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)
     return identities
-
-
-def content_hash(value: object) -> str:
-    """Return a hash of a user's model or optimizer: structure, weights and source code.
-
-    Args:
-        value: Module, function, class or frozen dataclass.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    if isinstance(value, nn.Module):
-        digest.update(repr(value).encode())
-        for name, tensor in value.state_dict().items():
-            # A lazy layer has no weights yet.
-            own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
-            digest.update(name.encode() + own)
-        # The settings of PyTorch's losses are not part of their text.
-        digest.update(content(value).encode() if isinstance(value, _Loss) else b"")
-        return digest.hexdigest()
-    parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
-    if parts[0] is not None:
-        digest.update(repr((content_hash(parts[0]), parts[1], sorted(parts[2].items()))).encode())
-        return digest.hexdigest()
-    digest.update(f"{type(value).__qualname__} {text_of(value)}".encode())
-    digest.update(closure_content(value).encode())
-    try:
-        digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
-    except (OSError, TypeError):
-        digest.update(repr(value).encode())
-    return digest.hexdigest()

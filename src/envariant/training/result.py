@@ -234,7 +234,7 @@ class TrainingResult(Displayed):
                 model_config(spec.model)
             except EnvariantError:
                 raise EnvariantError(
-                    f"model '{spec.model}': is not one of the library's; pass a module of your own, as in "
+                    f"model '{spec.model}': is not a built-in model; pass your own module, as in "
                     f"result.model({replica}, module)"
                 ) from None
             module = rebuilt(
@@ -250,9 +250,10 @@ class TrainingResult(Displayed):
         try:
             module.load_state_dict({name: tensors[name] for name in module.state_dict()})
         except (KeyError, RuntimeError):
-            reason = f"{spec.algorithm} changed it" if own is None else "the given module is another one"
+            changed = f"{spec.algorithm} changed the network"
+            reason = changed if own is None else "the given module is another one"
             raise EnvariantError(
-                f"model '{spec.model}': does not fit the weights, because {reason}; "
+                f"model '{spec.model}': cannot load the trained weights, because {reason}; "
                 f"load result.checkpoints[{replica}].params and .buffers into your own module"
             ) from None
         return module.eval()

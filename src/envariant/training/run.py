@@ -189,7 +189,7 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
     for other in resolved[1:]:
         differing = set(difference(other.spec, resolved[0].spec)) - {"hyperparameters", "learning_rate"}
         if differing:
-            raise EnvariantError(f"run: replicas trained together must agree in {', '.join(differing)}")
+            raise EnvariantError(f"run: replicas trained together must have the same {', '.join(differing)}")
     return [by_id[id(member.spec)] for member in members]
 
 

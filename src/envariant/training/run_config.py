@@ -149,7 +149,7 @@ def built(model: ModelBuilder, input_shape: Sequence[int], outputs: int) -> nn.M
             f"returns a new module, or a module"
         ) from error
     if not isinstance(module, nn.Module):
-        raise EnvariantError(f"model: must be or make a torch.nn.Module; got {type(module).__name__}")
+        raise EnvariantError(f"model: must be a torch.nn.Module, or return one; got {type(module).__name__}")
     if _is_lazy(module):
         name, training, reason = type(module).__name__, module.training, "forward does not use it"
         try:

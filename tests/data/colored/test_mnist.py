@@ -134,15 +134,15 @@ def test_garbage_is_an_array_or_one_clear_error(garbage: bytes, magic: bytes) ->
 @pytest.mark.parametrize(
     ("data", "defect"),
     [
-        (b"", "is not IDX: begins ''"),
-        (b"<html>", "is not IDX: begins '3c68746d'"),
-        (b"\0\0\x0d\x03" + bytes(12), "is not IDX: begins '00000d03'"),  # Floats.
+        (b"", "is not an IDX file \\(it begins with '', not"),
+        (b"<html>", "is not an IDX file \\(it begins with '3c68746d', not"),
+        (b"\0\0\x0d\x03" + bytes(12), "is not an IDX file \\(it begins with '00000d03', not"),  # Floats.
         (FILES[IMAGES][:10], "ends within its header of 16 bytes"),
-        (FILES[IMAGES][:-1], r"announces \(3, 28, 28\) bytes, but 2351 follow"),
-        (FILES[IMAGES] + b"x", r"announces \(3, 28, 28\) bytes, but 2353 follow"),
+        (FILES[IMAGES][:-1], r"the header declares data of shape \(3, 28, 28\), but 2351 bytes follow"),
+        (FILES[IMAGES] + b"x", r"the header declares data of shape \(3, 28, 28\), but 2353 bytes follow"),
         (
             b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8,
-            r"announces \(0, 4294967295, 4294967295\) bytes",
+            r"the header declares data of shape \(0, 4294967295, 4294967295\)",
         ),
     ],
 )
@@ -197,9 +197,9 @@ def test_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("content", "defect"),
     [
-        (None, "no t10k-labels-idx1-ubyte, plain or .gz, in it or in its MNIST/raw"),
-        (b"\0\0\x08", "t10k-labels-idx1-ubyte: is not IDX: begins '000008'"),
-        (FILES["t10k-labels-idx1-ubyte"][:-1], "t10k-labels-idx1-ubyte: announces"),
+        (None, "neither the folder nor its MNIST/raw holds t10k-labels-idx1-ubyte, plain or .gz"),
+        (b"\0\0\x08", "t10k-labels-idx1-ubyte: is not an IDX file (it begins with '000008', not"),
+        (FILES["t10k-labels-idx1-ubyte"][:-1], "t10k-labels-idx1-ubyte: the header declares"),
         (FILES["train-labels-idx1-ubyte"], "t10k-labels-idx1-ubyte: md5 digest differs"),
         (
             gzip.compress(FILES["t10k-labels-idx1-ubyte"])[:-9],
@@ -337,7 +337,7 @@ def test_unpickler_refuses_and_does_not_call(
     marker = tmp_path / "marker"
     argument = f"open({str(marker)!r}, 'w')" if function is eval else f"echo > {marker}"
     data = pickle.dumps((np.arange(3).tolist(), Call(function, argument)), protocol)
-    with pytest.raises(EnvariantError, match=f"refused: the pickle names .*{function.__name__}"):
+    with pytest.raises(EnvariantError, match=f"rejected: the pickle contains .*{function.__name__}"):
         mnist.ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
     assert not marker.exists()
 

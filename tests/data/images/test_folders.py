@@ -407,13 +407,13 @@ def test_a_folder_with_one_domain_or_class_or_no_image_is_rejected(root, tmp_pat
         f"image-folders: {file} is a file; name the folder that holds domain/class/image"
     )
     (tmp_path / "empty").mkdir()
-    empty = f"image-folders: {tmp_path / 'empty'} holds no domain/class/image"
+    empty = f"image-folders: {tmp_path / 'empty'} holds no images of the form domain/class/image"
     assert refusal(drawn, tmp_path / "empty") == empty
     assert refusal(drawn, root / "art") == (
-        f"image-folders: {root / 'art'} holds no domain/class/image; 'cat/0.png' is not inside a class"
+        f"image-folders: {root / 'art'} holds no images of the form domain/class/image; 'cat/0.png' is not inside a class"
     )
     assert refusal(drawn, tmp_path) == (
-        f"image-folders: {tmp_path} holds no domain/class/image; 'animals/art/cat' is a folder in place of an image"
+        f"image-folders: {tmp_path} holds no images of the form domain/class/image; 'animals/art/cat' is a folder in place of an image"
     )
     save(tmp_path / "one" / "art" / "cat" / "0.png")
     assert refusal(drawn, tmp_path / "one") == (
@@ -470,7 +470,7 @@ def test_short_forms_are_accepted(root):
         ("image-folders(x, workers=-1)", "image-folders: workers must be a whole number from 1; got -1"),
         ("image-folders(x, sise=8)", "image-folders: unknown setting 'sise'; did you mean 'size'? known: cache, "
          "exif, normalize, resize, root, size, storage, test, workers"),
-        ("image-folders(x, 64)", "image-folders: takes at most 1 values without a key; got 2"),
+        ("image-folders(x, 64)", "image-folders: takes at most 1 unnamed values; got 2"),
         ("image-folder(x)", "unknown data set 'image-folder'; did you mean 'image-folders'? known: "),
     ],
 )  # fmt: skip

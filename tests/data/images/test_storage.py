@@ -49,18 +49,32 @@ def trained(root, storage, **settings):
     return envariant.train(source, "vrex", **{**options, **settings})
 
 
+class ChannelsLast(torch.nn.Module):
+    """Small network in bfloat16 and channels-last, as large ones are run on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+        self.head = torch.nn.Linear(4, 1)
+
+    def forward(self, inputs):
+        maps = self.layers(inputs.contiguous(memory_format=torch.channels_last))
+        return self.head(maps.mean(dim=(2, 3)))
+
+
+def changed(forward, params, buffers, inputs):
+    """Test-time adaptation that needs all rows of an environment."""
+    return params, {**buffers, "mean": inputs.mean()}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"holdout_fraction": 0.25, "execution": "stacked"},
-        {"augmentation": "domainbed + affine", "execution": "stacked"},
-        {
-            "adapt": lambda forward, params, buffers, inputs: (params, {**buffers, "m": inputs.mean()}),
-            "replicas": 1,
-        },
+        {"holdout_fraction": 0.25, "augmentation": "domainbed + affine", "execution": "stacked"},
+        {"model": ChannelsLast, "precision": "bfloat16", "replicas": 1},
+        {"adapt": changed, "replicas": 1},
     ],
-    ids=["sequential", "stacked", "augmented", "adapted"],
+    ids=["stacked", "channels last", "adapted"],
 )
 def test_every_storage_gives_the_same_bits(root, settings):
     results = {storage: trained(root, storage, **settings) for storage in ("memory", "disk", "files")}
@@ -75,6 +89,16 @@ def test_every_storage_gives_the_same_bits(root, settings):
     assert first.waited == 0
     assert results["files"].waited > 0
     assert results["files"].to_dict()["waited"] == round(results["files"].waited, 2)
+
+
+@pytest.mark.verify
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_compiled_steps_read_from_disk(root):
+    compiled, plain = (
+        trained(root, "disk", model=ChannelsLast, replicas=1, compile=c) for c in (True, False)
+    )
+    for ours, theirs in zip(compiled.rows, plain.rows, strict=True):
+        assert ours.value == pytest.approx(theirs.value, abs=1e-3)
 
 
 def test_a_resumed_run_is_bit_identical(root, tmp_path, monkeypatch):

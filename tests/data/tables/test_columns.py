@@ -222,8 +222,8 @@ def test_a_column_of_a_known_kind_is_read(values, kind, expected):
     ("values", "kind", "message"),
     [
         # Trained on 31/12/2020 and 1,5: ambiguous values are rejected.
-        (["01/02/2020"], "date", "holds '01/02/2020' in row 8; the model learned from a date of that name. Write it as 2020-12-31"),
-        (["1,234"], "number", "holds '1,234' in row 8; the model learned from a number of that name. Correct it"),
+        (["01/02/2020"], "date", "holds '01/02/2020' in row 8, but the model was trained on a date column of this name. Write it as 2020-12-31"),
+        (["1,234"], "number", "holds '1,234' in row 8, but the model was trained on a number column of this name. Correct it"),
         ([3.0], "boolean", "holds '3' in row 8"),
         ([np.inf], "number", "holds inf in row 8, too large"),
     ],
@@ -343,7 +343,9 @@ def test_a_new_kind_is_one_registered_class(tmp_path, monkeypatch):
     np.testing.assert_allclose(inferred.values[:3], [0, 0.01, 0.02], rtol=1e-6)
     assert inferred.texts()[38:41] == ["38 of 100", "39 of 100", "0 of 100"]
     assert column_of_kind("x", read_chunk("x", pd.Series(["7 of 100"])), "percentage").values == 0.07
-    with pytest.raises(EnvariantError, match="holds 'seven' in row 1; the model learned from a percentage"):
+    with pytest.raises(
+        EnvariantError, match="holds 'seven' in row 1, but the model was trained on a percentage"
+    ):
         column_of_kind("x", read_chunk("x", pd.Series(["seven"])), "percentage")
     sites = ["north", "south"] * 60 + ["north"]
     target = column(np.arange(121) / 7)

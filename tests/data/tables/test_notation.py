@@ -152,6 +152,6 @@ def test_a_saved_model_reads_new_rows_in_the_notation_of_its_training_rows(model
     frame(["1.234"] * 120).to_csv(tmp_path / "x.csv", index=False)
     assert set(model.predict(tmp_path / "x.csv").iloc[:, 1]) == {expected.iloc[0, 1]}
     with pytest.raises(
-        EnvariantError, match="column 'z': holds '12%' in row 1; the model learned from a number"
+        EnvariantError, match="column 'z': holds '12%' in row 1, but the model was trained on a number"
     ):
         model.predict(frame(["12%"] * 120))

@@ -304,7 +304,7 @@ def test_the_task_can_be_set(values, task, kind):
         (THIRTY / 7, "multiclass", "has 120 different values in 120 rows: no classes"),
         (np.array([f"n{k}" for k in THIRTY]), None, "has 120 different values in 120 rows: no classes"),
         (np.ones(120), None, "target 'y' is '1' in every row; there is nothing to predict"),
-        (np.full(120, np.nan), None, "target 'y' holds no value at all"),
+        (np.full(120, np.nan), None, "target 'y' is empty in all rows"),
         (np.where(THIRTY == 7, np.inf, THIRTY), None, "column 'y': holds inf in row 8, too large"),
         (THIRTY, "classes", "unknown task 'classes'; known: binary"),
     ],
@@ -545,7 +545,7 @@ def test_trailing_commas_are_ignored(tmp_path):
         (HEADER + "\n1,2,3,4,5\n" + BODY, r"some rows hold more values than its header has names \(4\)"),
         (HEADER + "\n" + BODY + "\n1,2,3,4,5", "cannot be read as a table .*Expected 4 fields in line 122, saw 5"),
         (HEADER.replace("y", "Y").replace("site", "SITE") + "\n" + BODY, r"lacks target column 'y' \(did you mean 'Y'\?\)"),
-        ("a,b,sites,y\n" + BODY, r"x.csv: lacks environment column 'site' \(did you mean 'sites'\?\); it holds a, b, sites, y"),
+        ("a,b,sites,y\n" + BODY, r"x.csv: lacks environment column 'site' \(did you mean 'sites'\?\); its columns: a, b, sites, y"),
         (HEADER + "\n" + BODY.replace("16,", "sixteen,", 1), "x.csv: column 'a': 1 of 120 values are not numbers .*'sixteen' in row 5"),
         ('a,b,site,y\n"1,2,0,1\n', "cannot be read as a table|holds no rows|no value"),
     ],
@@ -598,7 +598,7 @@ def test_unsupported_data_are_rejected(tmp_path, monkeypatch):
         read(twice, "y", "site")
     with pytest.raises(EnvariantError, match="data frame: holds no rows"):
         read(frame().iloc[:0], "y", "site")
-    with pytest.raises(EnvariantError, match="lacks target column 'y'; it holds none"):
+    with pytest.raises(EnvariantError, match="lacks target column 'y'; its columns: none"):
         read(pd.DataFrame(), "y", "site")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(EnvariantError, match="Parquet needs pyarrow; pip install pyarrow, or save it as CSV"):

@@ -147,6 +147,6 @@ def test_small_environments_name_the_missing_targets(tmp_path):
         read(written(tmp_path / "x.csv", data), "y", "site")
     assert "\n" not in str(said.value)
     with pytest.raises(
-        EnvariantError, match=r"holds no value at all \('none' were read as missing values; to keep them, set"
+        EnvariantError, match=r"is empty in all rows \('none' were read as missing values; to keep them, set"
     ):
         read(frame(y="none"), "y", "site", missing_values=["none"])

@@ -51,7 +51,8 @@ class EQRM(RiskAggregator):
         super().__post_init__()
         if not (self.quantile < 0 or 0 < self.quantile < 1):
             raise EnvariantError(
-                f"EQRM: quantile must be in (0, 1), or log(1 − α) < 0, got {self.quantile:g}"
+                f"EQRM: quantile must be α in (0, 1), or the negative number log(1 − α); got "
+                f"{self.quantile:g}"
             )
 
     def switch_steps(self) -> Mapping[str, int]:

@@ -72,7 +72,7 @@ class DANN(TrainingStep):
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         if self.conditional and context.task.name == "regression":
-            raise EnvariantError("cdann: needs classes, but the task is regression")
+            raise EnvariantError("cdann: needs a classification task, but the task is regression")
         if self.conditional and context.task.target_shape:
             raise EnvariantError(f"cdann: needs one target per row, but the task is {context.task.name}")
         own = adam.part(params, _ADVERSARY, _EMBEDDING)

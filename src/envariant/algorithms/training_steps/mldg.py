@@ -23,10 +23,10 @@ class MLDG(TrainingStep):
 
     E is the number of environments, R_i the risk of environment i, and θ the parameters; Adam starts with
     moments of 0. Environments are permuted at random. The last `meta_test_environments` are the meta-test
-    environments j, and the others the meta-train environments i; they are paired in order. As in DomainBed,
-    this is a first-order approximation: ∇R_j is computed at θ' and applied at θ. The paper uses gradient
-    descent for the inner step and differentiates through this step. `l2` also applies in the inner step, but
-    the run's `weight_decay` does not.
+    environments j, the others are the meta-train environments i, and the two lists are paired in this order.
+    As in DomainBed, this is a first-order approximation: ∇R_j is computed at θ' and applied at θ. The paper
+    uses gradient descent for the inner step and differentiates through this step. `l2` also applies in the
+    inner step, but the run's `weight_decay` does not.
 
     Attributes:
         beta: β, weight of the meta-test gradients.

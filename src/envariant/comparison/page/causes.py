@@ -34,8 +34,8 @@ class Causes(PageSection):
         split = [cause for cause in causes if cause.split is not None]
         caption = (
             "Loss of models trained without the environment minus loss of models trained with it. Level: "
-            "repaired by an intercept. Slope: by a calibration slope. Ranking: by no recalibration. Dots: "
-            "total, 95 % CI."
+            "part that a new intercept removes. Slope: part that a calibration slope removes. Ranking: part "
+            "that no recalibration removes. Dots: total, with 95 % CI."
         )
         figure = (Block.chart(_parts_chart(split), caption),) if split else ()
         table = Block.table(self.table(), "Parts of the drop, and kind of shift")
@@ -120,7 +120,7 @@ class Remedies(PageSection):
         )
         environment = self.results.data.environment_column or "environment"
         note = (
-            "Labels: the smallest number with 90 % of the gain of the best number. Intervals: 95 %, "
+            "Labels: smallest number of labels that reaches 90 % of the largest gain. Intervals: 95 %, "
             "Bonferroni-corrected over environments and methods. n.s.: not significant."
         )
         return TextTable((environment, "remedy", f"{name} before", "after", "gain"), lines, (note,))

@@ -24,8 +24,8 @@ class Shifts(PageSection):
         if not shifts:
             return (Block("note", "There are too few rows to measure the shift."),)
         caption = (
-            f"Each environment against {self._others}. Right: inputs that do not occur there. Up: equal "
-            "inputs with other targets."
+            f"Each environment compared with {self._others}. Further right: more inputs that do not occur "
+            "there. Further up: more differences of the targets for the same inputs."
         )
         return (
             Block.chart(charts.shift_plane(shifts), caption),

@@ -155,7 +155,7 @@ def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
         paths = (folder / part / file for part in ("", "MNIST/raw") for file in files)
         path = next(filter(Path.is_file, paths), None)
         if path is None:
-            raise EnvariantError(f"no {name}, plain or .gz, in it or in its MNIST/raw")
+            raise EnvariantError(f"neither the folder nor its MNIST/raw holds {name}, plain or .gz")
         with path.open("rb") as file:
             yield str(path.relative_to(folder)), file.read(_LARGEST_FILE)
 
@@ -226,7 +226,7 @@ class ArrayUnpickler(pickle.Unpickler):
         """
         if known := self._known.get((module_name, global_name)):
             return known
-        raise EnvariantError(f"refused: the pickle names {module_name}.{global_name}, no array")
+        raise EnvariantError(f"rejected: the pickle contains {module_name}.{global_name}, not only arrays")
 
 
 def decode_idx(data: bytes, name: str) -> Bytes:
@@ -240,14 +240,18 @@ def decode_idx(data: bytes, name: str) -> Bytes:
     """
     dimensions = {b"\0\0\x08\x01": 1, b"\0\0\x08\x03": 3}.get(data[:4])
     if dimensions is None:
-        raise EnvariantError(f"{name}: is not IDX: begins '{data[:4].hex()}', not 00000801 or …03")
+        raise EnvariantError(
+            f"{name}: is not an IDX file (it begins with '{data[:4].hex()}', not with 00000801 or 00000803)"
+        )
     start = 4 + 4 * dimensions
     if len(data) < start:
         raise EnvariantError(f"{name}: ends within its header of {start} bytes")
     sizes = struct.unpack_from(f">{dimensions}I", data, 4)
     # Sizes near 2^32 together with a zero would overflow in numpy; empty files are invalid anyway.
     if 0 in sizes or math.prod(sizes) != len(data) - start:
-        raise EnvariantError(f"{name}: announces {sizes} bytes, but {len(data) - start} follow")
+        raise EnvariantError(
+            f"{name}: the header declares data of shape {sizes}, but {len(data) - start} bytes follow"
+        )
     return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
 
 

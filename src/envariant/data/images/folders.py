@@ -101,7 +101,9 @@ class ImageFolders(ImageSource):
             hint = f"; '{shown(too_high[0])}' is not inside a class" if too_high else ""
             if not too_high and skipped[_DEEP]:
                 hint = f"; '{shown(skipped[_DEEP][0])}' is a folder in place of an image"
-            raise EnvariantError(f"{self.base}: {self.root} holds no domain/class/image{hint}")
+            raise EnvariantError(
+                f"{self.base}: {self.root} holds no images of the form domain/class/image{hint}"
+            )
         if len(domains) == 1:
             raise EnvariantError(
                 f"{self.base}: {self.root} holds one domain, '{shown(domains[0])}'; at least two are "

@@ -243,7 +243,7 @@ def _fmow(table: Table) -> Rows:
     import pandas as pd
 
     countries = Table(table.base, table.root, "country_code_mapping.csv")
-    regions = dict(countries.together("alpha-3", "region"))
+    regions = dict(zip(countries["alpha-3"], countries["region"], strict=True))
     years = pd.to_datetime(pd.Series(table["timestamp"]), utc=True, format="ISO8601").dt.year.tolist()
     files: list[str] = []
     labels: list[str] = []
@@ -274,7 +274,7 @@ def _fmow(table: Table) -> Rows:
 
 def _celeba(table: Table) -> Rows:
     partition = Table(table.base, table.root, "list_eval_partition.csv")
-    role = dict(partition.together("image_id", "partition"))
+    role = dict(zip(partition["image_id"], partition["partition"], strict=True))
     files = table["image_id"]
     if missing := [file for file in files if file not in role]:
         raise EnvariantError(

@@ -251,7 +251,7 @@ def column_of_kind(
     """
     if chunk.kind not in (None, kind) and KINDS[chunk.kind].exclusive and not chunk.blank:
         raise EnvariantError(
-            f"column '{name}': holds {chunk.kind}s; the model learned from a {kind} of that name"
+            f"column '{name}': holds {chunk.kind}s, but the model was trained on a {kind} column of this name"
         )
     chunk = _as_text(chunk) if KINDS[kind].categorical else chunk
     if chunk.kind is None:

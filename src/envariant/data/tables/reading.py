@@ -208,4 +208,4 @@ def lacking_columns(
     quoted = [f"'{k}'" + (f" (did you mean '{known}'?)" if known else "") for k, known in similar.items()]
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
     names = f"{what}{'s' if len(lacking) > 1 else ''} {', '.join(quoted)}{more}"
-    return EnvariantError(f"{label}: lacks {names}; it holds {listed(header, 20) or 'none'}")
+    return EnvariantError(f"{label}: lacks {names}; its columns: {listed(header, 20) or 'none'}")

@@ -50,7 +50,7 @@ def rows_with_values(
             read = (
                 f" ({words} were read as missing values; to keep them, set missing_values)" if words else ""
             )
-            raise EnvariantError(f"{label}: {role} '{column.name}' holds no value at all{read}")
+            raise EnvariantError(f"{label}: {role} '{column.name}' is empty in all rows{read}")
         if missing := int(column.missing.sum()):
             how = f" (empty or {words}; to keep these, set missing_values)" if words else ""
             rows = f"{missing:,} of {len(column):,} rows without a value{how}"

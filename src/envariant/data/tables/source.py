@@ -153,7 +153,7 @@ def _encoded(table: Table, label: str, test: tuple[str, ...]) -> tuple[Encoder, 
         raise EnvariantError(f"{label}: all environments are held out; none is left to train on{lost}")
     encoder = fit((column.rows(training) for column in table.columns), codes[training])
     if not encoder.columns:
-        raise EnvariantError(f"{label}: no column varies in the training environments")
+        raise EnvariantError(f"{label}: no column varies in the training environments; add a column")
     targets = table.targets()
     task = task_of(table, training)
     if isinstance(task, Regression):

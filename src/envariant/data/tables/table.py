@@ -362,6 +362,9 @@ def _read(
         None if missing_values is None else frozenset(map(str, several(missing_values, "missing_values")))
     )
     source = open_table(data, encoding, declared)
+    if isinstance(target, list):
+        remedy = "EnvironmentSet.from_huggingface(frame, target=[…]) reads several"
+        raise EnvariantError(f"{source.label}: a table has one target column; {remedy}")
     # Column names may be numbers or tuples; they are identified by their text.
     role_names = {"target": str(target), "environment": str(environment)}
     optional = {"sample_weight": sample_weight, "group": group}

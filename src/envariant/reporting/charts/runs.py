@@ -238,8 +238,8 @@ def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None =
     """
     if not has_shift_scale(results):
         raise EnvariantError(
-            "shift curve: needs runs on the same environments, at least 3 of them with names that give the "
-            "value of a shift, such as flip-0.1"
+            "shift curve: needs runs on the same environments; the names of at least 3 environments must "
+            "contain the value of a shift, such as flip-0.1"
         )
     record, names = results[0].record, list(names or labels(results))
     word, positions = _positions(record.roles)

@@ -268,8 +268,8 @@ class NumericKind(ColumnKind):
             row = int(wrong[0])
             value = chunk.texts[chunk.values[row]] if chunk.kind is None else f"{values[row]:g}"
             raise EnvariantError(
-                f"column '{name}': holds '{quoted(value)}' in row {first_row + row + 1}; the model learned "
-                f"from a {self.name} of that name. {self.correction}, or leave it empty"
+                f"column '{name}': holds '{quoted(value)}' in row {first_row + row + 1}, but the model "
+                f"was trained on a {self.name} column of this name. {self.correction}, or leave it empty"
             )
         return Parsed(self.checked(name, values, first_row))
 

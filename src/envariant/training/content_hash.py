@@ -1,0 +1,41 @@
+"""Content hashes of objects of the user, such as models and optimizers."""
+
+import hashlib
+import inspect
+from typing import Any, cast
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from envariant.core.losses import closure_content, content
+from envariant.training.option_text import text_of
+
+
+def content_hash(value: object) -> str:
+    """Return a hash of a user's model or optimizer: structure, weights and source code.
+
+    Args:
+        value: Module, function, class or frozen dataclass.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(value, nn.Module):
+        digest.update(repr(value).encode())
+        for name, tensor in value.state_dict().items():
+            # A lazy layer has no weights yet.
+            own = b"" if is_lazy(tensor) else tensor.detach().cpu().contiguous().numpy().tobytes()
+            digest.update(name.encode() + own)
+        is_loss = any(cls.__module__ == "torch.nn.modules.loss" for cls in type(value).__mro__)
+        # The settings of PyTorch's losses are not part of their text.
+        digest.update(content(value).encode() if is_loss else b"")
+        return digest.hexdigest()
+    parts = getattr(value, "func", None), getattr(value, "args", ()), getattr(value, "keywords", {})
+    if parts[0] is not None:
+        digest.update(repr((content_hash(parts[0]), parts[1], sorted(parts[2].items()))).encode())
+        return digest.hexdigest()
+    digest.update(f"{type(value).__qualname__} {text_of(value)}".encode())
+    digest.update(closure_content(value).encode())
+    try:
+        digest.update(inspect.getsource(cast("Any", value if callable(value) else type(value))).encode())
+    except (OSError, TypeError):
+        digest.update(repr(value).encode())
+    return digest.hexdigest()

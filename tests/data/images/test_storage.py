@@ -1,6 +1,5 @@
 """Images in memory, on disk and in files: the same bits; what is damaged or does not fit is said."""
 
-import gc
 import re
 import shutil
 from collections import namedtuple
@@ -193,20 +192,20 @@ def test_waiting_for_data_is_said(root, monkeypatch):
 
 
 def test_a_damaged_image_is_named_and_the_cache_removed(root, cache):
-    source = ImageFolders(root, size=8, storage="disk")
-    source.sample(0)
-    gc.collect()
+    def opened():
+        # A new source, because a source shares its last sample.
+        return ImageFolders(root, size=8, storage="disk").sample(0)
+
+    opened()
     (file,) = (cache / "images").glob("*.npy")
     whole = file.read_bytes()
     file.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
-    store = source.sample(0)["art"].input_store
+    store = opened()["art"].input_store
     store.gather(torch.tensor([5]))
     with pytest.raises(EnvariantError, match="image 0 of the cache was damaged; the file is removed"):
         store.gather(torch.tensor([0]))
     assert not file.exists()
-    source.sample(0)
-    gc.collect()
-    source.sample(0)
+    opened()
     assert file.read_bytes() == whole
 
 

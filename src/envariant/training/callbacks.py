@@ -35,8 +35,8 @@ class TrainingState:
         labels: Mapping from replica to its name and settings.
         replicas: Indices of the replicas; in a study, IDs of the runs.
         step: Number of completed updates.
-        rows: Values measured at this evaluation, including the metrics of the algorithm (role "batch"); empty
-            in `on_step`.
+        rows: Metric values from this evaluation, one per row. Metrics reported by the algorithm have the role
+            "batch". Empty in `on_step`.
     """
 
     record: Record

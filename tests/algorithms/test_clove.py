@@ -29,7 +29,9 @@ def test_the_gradient_is_finite_for_undecided_predictions():
 
 def test_regression_is_rejected():
     seen = predicted(Regression(), P, Y, (4,))
-    with pytest.raises(EnvariantError, match="regression: clove needs class probabilities"):
+    with pytest.raises(
+        EnvariantError, match="'clove' needs class probabilities, which regression does not produce"
+    ):
         CLOvE().penalty(seen, {})
     with pytest.raises(
         EnvariantError, match="clove: needs a classification task, but the task is regression"

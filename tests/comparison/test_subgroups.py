@@ -95,7 +95,7 @@ def test_numbers_are_divided_at_quartiles_and_missing_values_left_out():
 def test_wrong_subgroups_are_errors():
     with pytest.raises(EnvariantError, match=r"lacks subgroups column 'sx' \(did you mean 'sex'\?\)"):
         read(frame(), "y", "site", subgroups="sx")
-    with pytest.raises(EnvariantError, match="the environment column cannot be a subgroup"):
+    with pytest.raises(EnvariantError, match="the environment column cannot define subgroups"):
         read(frame(), "y", "site", subgroups=["site"])
     assert read(frame(), "y", "site", subgroups="sex").fingerprint == read(frame(), "y", "site").fingerprint
 

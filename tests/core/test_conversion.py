@@ -304,7 +304,7 @@ def test_data_frames_are_accepted():
     [
         ({"inputs": "aeg"}, "dataset: unknown column 'aeg'; did you mean 'age'? known: age, dose, ill, scan, ward"),
         ({"environment": "site"}, "dataset: unknown column 'site'; known: age, dose, ill, scan, ward"),
-        ({"inputs": ()}, "dataset: inputs must name a column"),
+        ({"inputs": ()}, "dataset: inputs must name at least one column"),
         ({"inputs": ("age", "scan")}, "dataset: columns cannot be concatenated: 'age' (4, 1), 'scan' (4, 2, 2)"),
         ({"inputs": "ward"}, "dataset: column 'ward' must be numbers in a tensor, an array or a list; encode words "
          "as numbers first"),

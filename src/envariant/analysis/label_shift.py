@@ -52,7 +52,7 @@ class ShiftTest:
         p_value: P-value of the test.
         statistic: Test statistic: χ², the largest Kolmogorov–Smirnov distance over outputs, or the largest
             statistic over environments.
-        null: Null hypothesis as a sentence.
+        null: Null hypothesis in words.
     """
 
     p_value: float

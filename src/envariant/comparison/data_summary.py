@@ -42,7 +42,7 @@ class DataSummary:
         shifts: Shift between each environment (or the 20 with the worst scores) and all others; empty if
             there are too few rows.
         preprocessing_log: Preprocessing steps of each column.
-        findings: Findings of the data check.
+        findings: Problems found by the data check.
         ordered: Whether environments are ordered in time.
     """
 

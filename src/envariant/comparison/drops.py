@@ -39,9 +39,9 @@ def in_domain_drops(results: ComparisonResults) -> dict[str, float]:
 def shortfalls(results: ComparisonResults) -> dict[str, float]:
     """Return the significant shortfalls by environment. A shortfall is expected minus observed score.
 
-    Shortfalls below `ComparisonResults.relevant_difference` are omitted. Single environments are tested only
-    if Cochran's Q shows that shortfalls differ between environments. P-values are corrected for the number of
-    environments; see `expected_scores`.
+    Shortfalls below `ComparisonResults.relevant_difference` are omitted. Individual environments are tested
+    only if Cochran's Q shows that shortfalls differ between environments. P-values are corrected for the
+    number of environments; see `expected_scores`.
     """
     if not varies(results):
         return {}

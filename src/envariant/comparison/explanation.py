@@ -1,4 +1,4 @@
-"""Analyze a comparison after training: data summary, expected scores, causes of drops, and remedies."""
+"""Analyze a comparison after training: data summary, expected scores, causes of score drops, and remedies."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Add data for predictions to the recommended model: calibration, conformal scores and accuracy."""
+"""Add calibration, conformal scores and estimated accuracy to the recommended model, for predictions."""
 
 from collections.abc import Sequence
 from dataclasses import replace

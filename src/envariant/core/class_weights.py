@@ -60,7 +60,7 @@ def class_weights(value: object) -> ClassWeights | None:
     """Convert "balanced", numbers in the order of the classes, or a mapping from class to weight.
 
     Raises:
-        ValueError: If the value is not allowed; the message follows the name of the option.
+        ValueError: If the value is not allowed. The caller puts the name of the option before the message.
     """
     if value is None or isinstance(value, ClassWeights):
         return value

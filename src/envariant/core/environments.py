@@ -284,7 +284,7 @@ class EnvironmentSet(EnvironmentSource):
         """
         chosen, predicted = conversion.several(inputs), conversion.several(target)
         if not chosen or not predicted:
-            raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name a column")
+            raise EnvariantError(f"{label}: {'target' if chosen else 'inputs'} must name at least one column")
         names = (*chosen, *predicted, environment, *(() if sample_weight is None else (sample_weight,)))
         read = {name: conversion.column_of_table(dataset, name, label) for name in names}
         rows = conversion.side_by_side(read, chosen, label)

@@ -150,7 +150,7 @@ class Linear(Schedule):
 
     @property
     def switch_points(self) -> tuple[int, ...]:
-        """First step of the ramp whose value differs from `start`."""
+        """First step at which the ramp's value differs from `start`."""
         return (self._ramp_start() + 1,)
 
     def _ramp_start(self) -> int:

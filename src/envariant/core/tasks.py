@@ -113,10 +113,10 @@ class Task(ABC):
     def confidence(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Return the probability of each predicted class, and whether the prediction is correct (1 or 0).
+        """Return, for each row, the probability of the predicted class, and whether it is correct (1 or 0).
 
         Raises:
-            EnvariantError: If the task has no classes.
+            EnvariantError: If the task is not a classification task.
         """
 
     @abstractmethod
@@ -359,7 +359,10 @@ class Regression(Task):
         return logits
 
     def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        raise EnvariantError("regression: clove needs class probabilities; use an algorithm without clove")
+        raise EnvariantError(
+            "'clove' needs class probabilities, which regression does not produce; "
+            "choose another algorithm, or remove 'clove' from the combination"
+        )
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits - targets).square() * self.scale**2

@@ -1,4 +1,4 @@
-"""Features of frozen backbones as a data source: images, other arrays and text columns of tables."""
+"""Data source of the features that frozen backbones extract from images, other arrays and text columns."""
 
 from envariant.features.backbones import TextEncoder
 from envariant.features.images import Extraction

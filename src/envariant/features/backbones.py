@@ -1,4 +1,4 @@
-"""Frozen backbones: networks for images and other arrays, and text encoders, as functions to features."""
+"""Frozen backbones, which map inputs to features: networks for images and other arrays, and text encoders."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -38,14 +38,14 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """Return a text that differs for encoders with other weights or preprocessing."""
+        """Return a string that identifies the weights and the preprocessing, for the cache key."""
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return the features of texts, float32 `[texts, width]`.
 
         Args:
-            texts: Texts; empty for missing values.
+            texts: Texts; missing values are empty strings.
         """
 
 
@@ -57,8 +57,9 @@ class Extractor:
     Attributes:
         module: Network from inputs `[rows, *shape]` to features `[rows, width]`.
         width: Number of features.
-        mean: Mean of each channel that the network expects of pixels in [0, 1]; None if unknown.
-        deviation: Standard deviation of each channel; None if unknown.
+        mean: Mean by which the network expects each channel, with pixels in [0, 1], to be centered; None if
+            unknown.
+        deviation: Standard deviation by which the network expects each channel to be scaled; None if unknown.
     """
 
     module: nn.Module
@@ -68,7 +69,7 @@ class Extractor:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of architecture, weights and expected pixels."""
+        """Digest of architecture, weights, and expected mean and standard deviation of the pixels."""
         digest = hashlib.blake2b(repr((self.module, self.mean, self.deviation)).encode(), digest_size=16)
         for name, value in self.module.state_dict().items():
             digest.update(name.encode())
@@ -77,16 +78,16 @@ class Extractor:
 
 
 def extractor(backbone: ModelConfig | nn.Module, shape: Sequence[int]) -> Extractor:
-    """Return the featurizer of a network, or the whole network if it has none, without gradients.
+    """Return the featurizer of a network, or the whole network if it has no featurizer, with frozen weights.
 
-    Weights that are random are the same in every process.
+    Random initial weights are generated with a fixed seed, so they are the same in every process.
 
     Args:
-        backbone: Model description, or a network, which is used as it is.
+        backbone: Model configuration from which the network is built, or a network, which is used unchanged.
         shape: Shape of one row of inputs.
 
     Raises:
-        EnvariantError: If the network does not accept the inputs, or does not return numbers for each row.
+        EnvariantError: If the network does not accept the inputs, or does not return a vector for each row.
     """
     if isinstance(backbone, nn.Module):
         module = backbone
@@ -112,5 +113,5 @@ def extractor(backbone: ModelConfig | nn.Module, shape: Sequence[int]) -> Extrac
 
 
 def name_of(backbone: object) -> str:
-    """Return the text of a backbone; for a network of the user, the name of its class."""
+    """Return the name and settings of a backbone; for a PyTorch module, the name of its class."""
     return type(backbone).__name__ if isinstance(backbone, nn.Module) else str(backbone)

@@ -1,4 +1,4 @@
-"""Text columns of a table, replaced by the features of a text encoder."""
+"""Replace text columns of a table by the features of a text encoder."""
 
 import warnings
 from collections.abc import Sequence
@@ -23,13 +23,14 @@ _BATCH = 256
 def embedded(
     table: Table, names: Sequence[str], encoder: TextEncoder, cache: str | Path | None = None
 ) -> Table:
-    """Return a table whose text columns are replaced by one column of numbers per feature.
+    """Return a table in which each text column is replaced by numeric columns, one per feature.
 
     Args:
-        table: Table with columns of text.
-        names: Names of the columns to embed; empty: all columns of free text.
+        table: Table with text columns.
+        names: Names of the columns to embed. If empty, all columns of free text are embedded.
         encoder: Text encoder.
-        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
+            folder.
 
     Raises:
         EnvariantError: If a column is unknown or not text, or there is no column of free text.
@@ -63,7 +64,7 @@ def embedded(
 
 
 def text_columns(name: str, values: NDArray[np.float32]) -> tuple[Column, ...]:
-    """Return one column of numbers per feature of a text column.
+    """Return the numeric columns that replace a text column, one per feature.
 
     Args:
         name: Name of the text column.
@@ -74,31 +75,32 @@ def text_columns(name: str, values: NDArray[np.float32]) -> tuple[Column, ...]:
 
 
 def feature_name(name: str, k: int) -> str:
-    """Return the name of a feature of a column, numbered from 1."""
+    """Return the name of feature `k` of a column; names count features from 1."""
     return f"{name} {k + 1}"
 
 
 def own_columns(table: Table) -> tuple[Column, ...]:
-    """Return the input columns of a table that are not features of a text or image."""
+    """Return the input columns of a table, without the features extracted from texts or images."""
     names = [name for name, _ in table.embedded]
     return tuple(column for column in table.columns if not is_feature(column.name, names))
 
 
 def is_feature(name: str, columns: Sequence[str]) -> bool:
-    """Return whether a name is that of a feature of one of some columns."""
+    """Return whether a column contains a feature extracted from one of the given columns."""
     column, _, number = name.rpartition(" ")
     return column in columns and number.isdecimal()
 
 
 def encoded(column: Column, encoder: TextEncoder, cache: str | Path | None = None) -> NDArray[np.float32]:
-    """Return the features of a text column, `[rows, width]`, from the cache if they are stored.
+    """Return the features of a text column, `[rows, width]`, from the cache if they are stored there.
 
-    Every distinct text is encoded once. A missing value is an empty text.
+    Every distinct text is encoded once. Missing values are encoded as empty strings.
 
     Args:
-        column: Column of text.
+        column: Text column.
         encoder: Text encoder.
-        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
+            folder.
     """
     texts = [text or "" for text in column.texts()]
     distinct, rows = np.unique(np.array(texts, dtype=object), return_inverse=True)

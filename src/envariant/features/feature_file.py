@@ -1,7 +1,7 @@
-"""Feature files: NumPy arrays with a checksum, written whole or not at all, and resumable while written.
+"""Feature files: NumPy arrays with a checksum, written completely or not at all; writing can be resumed.
 
-Rows are appended to a partial file, and a journal holds the checksum of each block. A process that was killed
-therefore loses one block at most, and damaged blocks are computed again.
+Blocks of rows are appended to a partial file, and a journal stores the checksum of each block. If the process
+is killed, at most one block is lost; damaged blocks are computed again.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ def features_in(path: Path, shape: tuple[int, int], dtype: DType, blocks: Blocks
     """Return the memory-mapped features of a file; compute and store them first if necessary.
 
     Args:
-        path: Path of the file, which names the content.
-        shape: Number of rows and features.
-        dtype: Type of the stored features.
-        blocks: Function that computes the features from a given row on.
+        path: Path of the file; its name identifies the content.
+        shape: Number of rows and number of features.
+        dtype: Data type of the stored features.
+        blocks: Function that, given the index of a row, yields the features of this and all later rows.
         remedy: Advice in the error message if the file cannot be written.
 
     Raises:
@@ -61,8 +61,8 @@ def rows_done(path: Path, shape: tuple[int, int], dtype: DType) -> int:
 
     Args:
         path: Path of the finished file.
-        shape: Number of rows and features.
-        dtype: Type of the stored features.
+        shape: Number of rows and number of features.
+        dtype: Data type of the stored features.
     """
     return shape[0] if path.is_file() else _resumed(_part(path), shape[1] * _itemsize(dtype))[0]
 

@@ -1,4 +1,4 @@
-"""Extraction of features of images and other arrays: preprocessing, batches, cache and progress."""
+"""Extract features from images and other arrays: preprocessing, batches, cache and progress."""
 
 import hashlib
 import sys
@@ -32,12 +32,12 @@ _ROWS_SEEN = 256
 @final
 @dataclass(frozen=True)
 class Extraction:
-    """Rows that were extracted, and the time it took.
+    """Number of rows whose features were computed or found in the cache, and the time of the computation.
 
     Attributes:
         rows: Number of rows whose features were computed.
         stored: Number of rows whose features were in the cache.
-        seconds: Duration of the computation.
+        seconds: Duration of the computation in seconds.
     """
 
     rows: int
@@ -57,13 +57,13 @@ class Extraction:
 
 @final
 class Preprocessing(nn.Module):
-    """Preprocessing of decoded inputs for a backbone: three channels, size and normalization of pixels.
+    """Preprocessing of decoded inputs for a backbone: number of channels, image size and pixel normalization.
 
     Args:
-        channels: Number of channels of the result; None: unchanged.
-        size: Side of the square to which images are resized; None: unchanged.
-        given: Mean and standard deviation that were applied to the pixels; None for pixels in [0, 1].
-        expected: Mean and standard deviation that the backbone expects; None: inputs stay unchanged.
+        channels: Number of channels to which grayscale images are repeated; None for no repetition.
+        size: Side in pixels of the square to which images are resized; None for no resizing.
+        given: Mean and standard deviation with which pixels were standardized; None for pixels in [0, 1].
+        expected: Mean and standard deviation for which the backbone was trained; None to keep the pixels.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ def preprocessing(
         source: Data source.
         sample: Environments of the source.
         backbone: Backbone with the pixels that it expects.
-        size: Side to which images are resized; None: unchanged.
-        rgb: Whether gray images are repeated to three channels.
+        size: Side in pixels to which images are resized; None for no resizing.
+        rgb: Whether to repeat grayscale images to three channels.
 
     Warns:
         EnvariantWarning: If the pixels cannot be normalized as the backbone expects, because their range is
@@ -144,9 +144,9 @@ def features_of(
     Args:
         sample: Environments.
         network: Preprocessing and backbone, from decoded inputs to features.
-        key: Text that differs for other preprocessing, architecture or weights.
+        key: String that identifies the preprocessing, architecture and weights.
         width: Number of features.
-        dtype: Type of the stored features.
+        dtype: Data type of the stored features.
         folder: Folder of the feature files.
         batch_size: Rows per forward pass.
         device: Device of the forward pass.
@@ -185,7 +185,7 @@ def features_of(
 
 
 def content_key(*parts: object) -> str:
-    """Return a digest of texts and of the contents of input stores."""
+    """Return a digest of strings and of the contents of input stores."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(b"\0")

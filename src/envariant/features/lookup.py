@@ -1,4 +1,4 @@
-"""Backbones by name."""
+"""Look up backbones by name."""
 
 from torch import nn
 
@@ -10,10 +10,10 @@ from envariant.models import MODELS, ModelConfig, model_config
 
 
 def backbone_of(backbone: object) -> "ModelConfig | nn.Module | TextEncoder":
-    """Convert text such as `timm(resnet18, pretrained=true)` to a backbone; return backbones unchanged.
+    """Convert a string such as `timm(resnet18, pretrained=true)` to a backbone; return backbones unchanged.
 
     Raises:
-        EnvariantError: If the text names neither a model nor a text encoder, or a setting is invalid.
+        EnvariantError: If the string names neither a model nor a text encoder, or a setting is invalid.
     """
     if isinstance(backbone, ModelConfig | nn.Module | TextEncoder):
         return backbone

@@ -1,4 +1,4 @@
-"""`Features`: data source of the features of a frozen backbone, extracted once and cached."""
+"""`Features`: data source of features that a frozen backbone extracts once and that are then cached."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -47,28 +47,28 @@ class Features(SpecSource):
     """Features of a frozen backbone, written as `features(image-folders('photos'), 'timm(resnet18)')`.
 
     Each row is passed once through the backbone, in evaluation mode and without gradients. The features are
-    stored in the cache under a digest of rows, backbone, weights and preprocessing. A stopped extraction
-    resumes. The result is an ordinary source, on which every algorithm trains a head.
+    stored in the cache under a digest of rows, backbone, weights and preprocessing. An interrupted extraction
+    can be resumed. The result is an ordinary data source on which any algorithm can train a head.
 
-    A table becomes a table whose text columns are replaced by the features of a text encoder; its other
-    columns stay.
+    In a table, text columns are replaced by the features of a text encoder; other columns stay unchanged.
 
     Attributes:
-        source: Data source of images, other arrays or a table; in text, its name with settings.
+        source: Data source of images, other arrays or a table, or its name with settings.
         backbone: Name of a model or text encoder, such as `timm(resnet18, pretrained=true)`,
-            `efficientnet-lite0`, `minilm` or `hashed-words`; or a model, module or text encoder. A network
-            with the parts featurizer and head is used without its head.
-        size: Side in pixels to which images are resized before the backbone. Default: unchanged.
+            `efficientnet-lite0`, `minilm` or `hashed-words`; or a model, module or text encoder. If a network
+            consists of a featurizer and a head, only the featurizer is used.
+        size: Side in pixels to which images are resized before the backbone. Default: no resizing.
         text: Columns of a table to embed. Default: all columns of free text.
-        dtype: Type in which features are stored: "float32", or "bfloat16", which takes half the space.
-        standardize: Whether features are standardized by mean and standard deviation of the training
+        dtype: Data type of the stored features: "float32", or "bfloat16", which takes half the space.
+        standardize: Whether features are standardized with the mean and standard deviation over the training
             environments.
-        components: Number of principal components to keep of the standardized features, each with standard
-            deviation 1; fitted on the training environments. Default: all features are kept.
-        test: Names of the test environments, whose rows are not used to standardize. Default: those of the
-            source.
+        components: Number of principal components of the standardized features to use as inputs, each scaled
+            to standard deviation 1. They are fitted on the training environments. Default: use all features.
+        test: Names of the test environments, whose rows are not used for standardization. Default: the test
+            environments of the source.
         batch_size: Rows per forward pass.
-        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
+            folder.
     """
 
     base: ClassVar[str] = "features"
@@ -169,7 +169,7 @@ class Features(SpecSource):
         )
 
     def preprocessing_log(self) -> list[str]:
-        """Return the preprocessing log of the source and one line on the features."""
+        """Return the preprocessing log of the source, with an entry on the features."""
         if self._table is not None:
             return list(map(str, self._table.table.preprocessing_log))
         lines: Any = getattr(self.source, "preprocessing_log", list)
@@ -179,12 +179,12 @@ class Features(SpecSource):
 
     @property
     def extraction(self) -> Extraction:
-        """Number of rows extracted by this process, those from the cache, and the time it took."""
+        """Numbers of rows extracted by this process and found in the cache, and the extraction time."""
         return self._extracted(0).extraction
 
     @property
     def table_source(self) -> TableSource:
-        """Table with embedded columns, for `compare` and saved models.
+        """Table in which text columns are replaced by features, for `compare` and saved models.
 
         Raises:
             EnvariantError: If the source is not a table.
@@ -220,11 +220,11 @@ class Features(SpecSource):
         return self._samples[key]
 
     def image_model(self, head: nn.Module, test_environments: Sequence[str] | None = None) -> nn.Module:
-        """Return a network from the inputs of the source, such as images, to the outputs of a trained head.
+        """Return a network that maps inputs of the source, such as images, to the outputs of a trained head.
 
         Args:
             head: Network trained on these features, as in `result.model(0)`.
-            test_environments: Test environments of the run. Default: those of the data.
+            test_environments: Test environments of the run. Default: the test environments of the data.
 
         Raises:
             EnvariantError: If the source is a table.
@@ -298,10 +298,10 @@ class Features(SpecSource):
 
 @final
 class Standardized(nn.Module):
-    """Standardization of raw features as a layer.
+    """Layer that standardizes raw features.
 
     Args:
-        standardization: Center, scale and principal components; None for raw features.
+        standardization: Center, scale and principal components; None to return features unchanged.
     """
 
     def __init__(self, standardization: Standardization | None) -> None:

@@ -22,7 +22,7 @@ class Standardization:
     Attributes:
         center: Mean of each feature, `[width]`.
         scale: Standard deviation of each feature, 1 for constant features, `[width]`.
-        key: Digest of both.
+        key: Digest of center and scale.
         basis: Principal components, each divided by its standard deviation, `[width, components]`; None to
             keep all features.
     """
@@ -39,11 +39,11 @@ class Standardization:
 
     @classmethod
     def of(cls, stores: "Sequence[FeatureStore]", components: int | None = None) -> "Standardization":
-        """Fit to all rows of some stores, block by block.
+        """Fit the standardization to all rows of the stores, block by block.
 
         Args:
             stores: Features of the training environments.
-            components: Number of principal components to keep; None: all features.
+            components: Number of principal components to keep; None to keep all features.
         """
         count = sum(map(len, stores))
         blocks = [block for store in stores for block in store.gather().split(_ROWS_AT_ONCE)]
@@ -66,7 +66,9 @@ class Standardization:
         return replace(fitted, basis=(directions[:, largest] / deviations).flip(1).float().contiguous())
 
     def applied(self, store: "FeatureStore") -> "FeatureStore":
-        """Return a store with standardized rows; principal components are computed now, the rest is decoded.
+        """Return a store with standardized rows.
+
+        Principal components are computed now; without them, rows are standardized when they are decoded.
 
         Args:
             store: Raw features.
@@ -79,12 +81,12 @@ class Standardization:
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureStore(InputStore):
-    """Features of the rows of one environment, in memory or memory-mapped, as float32 or bfloat16.
+    """Store of one environment's features, in memory or memory-mapped, as float32 or bfloat16.
 
     Attributes:
         values: Features `[stored rows, width]`.
         standardization: Center and scale that are applied when rows are decoded; None for raw features.
-        rows: Indices of the rows of this store among the stored rows; None for all of them.
+        rows: Indices in `values` of the rows of this store; None for all rows.
     """
 
     shares_batches: ClassVar[bool] = True

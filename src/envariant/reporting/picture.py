@@ -1,4 +1,4 @@
-"""`Picture`: a matplotlib figure with a text description, which notebooks display."""
+"""`Picture`: a matplotlib figure with a text description, displayed inline in notebooks."""
 
 import base64
 import html

@@ -132,11 +132,11 @@ def show_sweep(
 def score_table(
     results: Mapping[str, TrainingResult], name: str = "runs", caption: str = ""
 ) -> CaptionedTable:
-    """Return a table of final scores, without notes, for a section of a reproduction.
+    """Return a table of final scores, without footnotes, for one section of a reproduction report.
 
     Args:
-        results: Mapping from the name of a row to the result of a run.
-        name: First part of the base name of the table's file.
+        results: Mapping from the label of a table row to the result of a run.
+        name: Prefix of the table's file name.
         caption: Caption of the table. Default: the number of training steps.
     """
     steps = " or ".join(dict.fromkeys(f"{r.record.spec.steps:,}" for r in results.values()))

@@ -368,10 +368,11 @@ def begin(folder: Path, study: Study) -> Store:
 
 
 def stored_study(store: Store) -> Study:
-    """Return the study that was most recently declared in a store.
+    """Return the study most recently defined in a store.
 
     Raises:
-        EnvariantError: If the store has no study, or its declaration contains Python objects.
+        EnvariantError: If the store has no study, or the study was defined with Python objects, which are not
+            stored.
     """
     declared, objects = store.declaration(), store.parse(store.fact("objects") or "[]", list)
     if objects:

@@ -115,7 +115,7 @@ def check_gradients(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_purity(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a step is deterministic, leaves its inputs unchanged, and uses no global random numbers."""
+    """Check that a step is deterministic, keeps its inputs, and does not use global random generators."""
     state = algorithm.init(problem.params, problem.context)
     inputs = (dict(problem.params), problem.batch.inputs, problem.batch.targets, state)
     before = copy.deepcopy(inputs)

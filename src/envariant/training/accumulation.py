@@ -1,4 +1,4 @@
-"""Gradient accumulation: one update from the mean gradient of several batches."""
+"""Gradient accumulation: average the gradients of several batches for each update."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,16 @@ from envariant.training.step_program import StepInputs, StepOutputs, chosen
 def accumulated(
     run: Callable[[int, StepInputs], StepOutputs], inputs: Callable[[int], StepInputs], batches: range
 ) -> StepOutputs:
-    """Run the program of a step on several batches, and average gradients and metrics.
+    """Run a step program on several batches, and average gradients and metrics over the batches.
 
-    Each batch has its own risks, penalties and random numbers. Buffers and the state of the algorithm pass
-    from batch to batch. A replica that diverges in one of the batches keeps those from before the step.
+    Risks, penalties and random numbers are computed for each batch separately. Every batch starts from the
+    buffers and the algorithm state that the previous batch returned. If a replica diverges in one of the
+    batches, its buffers and state from before the step are restored.
 
     Args:
-        run: Function that runs the program for the number of a batch and its inputs.
-        inputs: Function that returns the inputs for the number of a batch.
-        batches: Numbers of the batches of this step.
+        run: Function that runs the step program, given the number of a batch and the inputs.
+        inputs: Function that maps the number of a batch to the inputs of the step program.
+        batches: Numbers of the batches of this step, counted from the start of the run.
     """
     first = inputs(batches[0])
     outputs = run(batches[0], first)

@@ -139,7 +139,8 @@ class Rows:
 
         Args:
             index: Row indices for each replica, `[replicas, rows]`.
-            read: Function that returns the inputs if they are on disk, `[replicas · rows, …]`.
+            read: Function that loads the selected inputs, `[replicas · rows, …]`. It is required if the
+                inputs are on disk, and otherwise unused.
         """
         shape, index = index.shape, index.to(self._targets.device, non_blocking=True)
         if self.axis == 0:
@@ -163,13 +164,14 @@ class BatchSampler:
         seeds: Seed of the batch order of each replica.
         batch_size: Rows of each training environment per batch, sampled with replacement; None for all rows.
         augmentation: Augmentation of the inputs, or None.
-        dtype: Data type of the inputs of a full batch. With the data type of the model, the inputs need no
-            conversion.
+        dtype: Data type of the inputs of a full batch. Pass the model's data type to avoid a conversion at
+            each step.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.
         axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
-        of_a_pass: Number of batches with as many rows as all training environments.
+        of_a_pass: Number of batches per epoch, that is, to draw as many rows as the training environments
+            contain.
 
     Raises:
         EnvariantError: If rows have sampling weights and `batch_size` is None.

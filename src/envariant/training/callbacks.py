@@ -1,4 +1,4 @@
-"""Callbacks: functions of the user that are called during training, with the state of the replicas."""
+"""Callbacks: user-defined methods that are called during training with the state of the replicas."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ class RunLabel:
     """Name and settings of one replica, for logs.
 
     Attributes:
-        label: Name that is unique among the runs of a folder, and the same after a resume.
-        settings: Settings as text by name: data set, algorithm, hyperparameters and others.
+        label: Name that is unique in the output folder and does not change when a run is resumed.
+        settings: Settings by name, as strings: data set, algorithm, hyperparameters and others.
     """
 
     label: str
@@ -35,8 +35,8 @@ class TrainingState:
         labels: Mapping from replica to its name and settings.
         replicas: Indices of the replicas; in a study, IDs of the runs.
         step: Number of completed updates.
-        rows: Values measured at this evaluation, including the metrics of the algorithm (role "batch"); empty
-            in `on_step`.
+        rows: Metric values from this evaluation, one per row. Metrics reported by the algorithm have the role
+            "batch". Empty in `on_step`.
     """
 
     record: Record
@@ -48,7 +48,7 @@ class TrainingState:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Parameters, buffers and state of the optimizer and the algorithm, with a leading replica axis."""
+        """Parameters, buffers, optimizer state and algorithm state; the first axis is the replica axis."""
         return self._checkpoint()
 
     @property
@@ -58,9 +58,9 @@ class TrainingState:
 
     @property
     def metrics(self) -> dict[int, dict[str, float]]:
-        """Mapping from replica to the metrics of the last training batch by name: risk, penalty and others.
+        """Metrics of the last training batch, such as risk and penalty: replica → name → value.
 
-        The values are copied from the device, which takes time on a GPU.
+        Every access copies the values from the device, which is slow on a GPU.
         """
         checkpoint = self.checkpoint
         values = checkpoint.watch.get("metrics")
@@ -72,18 +72,21 @@ class TrainingState:
 
 
 class Callback(Protocol):
-    """Base class of callbacks. Override the methods that are needed; other classes may have only those."""
+    """Base class of callbacks. Override the methods you need.
+
+    An object of any other class that has at least one of these methods is a callback as well.
+    """
 
     def on_step(self, state: TrainingState) -> None:
-        """Do something after each training step. Without this method, steps have no overhead."""
+        """Run after each training step. If no callback overrides this method, steps have no overhead."""
         del state
 
     def on_evaluation(self, state: TrainingState) -> None:
-        """Do something after each evaluation of all environments, also before the first step."""
+        """Run after each evaluation of all environments, including the evaluation before the first step."""
         del state
 
     def on_end(self, state: TrainingState) -> None:
-        """Do something after the last evaluation of the replicas that train together."""
+        """Run after the last evaluation of the replicas that train together."""
         del state
 
 
@@ -91,10 +94,10 @@ _METHODS = ("on_step", "on_evaluation", "on_end")
 
 
 def check_callbacks(callbacks: object) -> tuple[Any, ...]:
-    """Return one callback or several as a tuple.
+    """Convert one callback, or a collection of callbacks, to a tuple.
 
     Raises:
-        EnvariantError: If an object has none of the methods of a callback, or is a class.
+        EnvariantError: If an object has no callback method, or is a class instead of an instance.
     """
     several = callbacks if isinstance(callbacks, Sequence) else [] if callbacks is None else [callbacks]
     for each in (checked := tuple(cast("Iterable[Any]", several))):
@@ -108,7 +111,7 @@ def check_callbacks(callbacks: object) -> tuple[Any, ...]:
 
 @final
 class CallbackRunner:
-    """Caller of the callbacks of a run.
+    """Runner that calls the callbacks of a run.
 
     Args:
         callbacks: One callback or several; None for none.
@@ -161,7 +164,7 @@ def _overrides(callback: object, method: str) -> bool:
 
 
 def run_label(run: int) -> str:
-    """Return the label of a run of a study in trackers."""
+    """Return the label that identifies a run of a study in experiment trackers."""
     return f"run-{run:06d}"
 
 

@@ -238,7 +238,7 @@ def save(checkpoint: Checkpoint, folder: Path, prefix: str = "") -> None:
 
 
 def save_kept(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the weights of a step that the option `keep` chose, beside the checkpoints of the run.
+    """Save the weights at a step that the `keep` rule selected, in the folder of the run's checkpoints.
 
     Args:
         checkpoint: Checkpoint at that step.

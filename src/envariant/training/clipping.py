@@ -1,4 +1,4 @@
-"""Gradient clipping: `norm(1.0)` limits the norm of a replica's gradient, `value(0.5)` each entry."""
+"""Gradient clipping: `norm(1.0)` limits the norm of the gradient, and `value(0.5)` limits each entry."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class ClipNorm(Clipping):
     """Scale a gradient g to g·min(1, limit/(‖g‖ + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does.
 
     Attributes:
-        limit: Largest norm over all trained parameters of a replica.
+        limit: Largest allowed norm of the gradient of all trained parameters of a replica.
     """
 
     name: ClassVar[str] = "norm"
@@ -58,7 +58,7 @@ class ClipValue(Clipping):
     """Limit every entry of a gradient to [−limit, limit], as `torch.nn.utils.clip_grad_value_` does.
 
     Attributes:
-        limit: Largest absolute value of an entry.
+        limit: Largest allowed absolute value of an entry.
     """
 
     name: ClassVar[str] = "value"
@@ -72,10 +72,10 @@ CLIPPINGS: dict[str, type[Any]] = {cls.name: cls for cls in (ClipNorm, ClipValue
 
 
 def clipping(value: object) -> Clipping | None:
-    """Convert a number (the largest norm) or text such as `norm(1.0)` to gradient clipping.
+    """Convert a number (the largest norm) or a string such as `norm(1.0)` to a `Clipping` object.
 
     Raises:
-        ValueError: If the value is not allowed; the message follows the name of the option.
+        ValueError: If the value is not allowed. The caller puts the name of the option before the message.
     """
     if value is None or isinstance(value, Clipping):
         return value

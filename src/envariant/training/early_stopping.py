@@ -12,12 +12,13 @@ from envariant.core.errors import EnvariantError, shown
 @final
 @dataclass(frozen=True)
 class Patience:
-    """Stop a replica after a number of evaluations without a new best validation metric.
+    """Rule that stops a replica if its validation metric has not improved in a number of evaluations.
 
-    The metric is a mean over training environments, on the rows that `holdout_fraction` keeps for validation.
+    The metric is computed on the validation rows set aside by `holdout_fraction`, and averaged over training
+    environments.
 
     Attributes:
-        evaluations: Number of evaluations without a new best value.
+        evaluations: Number of consecutive evaluations without a new best value.
         metric: Metric of the task, or "loss".
     """
 
@@ -33,7 +34,7 @@ class Patience:
 
 
 def stop_rule(requested: object) -> Patience | None:
-    """Convert a text such as `patience(10)` to a rule; return rules and None unchanged.
+    """Convert a string such as `patience(10)` to a rule; return rules and None unchanged.
 
     Raises:
         EnvariantError: If the rule or one of its settings is unknown or not allowed.

@@ -45,9 +45,9 @@ class Forward(Protocol):
 
 
 class Adapt(Protocol):
-    """Test-time adaptation: function that adapts a model to unlabeled rows before they are predicted.
+    """Test-time adaptation: function that adapts a model to unlabeled rows before predicting their targets.
 
-    The function must be pure, because stacked execution applies it with `torch.func.vmap`.
+    The function must be pure, because stacked execution vectorizes it over replicas with `torch.func.vmap`.
     """
 
     def __call__(

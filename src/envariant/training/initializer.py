@@ -73,8 +73,8 @@ class Initializer(ABC):
         Args:
             environments: Training environments.
             fit: Function that trains a model of the run's architecture.
-            seed: Seed of all random numbers except those for weights and batches.
+            seed: Seed of all randomness other than weight initialization and batch order.
 
         Raises:
-            EnvariantError: If the method does not support the task or the model.
+            EnvariantError: If the initialization method does not support the task or the model.
         """

@@ -1,4 +1,4 @@
-"""Steps whose weights a run keeps: the last, the best on validation rows, or every n-th."""
+"""Rules for the steps whose weights a run saves: the last, the best on validation rows, or every n-th."""
 
 import re
 from abc import ABC
@@ -25,7 +25,7 @@ class KeepRule(ABC):
         return self.name
 
     def keeps(self, step: int) -> bool:
-        """Return whether the weights at a step are kept besides those of the result. Default: never.
+        """Return whether to save the weights at a step in addition to those of the result. Default: never.
 
         Args:
             step: Number of completed updates.
@@ -37,7 +37,7 @@ class KeepRule(ABC):
 @final
 @dataclass(frozen=True)
 class KeepLast(KeepRule):
-    """Keep the weights of the last step."""
+    """Rule that keeps the weights of the last step."""
 
     name: ClassVar[str] = "last"
 
@@ -45,9 +45,10 @@ class KeepLast(KeepRule):
 @final
 @dataclass(frozen=True)
 class KeepBest(KeepRule):
-    """Keep the weights of the evaluation with the best validation score, the first of equal ones.
+    """Rule that keeps the weights of the evaluation with the best validation score; ties go to the earliest.
 
-    The score is a mean over training environments, on the rows that `holdout_fraction` keeps for validation.
+    The score is computed on the validation rows set aside by `holdout_fraction`, and averaged over training
+    environments.
 
     Attributes:
         metric: Metric of the task, or "loss". Default: the metric of the task.
@@ -63,7 +64,7 @@ class KeepBest(KeepRule):
 @final
 @dataclass(frozen=True)
 class KeepEvery(KeepRule):
-    """Keep the weights of every n-th step, which is evaluated as well, and of the last step.
+    """Rule that keeps the weights of every n-th step and of the last step; all of these are also evaluated.
 
     Attributes:
         steps: Number of updates n.

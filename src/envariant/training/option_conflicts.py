@@ -6,13 +6,13 @@ from envariant.training.run_spec import RunSpec
 
 
 def check_full_batch(requested: RunSpec) -> None:
-    """Check that no option is given that needs minibatches.
+    """Check that a run with full batches has no option that requires minibatches.
 
     Args:
         requested: Options of a run with full batches.
 
     Raises:
-        EnvariantError: If such an option is given.
+        EnvariantError: If an option requires minibatches.
     """
     if requested.accumulate > 1 and requested.augmentation is None:
         raise EnvariantError(
@@ -25,14 +25,14 @@ def check_full_batch(requested: RunSpec) -> None:
 
 
 def check_own_updates(name: str, requested: RunSpec) -> None:
-    """Check that no option of the optimizer is given for an algorithm that updates the weights itself.
+    """Check that no optimizer option is set for an algorithm that updates the weights without the optimizer.
 
     Args:
         name: Name of the algorithm.
         requested: Options of the run.
 
     Raises:
-        EnvariantError: If such an option is given.
+        EnvariantError: If an optimizer option is set.
     """
     given = {
         "optimizer": requested.optimizer is not None,

@@ -1,4 +1,4 @@
-"""Conversion of pydantic's validation errors to one-sentence errors about training options."""
+"""Convert validation errors of pydantic to one-sentence errors about training options."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from envariant.core.errors import EnvariantError, shown, unknown_name
 
 
 def one_line(error: ValidationError, options: Mapping[str, Any], known: Iterable[str]) -> EnvariantError:
-    """Convert the first validation error to one sentence: option, allowed values and given value.
+    """Describe the first validation error in one sentence: option, allowed values and given value.
 
     Args:
         error: Validation error raised by pydantic.

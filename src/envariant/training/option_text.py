@@ -1,4 +1,4 @@
-"""Conversion of option values to text, for records, tables and command lines."""
+"""Convert option values to strings, for records, tables and command lines."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ from envariant.core import specs
 
 
 def plain(value: Any) -> Any:
-    """Convert an option value to a JSON-compatible value; objects become text."""
+    """Convert an option value to a JSON-compatible value; objects are converted to strings."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -20,7 +20,7 @@ def plain(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Represent an object as text for records and tables, identically in every process.
+    """Return a string for an object in records and tables; it is the same in every process.
 
     For classes and functions, this is the qualified name; for dataclasses, the name and all settings that
     differ from their defaults, as in "sgd(momentum=0.9)"; for other objects, the attribute `name` or the

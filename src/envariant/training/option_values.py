@@ -1,4 +1,4 @@
-"""Conversion of training options that have several forms, such as numbers, schedules and values by group."""
+"""Convert training options that can be given in several forms: numbers, schedules and values by group."""
 
 import math
 from typing import Any, cast
@@ -13,7 +13,7 @@ def learning_rate(value: object) -> float | Schedule | ByGroup:
     """Convert a learning rate: a number above 0, a schedule, or numbers and schedules by parameter group.
 
     Raises:
-        ValueError: If the value is not allowed; the message follows the name of the option.
+        ValueError: If the value is not allowed. The caller puts the name of the option before the message.
     """
     groups = by_group(value, _rate_of_group)
     if groups is None:
@@ -27,7 +27,7 @@ def weight_decay(value: object) -> float | ByGroup:
     """Convert a weight decay: a number of at least 0, or numbers by parameter group.
 
     Raises:
-        ValueError: If the value is not allowed; the message follows the name of the option.
+        ValueError: If the value is not allowed. The caller puts the name of the option before the message.
     """
     groups = by_group(value, _decay)
     return _decay(value) if groups is None else groups

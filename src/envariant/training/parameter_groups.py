@@ -1,7 +1,7 @@
 """Learning rates and weight decays by parameter group: `groups(featurizer=1e-5, head=1e-3)`.
 
-A group is named by the beginning of its parameter names: `head` contains `head.weight`, and the longest
-matching name decides. Importing this module does not import PyTorch.
+The name of a group is a prefix of parameter names: the group `head` contains `head.weight`. If several groups
+match a parameter, the longest prefix is used. Importing this module does not import PyTorch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,11 +28,12 @@ Value = Schedule | float
 class ByGroup:
     """Values by parameter group, written `groups(featurizer=1e-5, head=1e-3, others=1e-4)`.
 
-    Names that are not one word are written as pairs: `groups(("layers.0", 1e-5), others=1e-3)`.
+    Group names that are not valid identifiers are written as pairs: `groups(("layers.0", 1e-5),
+        others=1e-3)`.
 
     Attributes:
-        values: Pairs of group name and value, a number or a schedule.
-        others: Value of all other parameters; None if every parameter of the model must be in a group.
+        values: Pairs of group name and value; a value is a number or a schedule.
+        others: Value for all parameters that belong to no group. None: see `of`.
     """
 
     values: tuple[tuple[str, Value], ...]
@@ -43,7 +44,7 @@ class ByGroup:
         return written(NAME, (*self.values, *others))
 
     def resolve(self, steps: int) -> Self:
-        """Convert relative switch points of the schedules to step numbers of a run of `steps` steps."""
+        """Convert relative switch points of the schedules to step numbers, for a run of `steps` steps."""
 
         def resolved(value: Value) -> Value:
             return value.resolve(steps) if isinstance(value, Schedule) else value
@@ -66,8 +67,8 @@ class ByGroup:
         Args:
             names: Names of the model's parameters.
             option: Name of the option, for error messages.
-            default: Value of parameters in no group, unless `others` is given. None: such parameters are an
-                error.
+            default: Value of parameters in no group if `others` is None. If `default` is None too, such
+                parameters raise an error.
 
         Raises:
             EnvariantError: If a group contains no parameter, or a parameter is in no group.
@@ -102,7 +103,7 @@ class ParameterGroups:
     Attributes:
         rates: Learning rates by group; None for one learning rate.
         decays: Weight decays by group; None for one weight decay.
-        weights_only: Whether biases and parameters of normalization layers have no weight decay.
+        weights_only: Whether biases and parameters of normalization layers are exempt from weight decay.
     """
 
     rates: ByGroup | None = None
@@ -113,14 +114,14 @@ class ParameterGroups:
         self, module: "nn.Module", params: Mapping[str, "Tensor"], auxiliary: Iterable[str], rate: Value,
         decay: float,
     ) -> list[tuple[Value, float]]:  # fmt: skip
-        """Return learning rate and weight decay of each parameter, in order.
+        """Return the learning rate and the weight decay of each parameter, in the order of `params`.
 
         Args:
             module: The model.
             params: Parameters of the model and of auxiliary networks by name.
-            auxiliary: Names of the auxiliary networks, which are in no group.
-            rate: Learning rate without groups.
-            decay: Weight decay without groups.
+            auxiliary: Names of the auxiliary networks, which belong to no group.
+            rate: Learning rate of parameters in no group.
+            decay: Weight decay of parameters in no group.
 
         Raises:
             EnvariantError: If a group contains no parameter, or a parameter has no learning rate.
@@ -142,9 +143,9 @@ def grouped(
     Args:
         rate: Learning rate of the run.
         decay: Weight decay of the run.
-        default: Learning rate of the data set, for parameters of auxiliary networks.
-        steps: Length of the run, for switch points relative to it.
-        weights_only: Whether biases and parameters of normalization layers have no weight decay.
+        default: Default learning rate of the data set, used for auxiliary networks if `others` is not set.
+        steps: Number of steps of the run, to resolve relative switch points of schedules.
+        weights_only: Whether biases and parameters of normalization layers are exempt from weight decay.
     """
     by_name = rate.resolve(steps) if isinstance(rate, ByGroup) else None
     if isinstance(rate, ByGroup):
@@ -156,7 +157,7 @@ def grouped(
 def segmented(
     assigned: Sequence[Sequence[tuple[Value, float]]],
 ) -> tuple[list[tuple[Value, ...]], list[tuple[float, ...]], list[int]]:
-    """Join adjacent parameters whose learning rates and weight decays are equal in every replica.
+    """Merge adjacent parameters that have equal learning rates and equal weight decays in every replica.
 
     Args:
         assigned: Learning rate and weight decay of each parameter, for each replica.
@@ -188,10 +189,10 @@ def norms_and_biases(module: "nn.Module", params: Mapping[str, "Tensor"]) -> set
 
 
 def by_group(value: object, convert: Callable[[object], Value]) -> ByGroup | None:
-    """Convert a mapping, or the text `groups(…)`, to values by group; return None for other values.
+    """Convert a mapping, or a string `groups(…)`, to values by group; return None for anything else.
 
     Args:
-        value: Mapping from group name to value, a `ByGroup`, or text.
+        value: Mapping from group name to value, a `ByGroup`, or a string.
         convert: Function that checks and converts one value; it raises a ValueError.
 
     Raises:

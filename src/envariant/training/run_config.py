@@ -45,9 +45,10 @@ class RunConfig:
         freeze: "features" to train only the head; None to train all parameters.
         adapt: Function that adapts the model to an environment before prediction, or None.
         clip: Gradient clipping, or None.
-        accumulate: Number of batches whose mean gradient makes one update.
-        average: Averaging rule of the weights used for prediction, with step numbers; or None.
-        keep: Rule for the steps whose weights are kept.
+        accumulate: Number of batches whose gradients are averaged for each update.
+        average: Rule for averaging the weights over training steps; predictions use the average. None for no
+            averaging.
+        keep: Rule that selects the steps at which weights are saved.
         stop_early: Rule for early stopping, or None.
     """
 

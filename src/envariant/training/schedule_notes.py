@@ -1,4 +1,4 @@
-"""Remarks on schedules that are scaled to the length of a run, or never take effect within the run."""
+"""Remarks on schedules that are scaled to the length of a run, or that have no effect within the run."""
 
 from envariant.algorithms import Algorithm, Composition
 from envariant.core.schedules import Schedule
@@ -46,7 +46,7 @@ def idle_schedules(
 
     Args:
         algorithm: Algorithm with its hyperparameters.
-        learning_rate: Learning rate: a number, a schedule, values by parameter group, or text.
+        learning_rate: Learning rate: a number, a schedule, values by parameter group, or a string.
         steps: Number of steps of the run.
         optimizer: Optimizer of the run.
     """

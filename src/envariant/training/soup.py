@@ -1,6 +1,6 @@
-"""Soups: means of the weights of networks that were trained from the same initial weights.
+"""Model soups: average the weights of networks that were trained from the same initial weights.
 
-DiWA (Ramé et al. 2022, arXiv 2205.09739); model soups (Wortsman et al. 2022, arXiv 2203.05482).
+Sources: DiWA (Ramé et al. 2022, arXiv 2205.09739) and model soups (Wortsman et al. 2022, arXiv 2203.05482).
 """
 
 import math
@@ -36,12 +36,12 @@ _BATCH_ROWS, _BLOCK_ROWS = 512, 4096
 @final
 @dataclass(frozen=True, repr=False)
 class Soup(Displayed):
-    """Mean of the weights of several networks, with its scores beside those of its members.
+    """Network with the averaged weights of several networks, and the scores of all these networks.
 
     Attributes:
-        rule: "uniform" or "greedy".
-        members: Labels of the networks, those with the best validation scores first.
-        selected: Labels of the averaged networks.
+        rule: Rule by which networks were selected: "uniform" or "greedy".
+        members: Labels of all candidate networks, in order of decreasing validation score.
+        selected: Labels of the networks whose weights were averaged.
         scores: Score of the soup, and scores of all members, by environment label.
         result: Result with the soup as its only replica, for example for `SavedModel.of`.
     """
@@ -58,10 +58,11 @@ class Soup(Displayed):
 
     @property
     def gain(self) -> float:
-        """Mean over environments of the soup's score minus the mean score of the averaged networks.
+        """Improvement of the soup's score over the mean score of the averaged networks.
 
-        Validation rows are used if there are any, else training rows. A negative gain means that the weights
-        of the networks lie too far apart to be averaged.
+        The improvement is a mean over environments, and positive if the soup is better. It is computed on
+        validation rows, or on training rows if there are no validation rows. A negative gain means that the
+        weights of the networks lie too far apart to be averaged.
         """
         roles, sign = self.result.record.roles, 1 if self.result.record.higher_is_better else -1
         role = "validation" if "validation" in roles.values() else "train"
@@ -127,10 +128,11 @@ def soup_of(
 
     Args:
         result: Result of a run with `shared_init=True`.
-        rule: "uniform" averages all replicas. "greedy" takes them from the best to the worst mean validation
-            score, and keeps each that does not lower the score of the average on all validation rows.
+        rule: "uniform" averages all replicas. "greedy" considers replicas in order of decreasing mean
+            validation score, and adds each replica that does not worsen the soup's score on all validation
+            rows.
         sample: Environments of the run. Default: those of the result.
-        labels: Name of each replica. Default: its number.
+        labels: Name of each replica. Default: the replica's number.
 
     Raises:
         EnvariantError: If the replicas cannot be averaged, or the greedy rule has no validation rows.
@@ -180,7 +182,7 @@ def soup_of(
 
 
 def mean_of(weights: Sequence[Weights]) -> dict[str, Tensor]:
-    """Return the mean of several networks' parameters, by name; summed as a running mean."""
+    """Return the mean of the parameters of several networks, by name, computed as a running mean."""
     mean = {name: value.clone() for name, value in weights[0].items()}
     for count, each in enumerate(weights[1:], 1):
         mean = {name: value + (each[name] - value) / (count + 1) for name, value in mean.items()}
@@ -188,11 +190,11 @@ def mean_of(weights: Sequence[Weights]) -> dict[str, Tensor]:
 
 
 def greedy(weights: Sequence[Weights], score: Callable[[Weights], float]) -> tuple[int, ...]:
-    """Return the places of the members of a greedy soup.
+    """Return the indices in `weights` of the networks that form a greedy soup.
 
     Args:
-        weights: Parameters of all networks, those with the best scores first.
-        score: Function from averaged parameters to their score; higher is better.
+        weights: Parameters of all networks, in order of decreasing score.
+        score: Function that maps averaged parameters to a score; higher is better.
     """
     selected: tuple[int, ...] = (0,)
     best = score(weights[0])

@@ -42,10 +42,10 @@ class StepInputs(NamedTuple):
         params: Parameters by name.
         buffers: Buffers by name.
         state: State of the algorithm.
-        inputs: Inputs of the batch; without replica axis if all replicas share the inputs.
-        targets: Targets of the batch; without replica axis if all replicas share the targets.
+        inputs: Inputs of the batch; they have no replica axis if all replicas share them.
+        targets: Targets of the batch; they have no replica axis if all replicas share them.
         numbers: Numeric hyperparameters of the algorithm at this step.
-        keys: Keys of this step's random numbers.
+        keys: Keys of the random number generator for this step.
         rates: Learning rates at this step.
         alive: Mask of the replicas that have not diverged.
         failed_at: Step at which each replica diverged, or −1 if it has not diverged.

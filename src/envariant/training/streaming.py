@@ -1,6 +1,6 @@
-"""Rows that are read when they are used: batches and blocks are read ahead by threads.
+"""Streamed rows: threads read batches and blocks of rows from disk shortly before they are used.
 
-The rows of a batch depend only on seeds and the step, so a resumed run reads the same batches.
+The rows of a batch depend only on the seeds and the step, so a resumed run reads the same batches.
 """
 
 import time
@@ -29,10 +29,10 @@ Request = tuple[InputStore, Tensor, int | None]
 
 
 def waiting_notes(waited: float, seconds: float) -> tuple[str, ...]:
-    """Return a note if more than a tenth of the time was spent waiting for rows.
+    """Return a note if more than a tenth of the time was spent waiting for rows from disk.
 
     Args:
-        waited: Seconds of waiting.
+        waited: Seconds spent waiting for rows.
         seconds: Seconds of training and evaluation, including waiting.
     """
     if waited <= max(0.1 * seconds, _WORTH_SAYING):
@@ -45,13 +45,13 @@ def waiting_notes(waited: float, seconds: float) -> tuple[str, ...]:
 
 @final
 class Reader:
-    """Reader of rows in several threads, with a measurement of the time spent waiting for them.
+    """Multithreaded reader of rows, which measures the time spent waiting for them.
 
     Args:
         device: Device to which rows are copied.
 
     Attributes:
-        waited: Seconds for which the caller waited for rows.
+        waited: Seconds that callers of `collect` have waited for rows so far.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,16 +59,16 @@ class Reader:
         self._device, self.waited = device, 0.0
 
     def ahead(self, requests: Callable[[int], Sequence[Request]], number_bytes: int) -> "ReadAhead":
-        """Return an object that reads numbered batches ahead of their use.
+        """Return an object that reads numbered batches before they are used.
 
         Args:
-            requests: Function from the number of a batch to its rows, in order.
-            number_bytes: Bytes of one batch, which limit how many are read ahead.
+            requests: Function that maps the number of a batch to the requests for its rows, in order.
+            number_bytes: Bytes per batch; the larger it is, the fewer batches are read ahead.
         """
         return ReadAhead(self, requests, max(1, min(_MOST_AHEAD, _BYTES_AHEAD // max(1, number_bytes))))
 
     def submit(self, requests: Sequence[Request]) -> "list[Future[Tensor] | Request]":
-        """Start reading rows; stores that cannot be read by several threads are left for `collect`."""
+        """Start reading rows; stores that do not allow concurrent reading are read later by `collect`."""
         return [
             self._pool.submit(_read, (store, part, key)) if store.concurrent else (store, part, key)
             for store, index, key in requests
@@ -76,7 +76,7 @@ class Reader:
         ]
 
     def collect(self, parts: "Sequence[Future[Tensor] | Request]") -> Tensor:
-        """Wait for rows, and return them in one tensor on the device."""
+        """Wait for the requested rows, and return them as one tensor on the device."""
         start = time.perf_counter()
         read = [part.result() if isinstance(part, Future) else _read(part) for part in parts]
         self.waited += time.perf_counter() - start
@@ -94,7 +94,7 @@ def _read(request: Request) -> Tensor:
 
 @final
 class ReadAhead:
-    """Numbered batches that are read ahead of their use, in ascending order; see `Reader.ahead`."""
+    """Numbered batches, read in ascending order before they are used; see `Reader.ahead`."""
 
     def __init__(self, reader: Reader, requests: Callable[[int], Sequence[Request]], depth: int) -> None:
         self._reader, self._requests, self._depth = reader, requests, depth
@@ -123,11 +123,11 @@ class ReadAhead:
 
 @final
 class StreamedInputs:
-    """Inputs of adjacent environments that are read when they are used.
+    """Inputs of adjacent environments, read from disk when they are used.
 
     Args:
         reader: Reader of the rows.
-        stores: Stores of the environments of each set; several sets belong to one replica each.
+        stores: Input stores of the environments: one sequence for all replicas, or one per replica.
         axis: Axis of the replicas: 0, or None if all replicas share the rows.
     """
 
@@ -147,22 +147,22 @@ class StreamedInputs:
         return self._stores[0][0].shape.numel() * self._stores[0][0].dtype.itemsize
 
     def environments(self, names: slice) -> "StreamedInputs":
-        """Return the inputs of some of the environments.
+        """Return the inputs of a slice of the environments.
 
         Args:
-            names: Positions of the environments.
+            names: Slice of environment indices.
         """
         return StreamedInputs(self._reader, [stores[names] for stores in self._stores], self._axis)
 
     def ahead(
         self, index: Callable[[int], Int[Tensor, "replicas rows"]], keys: Callable[[int], Tensor], rows: int
     ) -> ReadAhead:
-        """Return an object that reads the batches of training steps ahead.
+        """Return an object that reads the batches of training steps before they are used.
 
         Args:
-            index: Function from a step to the row numbers of each replica, on the CPU.
-            keys: Function from a step to the random key of each replica, on the CPU.
-            rows: Number of rows of all replicas in a batch.
+            index: Function that maps a step to the row indices of each replica, on the CPU.
+            keys: Function that maps a step to the random-number key of each replica, on the CPU.
+            rows: Total number of rows in a batch, over all replicas.
         """
 
         def requests(step: int) -> list[Request]:
@@ -177,7 +177,7 @@ class StreamedInputs:
         return self._reader.ahead(requests, rows * self.row_bytes)
 
     def split(self, sizes: Sequence[int], dim: int = 0) -> Iterator[Tensor]:
-        """Yield blocks of rows like `Tensor.split`; the next blocks are read while one is used.
+        """Yield blocks of rows, as `Tensor.split` does; the next blocks are read while a block is used.
 
         Args:
             sizes: Number of rows of each block.
@@ -191,11 +191,11 @@ class StreamedInputs:
             yield self._shaped(ahead.get(k, len(edges) - 1), dim)
 
     def index_select(self, dim: int, index: Int[Tensor, " selected"]) -> Tensor:
-        """Return selected rows like `Tensor.index_select`.
+        """Return selected rows, as `Tensor.index_select` does.
 
         Args:
             dim: Axis of the rows.
-            index: Row numbers.
+            index: Row indices.
         """
         return self._shaped(self._reader.collect(self._reader.submit(self._of_all(index.cpu()))), dim)
 
@@ -203,7 +203,7 @@ class StreamedInputs:
         """Return all rows.
 
         Raises:
-            EnvariantError: If they do not fit in memory.
+            EnvariantError: If the rows do not fit in memory.
         """
         machine.require_memory(
             self.shape.numel() * self._stores[0][0].dtype.itemsize,

@@ -21,7 +21,7 @@ Point = tuple[int, str, float]
 
 
 class Tracker(ABC):
-    """Base class of experiment trackers that receive the finished runs of a study."""
+    """Base class of experiment trackers to which the finished runs of a study are exported."""
 
     @abstractmethod
     def has(self, run: int) -> bool:
@@ -39,9 +39,9 @@ class Tracker(ABC):
 
 
 class LiveTracker(ABC):
-    """Base class of callbacks that log to a tracker after every evaluation.
+    """Base class of callbacks that log to an experiment tracker after every evaluation.
 
-    An error of the tracker is a warning, and ends the logging but not the training.
+    If the tracker raises an error, a warning is issued and logging stops, but training continues.
     """
 
     _open: set[str] | None = None
@@ -49,24 +49,24 @@ class LiveTracker(ABC):
 
     @abstractmethod
     def begin(self, label: str, settings: Mapping[str, str], step: int) -> None:
-        """Begin the log of a run, or continue that of an interrupted run.
+        """Begin the log of a run, or continue the log of an interrupted run.
 
         Args:
             label: Name of the run.
             settings: Settings of the run by name.
-            step: Step of the first values; above 0 if an interrupted run is continued.
+            step: Step of the first values; above 0 if an interrupted run is resumed.
         """
 
     @abstractmethod
     def log(self, label: str, points: Sequence[Point]) -> None:
-        """Log values of a run."""
+        """Log metric values of a run."""
 
     @abstractmethod
     def end(self, label: str) -> None:
         """Mark the log of a run as complete."""
 
     def on_evaluation(self, state: TrainingState) -> None:
-        """Log the values of an evaluation."""
+        """Log the metric values of an evaluation."""
         if self._is_broken:
             return
         self._open = set() if self._open is None else self._open
@@ -81,7 +81,7 @@ class LiveTracker(ABC):
             self._stop(error)
 
     def on_end(self, state: TrainingState) -> None:
-        """Mark the logs of the finished replicas as complete."""
+        """Mark the logs of the replicas in `state` as complete."""
         try:
             for label in (state.labels[replica].label for replica in state.replicas):
                 if not self._is_broken and label in (self._open or ()):
@@ -240,7 +240,7 @@ class WeightsAndBiases(LiveTracker):
 
     Args:
         project: Name of the project.
-        options: Further arguments of `wandb.init`, such as `entity` or `mode`.
+        options: Additional arguments for `wandb.init`, such as `entity` or `mode`.
 
     Raises:
         EnvariantError: If the package wandb is not installed.
@@ -333,11 +333,12 @@ def _refused(error: Exception) -> EnvariantError:
 
 
 def live_tracker(name: str, destination: str | None = None) -> LiveTracker:
-    """Return a tracker that logs during training, by its name.
+    """Create a tracker that logs during training, given its name.
 
     Args:
         name: "tensorboard", "mlflow" or "wandb".
-        destination: Log directory (default: tensorboard), address of the MLflow server, or project name.
+        destination: Log directory of TensorBoard (default: `tensorboard`), address of the MLflow server, or
+            name of the W&B project.
 
     Raises:
         EnvariantError: If the tracker is unknown or not installed.

@@ -115,7 +115,8 @@ def _check_used(spec: RunSpec) -> None:
     unused = [name for name in _GRADIENT_OPTIONS if getattr(spec, name) != getattr(default, name)]
     if unused:
         raise EnvariantError(
-            f"{fitted.name}: is fitted without gradient steps; leave {', '.join(unused)} out"
+            f"{fitted.name}: is fitted without gradient steps, so these options do not apply; "
+            f"remove them: {', '.join(unused)}"
         )
 
 

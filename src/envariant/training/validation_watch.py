@@ -1,4 +1,4 @@
-"""Validation metrics of a replica stack during training: the best weights, and early stopping."""
+"""Track the validation metrics of a replica stack, to keep the best weights and to stop early."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
@@ -15,18 +15,18 @@ from envariant.training.keep_rules import KeepBest, KeepRule
 
 @final
 class ValidationWatch:
-    """Best validation scores of all replicas, with the weights of the best evaluation.
+    """Record of the best validation scores of all replicas, and of the weights with the best score.
 
     Args:
-        keep: Rule for the kept weights.
+        keep: Rule that selects the steps at which weights are saved.
         patience: Rule for early stopping, or None.
         task: Task of the run.
         replicas: Number of replicas.
 
     Attributes:
-        state: Tensors by name, for checkpoints. "kept" holds the best score and its step by replica,
-            "patience" the best value, its step and the number of evaluations since. "params" and "buffers"
-            hold the kept weights.
+        state: Tensors by name, for checkpoints. "kept" contains, for each replica, the best score and its
+            step. "patience" contains the best value of the stopping metric, its step, and the number of
+            evaluations since then. "params" and "buffers" contain the kept weights.
     """
 
     def __init__(self, keep: KeepRule, patience: Patience | None, task: Task, replicas: int) -> None:
@@ -45,12 +45,12 @@ class ValidationWatch:
     def observe(
         self, k: int, step: int, rows: Iterable[HistoryRow], weights: Callable[[], tuple[Weights, Weights]]
     ) -> str | None:
-        """Take note of an evaluation of a replica; return why the replica stops, or None.
+        """Record an evaluation of a replica; return the reason if the replica must stop, else None.
 
         Args:
-            k: Row of the replica in the stack.
+            k: Index of the replica in the stack.
             step: Number of completed updates.
-            rows: Measured values of the replica.
+            rows: Metric values of the replica from this evaluation.
             weights: Function that returns the parameters and buffers used for prediction, of all replicas.
         """
         rows = list(rows)
@@ -77,14 +77,14 @@ class ValidationWatch:
         )
 
     def load(self, saved: Mapping[str, Any], device: torch.device) -> None:
-        """Continue from the state in a checkpoint.
+        """Restore the state from a checkpoint.
 
         Args:
-            saved: State, without its empty groups.
+            saved: State from the checkpoint; empty groups are missing.
             device: Device of the weights.
 
         Raises:
-            KeyError: If the checkpoint was written with other rules.
+            KeyError: If the checkpoint was written with different `keep` or early-stopping rules.
         """
         for name, value in self.state.items():
             if isinstance(value, dict):

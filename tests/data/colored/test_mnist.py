@@ -197,7 +197,7 @@ def test_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("content", "defect"),
     [
-        (None, "neither the folder nor its MNIST/raw holds t10k-labels-idx1-ubyte, plain or .gz"),
+        (None, "t10k-labels-idx1-ubyte (or t10k-labels-idx1-ubyte.gz) was not found in the folder"),
         (b"\0\0\x08", "t10k-labels-idx1-ubyte: is not an IDX file (it begins with '000008', not"),
         (FILES["t10k-labels-idx1-ubyte"][:-1], "t10k-labels-idx1-ubyte: the header declares"),
         (FILES["train-labels-idx1-ubyte"], "t10k-labels-idx1-ubyte: md5 digest differs"),

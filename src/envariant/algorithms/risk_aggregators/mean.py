@@ -27,9 +27,9 @@ class MeanRisk(RiskAggregator):
 class PooledMean(RiskAggregator):
     """Weighted risk Σ_e (n_e/n)·R_e, where environment e has n_e of the n training rows.
 
-    With full batches, this is the mean loss of all training rows. Minibatches contain equally many rows of
-    each environment, so losses are weighted by the environment's number of training rows. For any batch size,
-    the expected gradient is the gradient of the mean loss over all training rows.
+    With full batches, this is the mean loss of all training rows. Minibatches contain the same number of rows
+    from each environment, so losses are weighted by the environment's number of training rows. For any batch
+    size, the expected gradient is the gradient of the mean loss over all training rows.
     """
 
     name: ClassVar[str] = "pooled"

@@ -155,7 +155,9 @@ def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
         paths = (folder / part / file for part in ("", "MNIST/raw") for file in files)
         path = next(filter(Path.is_file, paths), None)
         if path is None:
-            raise EnvariantError(f"neither the folder nor its MNIST/raw holds {name}, plain or .gz")
+            raise EnvariantError(
+                f"{name} (or {name}.gz) was not found in the folder or in its subfolder MNIST/raw"
+            )
         with path.open("rb") as file:
             yield str(path.relative_to(folder)), file.read(_LARGEST_FILE)
 

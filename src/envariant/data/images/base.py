@@ -1,6 +1,7 @@
 """`ImageSource`, the base class of image sources, whose subclasses list the files of each environment.
 
-Reading images takes minutes, so names are checked before any image is read.
+Reading images takes minutes, so the names of files, classes and environments are checked before any image is
+read.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ HIDDEN = "skipped, hidden"
 @final
 @dataclass(frozen=True, eq=False)
 class ImageGroup:
-    """Image files of one environment: paths relative to the root folder, and class numbers."""
+    """Image files of one environment: paths relative to the root folder, and class indices."""
 
     name: str
     files: Sequence[str]
@@ -52,10 +53,10 @@ class Listing:
 
     Attributes:
         groups: Image files of each environment.
-        classes: Names of the classes, in the order of their numbers.
+        classes: Names of the classes, in the order of their indices.
         test: Names of the default test environments.
         validation: Names of the validation environments.
-        remarks: Lines for the preprocessing log about skipped files, empty folders and merged classes.
+        remarks: Entries for the preprocessing log on skipped files, empty folders and merged classes.
     """
 
     groups: tuple[ImageGroup, ...]
@@ -99,8 +100,8 @@ class ImageSource(SpecSource):
     """Base class of image sources, written as `base('folder', size=64, …)`.
 
     Images are converted to RGB and resized bilinearly to a square. Much larger JPEG files are first decoded
-    at a reduced scale, at least twice as large as `size`. Transparency is dropped, 16-bit values are
-    converted to 8 bits, and EXIF orientation is ignored unless `exif` is set, as in DomainBed.
+    at a reduced scale, at least twice as large as `size`. The alpha channel is discarded, and 16-bit values
+    are converted to 8 bits. As in DomainBed, EXIF orientation is ignored; set `exif` to apply it.
 
     Attributes:
         root: Folder of the images; stored as an absolute path.
@@ -111,11 +112,13 @@ class ImageSource(SpecSource):
         resize: "square" resizes both sides, as DomainBed does; "center-crop" resizes the shorter side to
             size / 0.875 and cuts out the center, as is usual for ImageNet.
         exif: Whether to apply the EXIF orientation, which cameras store with the image.
-        storage: Where the images are kept: "memory"; "disk", decoded once in the cache folder, and read in
-            batches; or "files", decoded whenever they are used. All give the same numbers. Default: memory
-            up to a quarter of the free memory, else disk, or files if the disk is too small.
+        storage: "memory" keeps all decoded images in memory. "disk" decodes all images once, stores them in
+            the cache folder, and reads batches from there. "files" decodes the image files whenever they are
+            used. Results are identical. Default: memory if the images need at most a quarter of the free
+            memory, else disk, or files if the disk has too little space.
         workers: Number of threads for decoding images. Default: one per available processor.
-        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
+            folder.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("root",)
@@ -170,7 +173,7 @@ class ImageSource(SpecSource):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images are converted to squares."""
+        """Conversion of images to squares."""
         return Preprocessing(self.size, self.resize, self.exif)
 
     @abstractmethod
@@ -182,7 +185,7 @@ class ImageSource(SpecSource):
         """
 
     def preprocessing_log(self) -> list[str]:
-        """Return the preprocessing log as lines about the folder, the environments and skipped files."""
+        """Return the preprocessing log, with entries on the folder, the environments and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
         counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"
@@ -196,7 +199,7 @@ class ImageSource(SpecSource):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers."""
+        """Names of the classes, in the order of their indices."""
         return self.listing().classes
 
     def sample(self, seed: int) -> EnvironmentSet:

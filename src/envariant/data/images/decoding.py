@@ -1,4 +1,4 @@
-"""Decode image files to 8-bit RGB, and report the information that is lost."""
+"""Decode image files to 8-bit RGB, and report which information was lost."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -36,7 +36,7 @@ _KEPT = 0.875
 @final
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are converted to squares.
+    """Conversion of decoded images to squares of equal size.
 
     Attributes:
         size: Side of the square in pixels.
@@ -56,7 +56,7 @@ class Preprocessing:
 
 
 def pillow() -> Any:
-    """Return Pillow's module for images.
+    """Import and return the module `PIL.Image` of Pillow.
 
     Raises:
         EnvariantError: If Pillow is not installed.
@@ -69,12 +69,12 @@ def pillow() -> Any:
 
 
 def largest_gray(root: Path, files: Sequence[str], pool: Executor) -> int:
-    """Return the largest value in all gray images with more than 8 bits per value; 0 if there are none.
+    """Return the largest pixel value of all grayscale images with more than 8 bits per pixel, else 0.
 
     Args:
         root: Folder of the images.
         files: Paths relative to the folder.
-        pool: Threads that read the files.
+        pool: Thread pool that reads the files.
     """
     deep = [root / file for file in files if file.lower().endswith(_DEEP_SUFFIXES)]
     return max(pool.map(_largest, deep), default=0)
@@ -93,7 +93,8 @@ def decode(
     Args:
         path: Path of the image file.
         preprocessing: Size and shape of the result.
-        bits: Number of bits per value of gray images with more than 8 bits; equal for all images of a source.
+        bits: Bit depth of grayscale images with more than 8 bits per pixel; the same for all images of a
+            source.
 
     Raises:
         EnvariantError: If the file is not an image.
@@ -187,6 +188,6 @@ def shown(name: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """Join names in one line; if there are more than `most`, give the number of omitted names."""
+    """Join at most `most` names in one line, followed by the number of omitted names."""
     listed = ", ".join(shown(name) for name in names[:most])
     return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Data source for the image benchmarks of DomainBed, whose folder names say which benchmark they hold."""
+"""Data source for the image benchmarks of DomainBed, which are identified by the name of the folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Layout:
     example: str
 
     def expected(self, name: str) -> str:
-        """Return a sentence on the expected folders.
+        """Return a sentence that describes the expected folders, for error messages.
 
         Args:
             name: Name of the folder.
@@ -86,10 +86,10 @@ _ALIASES = {"officehome": "office_home", "terraincognita": "terra_incognita", "d
 @final
 @dataclass(frozen=True)
 class DomainBed(ImageSource):
-    """Data source for PACS, VLCS, office_home, terra_incognita, domain_net or sviro, folders of DomainBed.
+    """Data source for PACS, VLCS, office_home, terra_incognita, domain_net or sviro in a folder of DomainBed.
 
-    The name of the folder tells the benchmark. Missing or additional domains and classes are errors; for a
-    part of a benchmark, or for other images, use `image-folders`.
+    The benchmark is identified by the name of the folder. Missing or additional domains and classes are
+    errors. For a subset of a benchmark, or for other images, use `image-folders`.
     """
 
     base: ClassVar[str] = "domainbed"
@@ -118,10 +118,10 @@ class DomainBed(ImageSource):
 
 
 def check_names(where: str, what: str, names: Sequence[str], layout: Layout, folder: str) -> None:
-    """Check that the folders of the domains are those expected.
+    """Check that the names of the domain folders are the expected ones.
 
     Raises:
-        EnvariantError: If a folder is missing, or there is another one.
+        EnvariantError: If an expected folder is missing, or there is an additional folder.
     """
     missing = [name for name in layout.domains if name not in names]
     other = [name for name in names if name not in layout.domains]

@@ -1,6 +1,6 @@
 """Data source for images in folders `domain/class/image`, the layout of DomainBed.
 
-Every domain is an environment. Class numbers are the same in all domains, even if some domains lack a class.
+Every domain is an environment. A class has the same index in all domains, even if some domains lack a class.
 """
 
 import os

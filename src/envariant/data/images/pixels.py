@@ -1,6 +1,6 @@
-"""Where the decoded pixels of images come from: memory, a cache file, or the image files themselves.
+"""Sources of decoded pixels: memory, a cache file, or the image files themselves.
 
-All give the same bytes, so a run is bit-identical with each of them.
+All sources return the same bytes, so a run gives bit-identical results with each of them.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ _DIGEST_SIZE = 16
 
 
 class Pixels(ABC):
-    """Base class of the sources of decoded images, uint8 `[rows, 3, size, size]`.
+    """Base class of sources of decoded images, which are uint8 arrays `[rows, 3, size, size]`.
 
     Attributes:
-        shape: Shape of all images together.
+        shape: Shape of the array of all images.
     """
 
     shape: tuple[int, ...]
@@ -41,15 +41,15 @@ class Pixels(ABC):
 
     @property
     def streamed(self) -> bool:
-        """Whether images are read when they are used."""
+        """Whether images are read from disk only when they are used."""
         return True
 
     @abstractmethod
     def read(self, numbers: NDArray[np.int64]) -> Rows:
-        """Return selected images; several threads may call this function at the same time.
+        """Return selected images. The function is thread-safe.
 
         Args:
-            numbers: Numbers of the images.
+            numbers: Indices of the images.
 
         Raises:
             EnvariantError: If an image cannot be read.
@@ -57,7 +57,7 @@ class Pixels(ABC):
 
     @abstractmethod
     def digests(self, numbers: NDArray[np.int64]) -> Iterator[bytes]:
-        """Yield bytes that differ if the images differ, without reading them."""
+        """Yield bytes for a content hash of the images, without reading the images."""
 
 
 @final
@@ -88,10 +88,11 @@ class MemoryPixels(Pixels):
 
 @final
 class PixelFile(Pixels):
-    """Images in a cache file: a NumPy array, followed by a checksum of each image, notes and a seal.
+    """Images in a cache file: a NumPy array, followed by a checksum per image, notes and a digest of both.
 
-    Images are read with `pread`: unlike a memory map, this does not count as memory of the process, and a
-    disk error is an exception instead of a crash. Every image is verified when it is read.
+    Images are read with `pread`. Unlike with a memory map, the pages that are read do not count as memory of
+    the process, and a disk error raises an exception instead of crashing the process. The checksum of an
+    image is verified whenever the image is read.
 
     Args:
         path: Path of the file.
@@ -157,9 +158,9 @@ class PixelFile(Pixels):
         Args:
             path: Path of the file.
             shape: Shape of all images together.
-            images: The images, one after another.
-            notes: Messages to keep; complete when the last image is read.
-            remedy: Advice if the file cannot be written.
+            images: Iterable of the images, in order.
+            notes: Messages to store with the images. They may be added until the last image has been read.
+            remedy: Advice in the error message if the file cannot be written.
 
         Raises:
             EnvariantError: If the file cannot be written.
@@ -205,13 +206,13 @@ class PixelFile(Pixels):
 class ImageFiles(Pixels):
     """Image files that are decoded whenever they are used.
 
-    The first image of each kind that loses information is reported by a warning when it is read.
+    There is one warning per kind of information loss, when the first image with this loss is read.
 
     Args:
         root: Folder of the images.
         states: Path relative to the folder, and `os.stat` result, of every file.
-        preprocessing: How images are decoded.
-        bits: Number of bits per value of gray images with more than 8 bits.
+        preprocessing: Conversion of images to squares.
+        bits: Bit depth of grayscale images with more than 8 bits per pixel.
     """
 
     def __init__(

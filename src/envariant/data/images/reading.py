@@ -61,17 +61,18 @@ def open_cache(
     workers: int | None = None,
     cache: str | Path | None = None,
 ) -> PixelFile:
-    """Return the cache file of images; decode them and write the file if necessary.
+    """Open the cache file of images; decode the images and write the file if necessary.
 
-    Gray images with more than 8 bits per value are scaled by a common factor: the largest value in all of
-    them, rounded up to 10, 12, 14 or 16 bits.
+    Grayscale images with more than 8 bits per pixel are scaled by a common factor. It is chosen by the
+    largest value in all of these images, rounded up to 10, 12, 14 or 16 bits.
 
     Args:
         root: Folder of the images.
         files: Paths relative to the folder.
-        preprocessing: How images are decoded.
+        preprocessing: Conversion of images to squares.
         workers: Number of threads. Default: one per available processor.
-        cache: Cache folder. Default: the variable `ENVARIANT_CACHE`, else the system's cache folder.
+        cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
+            folder.
 
     Raises:
         EnvariantError: If a file is missing or not an image, or the cache cannot be written.
@@ -91,9 +92,9 @@ def in_memory(
     workers: int | None = None,
     cache: str | Path | None = None,
 ) -> MemoryPixels:
-    """Return images in memory, read from the cache file, which is written again if an image is damaged.
+    """Load all images of a cache file into memory. If an image is damaged, the file is written again.
 
-    Arguments, errors and warnings are those of `open_cache`.
+    Arguments, errors and warnings are the same as in `open_cache`.
     """
     arguments = (root, files, preprocessing, workers, cache)
     everything, opened = np.arange(len(files)), _opened(*arguments)
@@ -145,7 +146,7 @@ def from_files(
     Args:
         root: Folder of the images.
         files: Paths relative to the folder.
-        preprocessing: How images are decoded.
+        preprocessing: Conversion of images to squares.
         workers: Number of threads. Default: one per available processor.
 
     Raises:
@@ -161,7 +162,7 @@ def from_files(
 def cache_path(
     root: Path, files: Sequence[str], preprocessing: Preprocessing, cache: str | Path | None = None
 ) -> Path:
-    """Return the path of the cache file of images; it depends on the files, their times and preprocessing."""
+    """Return the path of the cache file, derived from files, modification times and preprocessing."""
     digest = hashlib.blake2b(f"{_DECODER_VERSION} {preprocessing}".encode(), digest_size=16)
     for file, state in file_states(root, files):
         digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
@@ -219,12 +220,12 @@ def check_memory(where: str, rows: int, size: int) -> None:
 
 
 def storage_for(rows: int, size: int, cache: Path) -> tuple[Storage, str]:
-    """Return the storage that fits the machine, and the reason if it is not memory.
+    """Choose the storage by free memory and disk space; return it with the reason, which is "" for memory.
 
     Args:
         rows: Number of images.
         size: Side of an image in pixels.
-        cache: Cache file of the images, which may exist.
+        cache: Path of the cache file, which may already exist.
     """
     needed, free = rows * 3 * size**2, machine.memory()
     if free is None or needed <= MEMORY_SHARE * free:

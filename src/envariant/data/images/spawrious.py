@@ -1,6 +1,7 @@
 """Data source for Spawrious (Lynch et al. 2023, arXiv 2303.05470): four breeds of dogs on six backgrounds.
 
-Breed and background are correlated in training; in testing, the backgrounds are exchanged.
+Breed and background are correlated in the training environments. In the test environment, breeds appear
+on other backgrounds than in training.
 """
 
 from collections.abc import Mapping
@@ -59,10 +60,10 @@ _Part = tuple[str, str, int | None]
 @final
 @dataclass(frozen=True)
 class Spawrious(ImageSource):
-    """Data source for Spawrious in the folder `spawrious224`, which holds `0/background/breed/image.png`.
+    """Data source for Spawrious in the folder `spawrious224`, with images at `0/background/breed/image.png`.
 
-    Training environments are `group 1` and `group 2`; the test environment is `test`. Files are taken in the
-    order of their names.
+    Training environments are `group 1` and `group 2`; the test environment is `test`. Files are sorted by
+    name.
 
     Attributes:
         benchmark: One-to-one (`o2o_easy`, `o2o_medium`, `o2o_hard`) or many-to-many (`m2m_easy`,

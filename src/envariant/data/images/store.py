@@ -21,8 +21,8 @@ class ImageStore(InputStore):
     """Store of images in memory, in a cache file, or in image files.
 
     Attributes:
-        pixels: Where the images are read from.
-        numbers: Numbers of the images in `pixels`.
+        pixels: Source of the decoded images.
+        numbers: Indices of the images in `pixels`.
         mean: Mean of each channel after scaling to [0, 1]; None is equivalent to 0.
         deviation: Standard deviation of each channel after scaling to [0, 1]; None is equivalent to 1.
     """

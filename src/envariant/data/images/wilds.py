@@ -1,6 +1,6 @@
 """Data sources for images whose classes and environments are listed in a CSV file.
 
-`MetadataImages` is for any such file, given the names of three columns. `Wilds` is for image data sets of
+`MetadataImages` reads any such file, given the names of three columns. `Wilds` reads the image data sets of
 WILDS (Koh et al. 2021, arXiv 2012.07421), which the user must download.
 """
 
@@ -92,7 +92,7 @@ class MetadataImages(ImageSource):
         label: Name of the column with classes, as numbers or text.
         environment: Name of the column with environments.
         split: Name of the column with splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits.
-            Rows for validation or testing become validation or test environments.
+            Rows of `val` and `test` form separate validation and test environments.
         metadata: Name of the CSV file in the folder.
     """
 
@@ -148,10 +148,10 @@ class Wilds(ImageSource):
 
 
 def check_release(base: str, root: Path) -> None:
-    """Check that the folder of a WILDS data set holds the file that marks a complete download.
+    """Check that the folder of a WILDS data set contains the file that marks a complete download.
 
     Raises:
-        EnvariantError: If there is none.
+        EnvariantError: If the file is missing.
     """
     if not list(root.glob("RELEASE_v*.txt")):
         raise EnvariantError(
@@ -162,7 +162,7 @@ def check_release(base: str, root: Path) -> None:
 
 @final
 class Table:
-    """CSV file whose columns are read as text."""
+    """CSV file whose columns are read as strings."""
 
     def __init__(self, base: str, root: Path, name: str) -> None:
         import pandas as pd
@@ -196,7 +196,7 @@ class Table:
         return column
 
     def texts(self, name: str) -> list[str]:
-        """Return a column whose values may be empty."""
+        """Return a column; unlike with `table[name]`, values may be empty strings."""
         if name not in self._columns:
             raise unknown_name("column", name, self._columns, where=self._where)
         return self._columns[name]

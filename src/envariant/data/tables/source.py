@@ -96,7 +96,7 @@ class TableSource(SpecSource):
 
     @property
     def encoder(self) -> Encoder:
-        """Encoder of columns as network inputs, fitted on the training environments."""
+        """Encoder that converts columns to network inputs, fitted on the training environments."""
         return self._encoded()[0]
 
     @property

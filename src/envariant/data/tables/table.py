@@ -376,7 +376,7 @@ def _read(
         raise lacking_columns(source.label, unknown, source.header, "subgroups column")
     if taken := [role for role, name in role_names.items() if name in divided]:
         raise EnvariantError(
-            f"{source.label}: the {taken[0]} column cannot be a subgroup; name another column"
+            f"{source.label}: the {taken[0]} column cannot define subgroups; name another column"
         )
     names = [name for name in source.header if name not in excluded or name in divided]
     try:

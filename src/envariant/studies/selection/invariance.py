@@ -1,4 +1,4 @@
-"""Invariance selection: the best validation score among models that the invariance test does not reject."""
+"""Invariance selection: choose the best validation score among models that pass the invariance test."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final

@@ -19,7 +19,7 @@ from envariant.training.augmentation.base import Augmentation, check_images
 class RandomAffine(Augmentation):
     """Random rotation, shear and scaling of each image about its center.
 
-    Interpolation is bilinear. Pixels from outside the image take the value of the image's top left pixel.
+    Interpolation is bilinear. Points outside the image get the value of the image's top left pixel.
 
     Attributes:
         rotation: Maximum rotation in degrees, in both directions; in [0, 180].
@@ -59,9 +59,9 @@ def warp(
     shear: Float[Tensor, " rows"],
     scale: Float[Tensor, " rows"],
 ) -> Float[Tensor, "rows channels height width"]:
-    """Scale, shear (along x) and rotate each image about its center, by separate amounts for each image.
+    """Scale, shear (along x) and rotate images about their centers, each image by its own amounts.
 
-    Interpolation is bilinear. Pixels from outside the image take the value of the channel's top left pixel.
+    Interpolation is bilinear. Points outside the image get the value of the channel's top left pixel.
 
     Args:
         images: Images to transform; height and width may differ.

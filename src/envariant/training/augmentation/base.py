@@ -12,10 +12,10 @@ from envariant.core.errors import EnvariantError
 
 
 class Augmentation(ABC):
-    """Base class of augmentations: functions of a batch of images and of uniform random numbers.
+    """Base class of augmentations: functions of a batch of images and uniform random numbers.
 
-    The random numbers come from the seed of the replica and the step by counting (`core.counter_rng`). A
-    resumed run and a stack of replicas therefore augment images in the same way.
+    The random numbers are a function of the replica's seed and the step (see `core.counter_rng`).
+    Augmentation is therefore the same in a resumed run, and for a replica that trains alone or in a stack.
     """
 
     base: ClassVar[str]
@@ -23,13 +23,13 @@ class Augmentation(ABC):
 
     @property
     def unit_range(self) -> bool:
-        """Whether pixels must be in [0, 1]; standardization is then applied after the augmentation."""
+        """Whether pixels must be in [0, 1]. If so, standardization is applied after the augmentation."""
         return False
 
     @property
     @abstractmethod
     def numbers(self) -> int:
-        """Number of random numbers for each image."""
+        """Number of uniform random numbers that each image needs."""
 
     @abstractmethod
     def __call__(
@@ -73,15 +73,15 @@ class Composed(Augmentation):
 
 
 def check_images(images: Tensor, name: str, channels: Collection[int] = ()) -> None:
-    """Check that inputs are images, with the channels first.
+    """Check that inputs are images with shape `[rows, channels, height, width]`.
 
     Args:
         images: Inputs `[rows, …]`.
         name: Name of the augmentation, for the error message.
-        channels: Allowed numbers of channels. Default: any.
+        channels: Allowed numbers of channels. Default: any number.
 
     Raises:
-        EnvariantError: If the inputs have another shape.
+        EnvariantError: If the inputs do not have this shape, or the number of channels is not allowed.
     """
     if images.dim() != 4 or (channels and images.shape[1] not in channels):
         kind = f"images of {' or '.join(map(str, channels))} channels" if channels else "images"
@@ -95,10 +95,10 @@ def check_unit_range(images: Tensor, augmentation: Augmentation) -> None:
 
     Args:
         images: Images.
-        augmentation: Augmentation that needs such pixels.
+        augmentation: Augmentation that requires this range, for the error message.
 
     Raises:
-        EnvariantError: If a pixel is out of this range.
+        EnvariantError: If a pixel value is outside this range.
     """
     low, high = (float(value) for value in images.aminmax())
     if low < -1e-3 or high > 1 + 1e-3:

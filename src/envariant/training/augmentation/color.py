@@ -1,4 +1,4 @@
-"""Random changes of color: brightness, contrast, saturation and hue, and grayscale.
+"""Random color changes: brightness, contrast, saturation and hue; random conversion to grayscale.
 
 The formulas are those of torchvision's `ColorJitter` and `RandomGrayscale` for pixels in [0, 1].
 """
@@ -24,10 +24,11 @@ _CHANNELS = (1, 3)
 @final
 @dataclass(frozen=True)
 class ColorJitter(Augmentation):
-    """Random brightness, contrast, saturation and hue of each image, in random order.
+    """Random changes of the brightness, contrast, saturation and hue of each image, in random order.
 
-    A factor is uniform in [1 − x, 1 + x], but not below 0; the shift of the hue is uniform in [−x, x], where
-    1 is the whole color circle.
+    Brightness, contrast and saturation are multiplied by factors that are uniform in [max(0, 1 − x), 1 + x],
+    where x is the value of the attribute. The hue is shifted by an amount that is uniform in [−x, x], where 1
+    is the whole color circle.
 
     Attributes:
         brightness: Maximum relative change of the brightness.
@@ -74,10 +75,10 @@ class ColorJitter(Augmentation):
 @final
 @dataclass(frozen=True)
 class Grayscale(Augmentation):
-    """Replace the colors of images by their gray value at random.
+    """Random conversion of images to grayscale.
 
     Attributes:
-        p: Probability that an image becomes gray.
+        p: Probability with which an image is converted.
     """
 
     base: ClassVar[str] = "random-grayscale"
@@ -112,11 +113,11 @@ def gray(images: Images) -> Images:
 
 
 def blended(images: Images, other: Tensor, factor: Factors) -> Images:
-    """Return factor · images + (1 − factor) · other, limited to [0, 1].
+    """Return factor · images + (1 − factor) · other, clipped to [0, 1].
 
     Args:
         images: Images.
-        other: Images or numbers to mix with.
+        other: Images or pixel values to blend with.
         factor: Weight of each image; it may be above 1.
     """
     weight = factor[:, None, None, None]
@@ -124,7 +125,7 @@ def blended(images: Images, other: Tensor, factor: Factors) -> Images:
 
 
 def brightened(images: Images, factor: Factors) -> Images:
-    """Multiply the pixels by a factor; 0 gives black.
+    """Multiply pixels by a factor; the factor 0 gives a black image.
 
     Args:
         images: Images.
@@ -134,7 +135,7 @@ def brightened(images: Images, factor: Factors) -> Images:
 
 
 def contrasted(images: Images, factor: Factors) -> Images:
-    """Change the difference of each pixel from the mean gray value by a factor; 0 gives uniform gray.
+    """Multiply the difference of pixels from the image's mean gray value by a factor; 0 gives uniform gray.
 
     Args:
         images: Images.
@@ -146,7 +147,7 @@ def contrasted(images: Images, factor: Factors) -> Images:
 
 
 def saturated(images: Images, factor: Factors) -> Images:
-    """Change the difference of each pixel from its gray value by a factor; 0 gives a gray image.
+    """Multiply the difference of each pixel from its gray value by a factor; 0 gives a grayscale image.
 
     Args:
         images: Images.
@@ -156,11 +157,11 @@ def saturated(images: Images, factor: Factors) -> Images:
 
 
 def hue_shifted(images: Images, shift: Factors) -> Images:
-    """Rotate the hue of every pixel, with value and saturation unchanged (HSV); 1 is a full turn.
+    """Shift the hue of every pixel in HSV color space; saturation and value stay unchanged.
 
     Args:
         images: Images.
-        shift: Rotation of each image, in [−0.5, 0.5].
+        shift: Hue shift of each image, in [−0.5, 0.5]; 1 is the whole color circle.
     """
     if images.shape[1] == 1:
         return images

@@ -22,11 +22,12 @@ _ATTEMPTS = 10
 class RandomResizedCrop(Augmentation):
     """Crop of random area, shape and position, resized bilinearly to the size of the image.
 
-    The crop has an area of `scale` times that of the image, and the ratio of width to height is distributed
-    uniformly on a logarithmic scale, as in torchvision (Szegedy et al. 2014, arXiv 1409.4842, Section 6).
+    The relative area of the crop is uniform in `scale`, and its ratio of width to height is log-uniform in
+    `ratio`, as in torchvision (Szegedy et al. 2014, arXiv 1409.4842, Section 6).
 
     Attributes:
-        scale: Smallest and largest area of a crop, relative to the image; one number is the smallest.
+        scale: Smallest and largest area of a crop, relative to the image; a single number is the smallest
+            area.
         ratio: Smallest and largest ratio of width to height.
     """
 
@@ -137,10 +138,10 @@ def _interpolated(images: Tensor, sources: Tensor, dim: int) -> Tensor:
 @final
 @dataclass(frozen=True)
 class HorizontalFlip(Augmentation):
-    """Mirror images left to right at random.
+    """Random horizontal reflection of images.
 
     Attributes:
-        p: Probability that an image is mirrored.
+        p: Probability with which an image is reflected.
     """
 
     base: ClassVar[str] = "horizontal-flip"

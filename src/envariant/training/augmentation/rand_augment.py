@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719): a few random operations of one magnitude per image."""
+"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719): `n` random operations of equal magnitude per image."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ BINS = 31
 class RandAugment(Augmentation):
     """Random operations on each image, such as rotation, posterization or equalization, as in torchvision.
 
-    Geometric operations take the nearest pixel, and fill with black.
+    Geometric operations use nearest-neighbor interpolation, and points outside the image become black.
 
     Attributes:
         n: Number of operations per image.

@@ -1,4 +1,4 @@
-"""Weight averaging: rules that average the weights of a run, beside any algorithm."""
+"""Weight averaging: rules that average the weights over the steps of a run; they work with any algorithm."""
 
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, shown
@@ -14,7 +14,7 @@ AVERAGES: dict[str, type[Averaging]] = {each.name: each for each in (EMA, Moving
 
 
 def averaging(requested: object) -> Averaging | None:
-    """Convert a text such as `ema(0.99)` to an averaging rule; return rules and None unchanged.
+    """Convert a string such as `ema(0.99)` to an averaging rule; return rules and None unchanged.
 
     Raises:
         EnvariantError: If the rule or one of its settings is unknown or not allowed.

@@ -1,4 +1,4 @@
-"""Averaged weights of a replica stack, and their BatchNorm statistics."""
+"""Averaged weights of a replica stack, and the BatchNorm statistics that belong to them."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -43,7 +43,7 @@ class AveragedWeights:
     def update(
         self, params: Float[Tensor, "replicas numbers"], alive: Bool[Tensor, " replicas"], step: int
     ) -> None:
-        """Add the weights after an update; the averages of replicas that are not trained stay unchanged.
+        """Update the averages with the weights after a training step; skip replicas that no longer train.
 
         Args:
             params: Parameters of all replicas.
@@ -61,17 +61,17 @@ class AveragedWeights:
         self.state = new
 
     def evaluate(self, params: Float[Tensor, "replicas numbers"], losses: Float[Tensor, " replicas"]) -> None:
-        """Add an evaluation; see `Averaging.evaluate`."""
+        """Update the averages after an evaluation; see `Averaging.evaluate`."""
         self.state = self.rule.evaluate(self.state, params, losses)
 
     def load(self, saved: State) -> None:
-        """Continue from the state in a checkpoint.
+        """Restore the state from a checkpoint.
 
         Args:
-            saved: Tensors of the state.
+            saved: Tensors of the state, by name.
 
         Raises:
-            KeyError: If the checkpoint was written with another rule.
+            KeyError: If the checkpoint was written with another averaging rule.
         """
         self.state = {name: saved[name].to(value.device) for name, value in self.state.items()}
         self._statistics = -1, {}
@@ -81,11 +81,12 @@ class AveragedWeights:
     ) -> tuple[Weights, Weights]:
         """Return the averaged parameters and the buffers for prediction, `[replicas, *shape]` each.
 
-        BatchNorm's statistics are computed once for each step, from about one pass over the training rows.
+        BatchNorm statistics for the averaged parameters are computed from at most one epoch of training
+        batches. They are cached until the next step.
 
         Args:
             network: Network of the stack.
-            buffers: Buffers of the current weights.
+            buffers: Buffers of the network with the current (not averaged) parameters.
             batches: Sampler of the training batches.
             step: Number of completed updates.
             seed: Seed of the random numbers of the network, such as dropout masks.
@@ -111,10 +112,10 @@ def batch_statistics(
     batches: Iterable[Tensor],
     axis: Axis,
 ) -> dict[str, Tensor]:
-    """Return buffers in which BatchNorm's statistics are those of the given parameters.
+    """Return the buffers with BatchNorm statistics computed for the given parameters.
 
-    As in PyTorch's `update_bn`, the statistics are the means of the statistics of some batches in training
-    mode. Other buffers stay unchanged.
+    As in PyTorch's `update_bn`, the statistics are averaged over batches that the network processes in
+    training mode. Other buffers stay unchanged.
 
     Args:
         network: Network of the stack.

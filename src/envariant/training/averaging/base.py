@@ -1,4 +1,4 @@
-"""Contract of averaging rules, and the running mean."""
+"""Base class of averaging rules, and the running mean."""
 
 import dataclasses
 import math
@@ -20,11 +20,11 @@ State = Mapping[str, Tensor]
 class Averaging(ABC):
     """Base class of averaging rules: frozen dataclasses with a `name`.
 
-    The weights θ of all replicas are a matrix `[replicas, numbers]`. Every rule works row by row, so that
-    stacked and sequential execution give the same averages of the same weights.
+    The weights θ of all replicas form a matrix `[replicas, numbers]`. Every rule treats each row separately.
+    The average of a replica therefore does not depend on whether it trains alone or in a stack.
 
     Attributes:
-        name: Name in the option `average`, such as `ema`.
+        name: Name of the rule in the option `average`, such as `ema`.
         needs_validation: Whether the rule uses the validation loss.
     """
 
@@ -89,7 +89,7 @@ class Averaging(ABC):
 
         Args:
             state: State after an evaluation.
-            replica: Row of the replica.
+            replica: Index of the replica in the stack.
         """
         del state, replica
         return None

@@ -1,4 +1,4 @@
-"""Moving average of the weights from one update on."""
+"""Running mean of the weights, from a given update on."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,13 +14,14 @@ from envariant.training.averaging.base import Averaging, State, running_mean
 @final
 @dataclass(frozen=True)
 class MovingAverage(Averaging):
-    """Mean of the weights after updates `start`, `start` + 1, …; before, the current weights.
+    """Mean of the weights after updates `start`, `start` + 1, … Before `start`, the current weights.
 
     Arpit et al. 2021, arXiv 2110.10832. The code of DiWA counts the weights after update `start` twice; here,
-    all count once.
+    the weights after every update count once.
 
     Attributes:
-        start: Update, counted from 1, or share of the run, such as 20%, at which averaging begins.
+        start: First update whose weights are averaged: its number, counted from 1, or a share of the run,
+            such as 20%.
     """
 
     name: ClassVar[str] = "ma"

@@ -16,12 +16,13 @@ from envariant.training.averaging.base import Averaging, State, running_mean
 class SWA(Averaging):
     """Mean of the weights at the end of each cycle: θ̃ ← θ̃ + (θ − θ̃) / (n + 1), from update `start` on.
 
-    Izmailov et al. 2018, arXiv 1803.05407, where a cycle is an epoch. Before update `start`, the average is
-    the current weights. The paper's learning rate of this phase is an option of the run: `learning_rate`.
+    Izmailov et al. 2018, arXiv 1803.05407, where a cycle is an epoch. Before update `start`, the current
+    weights are used. To change the learning rate in the averaging phase, as the paper does, set the option
+    `learning_rate` of the run to a schedule.
 
     Attributes:
-        start: Update, counted from 1, or share of the run at which averaging begins.
-        every: Length of a cycle in updates, or as a share of the run; at least one update.
+        start: First update whose weights are averaged: its number, counted from 1, or a share of the run.
+        every: Length of a cycle: a number of updates, or a share of the run; at least one update.
     """
 
     name: ClassVar[str] = "swa"

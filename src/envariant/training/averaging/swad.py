@@ -1,4 +1,4 @@
-"""SWAD: mean of all weights between the fall and the rise of the validation loss."""
+"""SWAD: mean of all weights from the end of the validation loss's decrease to the start of its increase."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,25 +17,26 @@ Chosen = tuple[tuple[int, ...], tuple[int, ...], bool]
 @final
 @dataclass(frozen=True)
 class SWAD(Averaging):
-    """Mean of the segments from where the validation loss stops falling to where it rises again.
+    """Mean of the weights from where the validation loss stops decreasing to where it increases again.
 
-    Cha et al. 2021, arXiv 2102.08604. A segment is the mean of the weights after each update since the last
-    evaluation; segment 0 holds the initial weights. l_k is the validation loss of the current weights at
-    evaluation k, a mean over training environments. Every segment has the same weight.
+    Cha et al. 2021, arXiv 2102.08604. Segment k is the mean of the weights after each update between
+    evaluations k − 1 and k; segment 0 contains the initial weights. l_k is the validation loss of the current
+    weights at evaluation k, averaged over training environments. The result is the mean of segments s to e −
+    1, with equal weights:
 
     - start s: first k with l_k = min(l_k … l_{k+N_s−1}).
     - threshold ℓ: (1 + r) · mean(l_s … l_{s+N_s−1}).
-    - end e: first later k with min(l_k … l_{k+N_e−1}) > ℓ. The mean is over segments s … e − 1, and training
-      of the replica stops. Without an end, the mean is over all segments from s on.
+    - end e: first later k with min(l_k … l_{k+N_e−1}) > ℓ. When the end is found, training of the replica
+      stops. If there is no end, all segments from s on are averaged.
 
-    Before the start is known, the average is the last segment.
+    Before the start is found, the result is the last segment.
 
     Attributes:
-        n_converge: N_s, evaluations without a lower loss that make a start.
-        n_tolerance: N_e, evaluations above the threshold that make an end.
-        tolerance_ratio: r, height of the threshold above the loss at the start.
-        variant: "paper", or "released" for the rule of the released code, which adds the first segment twice
-            and, if N_e > N_s, up to N_e − N_s − 1 segments before it.
+        n_converge: N_s, number of evaluations that determines the start.
+        n_tolerance: N_e, number of consecutive evaluations above the threshold that determines the end.
+        tolerance_ratio: r, relative distance of the threshold from the mean loss at the start.
+        variant: "paper", or "released" for the rule of the released code. The released code adds segment s
+            twice and, if N_e > N_s, up to N_e − N_s − 1 segments before s.
     """
 
     name: ClassVar[str] = "swad"
@@ -95,14 +96,14 @@ class SWAD(Averaging):
         return f"swad: the last {self.n_tolerance} validation losses are above its threshold"
 
     def choose(self, losses: Sequence[float]) -> Chosen:
-        """Return the segments of the average, for the validation losses up to now.
+        """Return the indices of the segments to average, given all validation losses so far.
 
         Args:
             losses: Validation losses l_0, l_1, …
 
         Returns:
-            Indices of the segments that are part of every later average; indices of further segments that
-            are part of the average if training ends now; and whether the end is reached.
+            Indices of segments that are part of the average however training continues; indices of further
+            segments that are part of the average if training ends now; and whether end e has been found.
         """
         return (self._paper if self.variant == "paper" else self._released)(losses)
 

@@ -1,4 +1,4 @@
-"""WiSE-FT: weights between those before and after fine-tuning."""
+"""WiSE-FT: linear interpolation between the weights before and after fine-tuning."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -17,10 +17,12 @@ from envariant.training.averaging.base import Averaging, State
 class WiSEFT(Averaging):
     """Interpolation θ̃ = (1 − α)·θ₀ + α·θ. Wortsman et al. 2022 (arXiv 2109.01903).
 
-    θ₀ are the initial weights, usually pretrained ones with a linear probe as head; θ are the current ones.
+    θ₀ are the initial parameters, usually of a pretrained network whose head is a linear probe. θ are the
+    current parameters.
 
     Attributes:
-        share: Share α of the current weights; the paper recommends 0.5 without data to choose it.
+        share: Weight α of the current parameters θ. The paper recommends 0.5 if there is no data for tuning
+            α.
     """
 
     name: ClassVar[str] = "wise-ft"

@@ -81,7 +81,7 @@ def test_sum_risk_is_the_mean_times_the_number_of_environments(problem):
 
 
 STEPS = [name for name, known in RECIPES.items() if known.default.training_step is not None]
-WITH_RISK = ["sagnet", "rsc", "dann", "cdann", "transfer", "arm", "trm", "adrmx", "erm++", "urm"]
+WITH_RISK = ["sagnet", "rsc", "dann", "cdann", "transfer", "arm", "trm", "adrmx", "erm++", "urm", "miro"]
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -122,7 +122,7 @@ def test_worker_without_space_ends_without_a_traceback(tmp_path, monkeypatch, ca
     monkeypatch.setattr(local, "_work", full)
     plan = local._Plan(STUDY, "sequential", None, 2, None)
     with pytest.raises(SystemExit) as end:
-        local._apart(tmp_path, plan, 1)
+        local._apart(local._sent(tmp_path, plan, 1))
     assert end.value.code == 1
     assert capfd.readouterr().err == ""
 

@@ -355,7 +355,7 @@ def test_trained_model_is_returned_unless_a_stored_run_cannot_build_it(tmp_path)
     again = PlainNet()
     again.load_state_dict({**own.checkpoints[0].params, **own.checkpoints[0].buffers})
     assert torch.equal(own.model(0)(inputs), again.eval()(inputs))
-    with pytest.raises(EnvariantError, match="into your own module"):
+    with pytest.raises(EnvariantError, match=r"pass your own module, as in result.model"):
         envariant.TrainingResult.load(tmp_path).model(0)
 
 

@@ -69,7 +69,10 @@ def test_what_a_folder_of_domainbed_lacks_is_said_with_what_is_expected(tmp_path
     assert refusal(DomainBed(root).listing).endswith(f"and 3 more); {expected}")
     empty = tmp_path / "empty" / "PACS"
     empty.mkdir(parents=True)
-    assert refusal(DomainBed(empty).listing) == f"domainbed: {empty} holds no domain/class/image; {expected}"
+    assert (
+        refusal(DomainBed(empty).listing)
+        == f"domainbed: {empty} holds no images of the form domain/class/image; {expected}"
+    )
     other = root.rename(tmp_path / "PAC")
     assert "unknown benchmark 'PAC'; did you mean 'PACS'?" in refusal(DomainBed(other).listing)
     moved = other.rename(tmp_path / "pacs")

@@ -22,12 +22,14 @@ def test_values_of_the_specification():
     assert float(max(values)) == float(objective(found.double(), SLOPES))
 
 
-def test_ascent_finds_the_exact_partition_from_three_random_starts():
-    for seed in range(3):
-        q = ascended(SLOPES, torch.Generator().manual_seed(seed))
-        # Which of the two is called the first is chance.
-        assert (q > 0.5).tolist() in ([False, False, True, False], [True, True, False, True])
-        close(objective((q > 0.5).double(), SLOPES), 0.107684)
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.verify), pytest.param(2, marks=pytest.mark.verify)]
+)
+def test_ascent_finds_the_exact_partition_from_random_starts(seed):
+    q = ascended(SLOPES, torch.Generator().manual_seed(seed))
+    # Which of the two is called the first is chance.
+    assert (q > 0.5).tolist() in ([False, False, True, False], [True, True, False, True])
+    close(objective((q > 0.5).double(), SLOPES), 0.107684)
 
 
 def test_a_perfect_reference_model_is_rejected():

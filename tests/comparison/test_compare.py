@@ -212,6 +212,7 @@ def test_the_page_and_the_notebook_escape_names(turned):
     assert numbers["columns"][0]["column"] == "marker"
 
 
+@pytest.mark.verify
 def test_a_killed_comparison_resumes_to_the_same_result(turned, tmp_path, here):
     path, out, output = tmp_path / "patients.csv", tmp_path / "out", tmp_path / "output"
     structural(TURNS).to_csv(path, index=False)

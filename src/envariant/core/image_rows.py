@@ -107,7 +107,7 @@ def check_repeatable(
     *,
     warn_of_inputs: bool = True,
 ) -> bool:
-    """Return whether inputs are random; warn if random transforms would be applied only once to each row.
+    """Return whether inputs are random; warn if random transforms would be applied only once per row.
 
     Args:
         dataset: Dataset of another library.
@@ -116,7 +116,7 @@ def check_repeatable(
         read_again: Function that reads the first n inputs and targets again, given n; None if they can be
             read only once.
         where: Name of the dataset.
-        warn_of_inputs: Whether inputs are kept as they are read first, so that random ones are an error.
+        warn_of_inputs: Whether to warn about random inputs, because the values of the first reading are kept.
 
     Warns:
         EnvariantWarning: If an input or target differs when it is read again, or the name of a transform

@@ -30,14 +30,15 @@ _UNSEEN = 10.0
 class LinearProbe(Initializer):
     """Linear probing, then fine-tuning (LP-FT). Kumar et al. 2022 (arXiv 2202.10054).
 
-    The features of the initial, usually pretrained, featurizer are standardized by one mean and one standard
-    deviation over all entries. A logistic regression with squared ℓ2 norm is fitted to them for many
-    strengths, and the one with the best accuracy on a fifth of the training rows becomes the head of the
-    initial weights. The standardization is folded into the head. Training then starts from these weights.
+    The features of the initial, usually pretrained, featurizer are standardized with a single mean and
+    standard deviation over all features and rows. An ℓ2-regularized logistic regression is fitted to them for
+    many values of the inverse regularization strength C. The model with the best accuracy on a held-out fifth
+    of the training rows becomes the initial head, with the standardization merged into its weights. Training
+    then starts from the initial featurizer and this head.
 
     Attributes:
-        candidates: Number of strengths C, from 1e-7 to 1e2.
-        iterations: Largest number of iterations of L-BFGS for each strength.
+        candidates: Number of values of C, between 1e-7 and 1e2.
+        iterations: Maximum number of L-BFGS iterations for each value of C.
     """
 
     name: ClassVar[str] = "linear-probe"
@@ -70,7 +71,7 @@ class LinearProbe(Initializer):
             features: Features `[rows, width]`.
             targets: Class of each row.
             outputs: Number of outputs; 1 for two classes.
-            seed: Seed of the choice of held-out rows.
+            seed: Random seed for the choice of held-out rows.
         """
         center, scale = float(features.mean(dtype=np.float64)), float(features.std(dtype=np.float64)) or 1.0
         held_out = np.random.default_rng(seed).random(len(features)) < _HELD_OUT
@@ -111,7 +112,7 @@ class LinearProbe(Initializer):
 
 
 def folded(weight: Tensor, bias: Tensor, center: float, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the head for raw features h that equals W·(h − center) / scale + b.
+    """Return weight and bias of a linear head that maps features h to W·(h − center) / scale + b.
 
     Args:
         weight: W, `[outputs, width]`.
@@ -127,8 +128,8 @@ def features_of(featurizer: nn.Module, environments: EnvironmentSet) -> NDArray[
     """Return the features of all rows in evaluation mode, block by block, `[rows, width]`.
 
     Args:
-        featurizer: Module from inputs to features.
-        environments: Environments, whose rows follow one another.
+        featurizer: Module that maps inputs to features.
+        environments: Environments; their rows are concatenated in this order.
     """
     blocks: list[Tensor] = []
     featurizer.eval()

@@ -1,4 +1,4 @@
-"""A `torch.nn.Module` as a pure function of its parameters, applied to blocks of rows.
+"""Apply a `torch.nn.Module`, as a pure function of its parameters, to blocks of rows.
 
 A full batch is processed in blocks of a few thousand rows, and the outputs are concatenated before the loss.
 Autograd then works block by block, and activations stay in the processor's cache.
@@ -73,12 +73,12 @@ class Network:
     Attributes:
         params: Initial values of the trainable parameters (`requires_grad=True`), by name.
         buffers: Initial values of running statistics, constants and frozen weights, by name.
-        changing: Names of the buffers that change in a training pass.
+        changing: Names of the buffers that change in a forward pass in training mode.
         width: Approximate number of activations that the model computes per row.
         features: Number of features per row; 0 if the algorithm does not need features.
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
-        stochastic: Whether a training pass uses random numbers, as in dropout, or changes attributes of the
-            module.
+        stochastic: Whether a forward pass in training mode uses random numbers, as in dropout, or changes
+            attributes of the module.
         remark: Warning that the outputs cannot be logits; "" if there is none.
         together: Number of neighboring rows whose predictions depend on each other; 1 for most models.
 

@@ -151,7 +151,7 @@ class ReplicaStack:
 
     @property
     def waited(self) -> float:
-        """Seconds for which training and evaluation waited for rows on disk."""
+        """Seconds that training and evaluation have spent waiting for rows on disk."""
         readers = {id(rows.reader): rows.reader for rows in (self._rows, self._trained)}
         return self._waited + sum(reader.waited for reader in readers.values() if reader is not None)
 
@@ -251,7 +251,9 @@ class ReplicaStack:
             self._alive[k] = False
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the rows in an evaluation block of all replicas as a multiple of the largest environment.
+        """Return the number of rows evaluated at once, as a multiple of the rows of the largest environment.
+
+        A row that is evaluated for several replicas counts once for each of them.
 
         Args:
             replicas: Number of replicas.
@@ -277,7 +279,7 @@ class ReplicaStack:
             name: Name of the environment.
             rows: Indices of the rows to predict. Default: all rows.
             change: Function applied to the float32 inputs before prediction. Default: no change.
-            kept: Whether to predict with the weights of the step that the option `keep` chose.
+            kept: Whether to predict with the weights selected by the option `keep`.
         """
         inputs, targets = self._rows.of([name])
         axis = self._rows.axis

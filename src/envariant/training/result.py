@@ -120,7 +120,7 @@ class TrainingResult(Displayed):
 
     @property
     def kept_steps(self) -> str:
-        """Description of the steps from which weights were taken; "" if it is the last step for all replicas."""
+        """Description of the steps from which weights were taken; "" if all are from the last step."""
         chosen = {k: c.step for k, c in sorted(self.checkpoints.items()) if c.step != (c.trained or c.step)}
         return named(f"{k}: of step {step}" for k, step in chosen.items())
 

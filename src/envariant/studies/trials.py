@@ -99,7 +99,7 @@ class SearchSpace:
             seed: Base random seed of the trials.
             n_trials: Number of trials; the first has the default settings of the data set.
             lr_range: Factor of at least 1 by which a sampled learning rate may differ from the learning rate
-                of the first trial. In a schedule or in parameter groups, all values are multiplied by the same
+                of the first trial. In a schedule or in parameter groups, all values are multiplied by one
                 factor.
             steps: Number of steps of every run, to which suggested schedules are scaled. Default: the default
                 number of the data set.

@@ -97,7 +97,7 @@ class DatasetStore(InputStore):
         return replace(self, numbers=self.numbers[index.cpu().numpy()])
 
     def chunks(self) -> Iterator[bytes]:
-        # Reading everything a second time may take an hour.
+        # Only eight rows are hashed, because reading all rows a second time may take an hour.
         yield repr((type(self.dataset).__qualname__, len(self.dataset), self.numbers.tolist())).encode()
         yield self._read(self.numbers[:8], 0).contiguous().numpy().tobytes()
 

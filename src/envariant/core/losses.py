@@ -254,7 +254,7 @@ def closure_content(function: Any) -> str:
     return " ".join(content(each) for each in known if isinstance(each, _PLAIN))
 
 
-# Other objects may have addresses in their texts, which differ between processes.
+# The string of other objects may contain memory addresses, which differ between processes.
 _PLAIN = (Tensor, int, float, str, tuple)
 
 

@@ -17,11 +17,11 @@ from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression
 from envariant.training.initializer import Fit, Initializer
 
-# Rows of one forward pass.
+# Number of rows per forward pass.
 _BLOCK = 256
-# Share of the rows on which the strength of the regularization is chosen.
+# Share of the rows that are held out to choose the regularization strength.
 _HELD_OUT = 0.2
-# Added to the smallest bias for classes without training rows, which are then never predicted.
+# Classes without training rows get the smallest bias minus this number, so that they are never predicted.
 _UNSEEN = 10.0
 
 
@@ -91,7 +91,7 @@ class LinearProbe(Initializer):
         best = -1.0
         chosen: tuple[Any, Any, Any] = (np.zeros(0), np.zeros(0), np.zeros(0))
         with warnings.catch_warnings():
-            # The number of iterations is part of the method.
+            # Not converging is expected, because the method limits the number of iterations.
             warnings.simplefilter("ignore", ConvergenceWarning)
             for strength in np.logspace(-7, 2, self.candidates):
                 model.set_params(C=float(strength)).fit(inputs[~held_out], targets[~held_out])

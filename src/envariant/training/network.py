@@ -202,7 +202,7 @@ class Network:
         whole = training and (self.changing or self.together > 1)
         blocks = [len(inputs)] if whole else self.blocks(len(inputs), replicas)
         # Weights are cast again for every block, so that their gradients add up over blocks in float32.
-        # The rows are those of later steps as well.
+        # Cloned if the module changes its inputs in place, because later steps use the same rows.
         inputs = inputs.clone() if self._changes_inputs else inputs
         with self._kernels():
             outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(blocks)]
@@ -294,7 +294,7 @@ class Network:
         hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
         try:
             with torch.enable_grad(), private_random_numbers(0, self.device):
-                # Not the parameters themselves, which a module may change in place.
+                # Copies of the parameters, because a module may change them in place.
                 params = {k: v.detach().requires_grad_().clone() for k, v in self.params.items()}
                 names = {f"module.{k}": v for k, v in (*params.items(), *buffers.items())}
                 self._both.train(True)

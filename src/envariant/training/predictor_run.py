@@ -20,7 +20,7 @@ from envariant.training.replica_stack import Change
 from envariant.training.replicas import Seeds
 from envariant.training.run_config import RunConfig
 
-# Largest number of inputs, or logits, of all environments that are predicted in one call.
+# Largest number of input values, or of logits, for which all environments are predicted in one call.
 _MOST_NUMBERS = 4_000_000
 
 

@@ -12,7 +12,7 @@ from envariant.training.resolution import ResolvedRun, resolve
 from envariant.training.run_config import RunConfig
 from envariant.training.run_spec import RunSpec
 
-# Functions, which may be made anew by each resolution, and the numbers themselves.
+# Functions, which may be different objects after each resolution, and the numbers of steps themselves.
 _NOT_COMPARED = ("model", "adapt", "steps", "evaluate_every")
 
 

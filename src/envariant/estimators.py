@@ -1,7 +1,6 @@
 """Scikit-learn estimators for tables with rows from several environments.
 
-Fitted estimators store NumPy arrays, text and the user's parameters, and can be cloned, pickled and used in
-parameter searches like any scikit-learn estimator.
+Fitted estimators can be cloned, pickled and used in parameter searches like any scikit-learn estimator.
 """
 
 import copy

@@ -18,7 +18,7 @@ _LARGEST_STEP = 3.0
 # Precision of the prior of common coefficients and of intercepts, for standardized columns.
 _RIDGE = 0.5
 _INTERCEPT_RIDGE = 0.05
-# Variances of the residuals are estimated as if this many rows had the common variance.
+# Residual variances are estimated as if this many additional rows had the common variance.
 _PRIOR_ROWS = 5.0
 
 
@@ -129,7 +129,7 @@ def fit_environments(
         weighted = own * weights[:, None]
         inverses, cross = np.zeros((len(parts), len(precision), len(precision))), []
         root = common * np.sqrt(weights)[:, None]
-        # A product of one array with itself takes half the time.
+        # A product of an array with itself takes half the time of other products.
         schur = root.T @ root + np.diag(np.full(common.shape[1], _RIDGE))
         gradient = common.T @ residuals - _RIDGE * slopes
         own_steps: list[Array] = []

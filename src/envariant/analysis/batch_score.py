@@ -68,7 +68,7 @@ class BatchScore:
             low, high = (math.exp(min(self.offset + sign * half, 700.0)) for sign in (-1, 1))
             return Interval(math.exp(self.offset), low, high, n)
         value = float(np.clip(_ESTIMATORS[self.method](c, self.offset), 0.0, 1.0))
-        # One more right and one more wrong row, so that a batch of right rows is not without noise.
+        # Add one correct and one wrong prediction, so that the variance is positive if all rows are correct.
         share = (value * n + 1) / (n + 2)
         half = t * math.hypot(self.spread, math.sqrt(share * (1 - share) / n))
         return Interval(value, value - half, value + half, n).clipped(0.0, 1.0)

@@ -25,7 +25,7 @@ INTERCEPT_SD = 1.5
 SLOPE_SD = 0.5
 """Standard deviation of the prior of the slope around 1."""
 
-# Fewest rows on which a refit is evaluated.
+# Smallest number of rows on which a refit is evaluated.
 _FEWEST_ROWS = 10
 _FOLDS, _FEWEST_FOR_SLOPE = 10, 20
 

@@ -20,7 +20,7 @@ MOST_DISTANCES = 1_000
 # Rows from which the density is estimated, and inputs up to which covariances are.
 _MOST_ROWS, _MOST_INPUTS = 20_000, 256
 _FOLDS = 5
-# Share of the mean variance that is added to every variance, so that a constant input is no division by zero.
+# Share of the mean variance that is added to every variance, to avoid a division by zero for constant inputs.
 _RIDGE = 1e-6
 # Shrinkage of the variances towards their mean where covariances are not estimated.
 _SHRINKAGE = 0.1

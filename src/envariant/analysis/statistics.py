@@ -64,7 +64,7 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     mean = statistics.fmean(values) if n else math.nan
     if n < 2:
         return Interval(mean, -math.inf, math.inf, n)
-    # Imported here because it takes a moment and not every page needs it.
+    # Imported here because the import is slow and not every report needs it.
     from scipy import stats
 
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)

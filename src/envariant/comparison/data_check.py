@@ -33,7 +33,7 @@ NEAR = 0.97
 # A near leak has at most this share of the error of the best other column.
 _AHEAD = 1 / 3
 _SMALL = 20
-# Targets with fewer distinct whole numbers are taken as class numbers without a finding.
+# Targets with fewer distinct integers are treated as class indices, without a finding.
 _FEWEST_LEVELS = 5
 _MOST_NAMES = 3
 
@@ -78,7 +78,7 @@ def check_data(table: Table) -> tuple[Finding, ...]:
         ...     print(finding.sentence)
         'casual' and 'registered' together determine count (R² 1.00).
     """
-    # A text or an image may determine the target, and its features have no meaning of their own.
+    # A text or an image may determine the target, and its individual features have no meaning.
     table = replace(table, columns=own_columns(table))
     columns = {column.name: column.values for column in table.columns}
     categorical = [column.name for column in table.columns if column.type.categorical]

@@ -33,7 +33,7 @@ from envariant.comparison.remedies import Remedy
 from envariant.comparison.results import LEVEL, ComparisonResults
 from envariant.core.display import Displayed, Summary
 
-# Smallest importance of a column that is relied on, in units of the relevant difference.
+# Smallest importance, in units of the relevant difference, of a column that is reported as used by the model.
 _RELIES = 0.25
 _MOST_BULLETS = 4
 _MOST_REMEDIES = 3

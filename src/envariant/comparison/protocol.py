@@ -52,9 +52,9 @@ _PREVALENCE_DIFFERENCE, _PREVALENCE_LEVEL = 0.1, 0.01
 # regularized network.
 _WEIGHT_DECAY = 1e-3
 _PASSES, _FEWEST_STEPS, _FEWEST_BATCH = 30, 100, 8
-# Larger tables are large in a way that makes methods, causes and remedies take minutes.
+# Largest numbers of classes and of inputs. Above them, computing methods, causes and remedies takes minutes.
 _MOST_CLASSES, _MOST_INPUTS = 50, 1_000
-# Most environments whose pairs are compared.
+# Largest number of environments for which all pairs are compared.
 _MOST_PAIRED = 50
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 

@@ -1,4 +1,4 @@
-"""Names of the attributes of rows that the library uses, and the weights that training follows."""
+"""Names of row attributes that the library uses, and computation of the row weights for training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,10 @@ ROW_GROUP = "row_group"
 
 
 def training_weights(attributes: Mapping[str, Any]) -> Any:
-    """Return the weight of each row in training, `[rows]`; None if rows have no weights.
+    """Return the training weight of each row, `[rows]`; None if rows have no weights.
 
     Args:
-        attributes: Attributes of the rows of an environment by name.
+        attributes: Row attributes of one environment, by name.
     """
     weights = [attributes[name] for name in (WEIGHT, CLASS_WEIGHT) if name in attributes]
     return None if not weights else weights[0] if len(weights) == 1 else weights[0].double() * weights[1]

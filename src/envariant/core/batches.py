@@ -85,7 +85,7 @@ class EnvironmentBatch:
         """Return the batch with a model's predictions, losses and risks.
 
         Args:
-            features: Input of the model's head; width 0 if no part of the algorithm needs features.
+            features: Input of the model's head; its width is 0 if no part of the algorithm needs features.
             logits: Output of the model.
             context: Step number, learning rate and random numbers of the step.
             auxiliary_networks: Mapping from name to auxiliary network, for the penalty (or other part of the

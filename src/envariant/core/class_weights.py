@@ -15,7 +15,7 @@ BALANCED = "balanced"
 @final
 @dataclass(frozen=True)
 class ClassWeights:
-    """Weights of classes in training. The default is "balanced": all classes get the same total weight.
+    """Class weights used in training. The default is "balanced": all classes get the same total weight.
 
     Attributes:
         in_order: One weight per class, in the order of the classes; empty if weights are balanced or named.
@@ -38,7 +38,8 @@ class ClassWeights:
             totals: Number of training rows of each class, or the sum of their sampling weights.
 
         Raises:
-            EnvariantError: If a class is unknown, or the number of weights is not that of the classes.
+            EnvariantError: If a class is unknown, or the number of weights differs from the number of
+                classes.
         """
         if self.in_order and len(self.in_order) != len(classes):
             raise EnvariantError(
@@ -57,7 +58,7 @@ class ClassWeights:
 
 
 def class_weights(value: object) -> ClassWeights | None:
-    """Convert "balanced", numbers in the order of the classes, or a mapping from class to weight.
+    """Convert "balanced", weights in the order of the classes, or weights by class name, to `ClassWeights`.
 
     Raises:
         ValueError: If the value is not allowed. The caller puts the name of the option before the message.

@@ -220,7 +220,7 @@ def coded(column: NDArray[Any], what: str) -> tuple[NDArray[np.int64], tuple[str
 
 
 def several(names: object, what: str = "names") -> tuple[Any, ...]:
-    """Convert one name or several names to a tuple of names.
+    """Convert a single name, or a collection of names, to a tuple of names.
 
     Args:
         names: One name, or several.
@@ -328,7 +328,7 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -> Tensor:
-    """Concatenate columns of numbers or arrays into one tensor of inputs, `[rows, …]`.
+    """Concatenate columns that contain numbers or arrays into one tensor of inputs, `[rows, …]`.
 
     Args:
         columns: Mapping from name to column.
@@ -351,7 +351,7 @@ def check_lengths(lengths: Mapping[str, int], label: str) -> None:
     """Check that inputs, targets and environment labels have the same number of rows.
 
     Raises:
-        EnvariantError: If the numbers differ.
+        EnvariantError: If the numbers of rows differ.
     """
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} {what}" for what, length in lengths.items())

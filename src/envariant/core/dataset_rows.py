@@ -1,4 +1,4 @@
-"""Read datasets of other libraries; random rows, and rows that do not fit in memory, are read when used."""
+"""Read datasets of other libraries; random rows, and rows that do not fit in memory, stay in the dataset."""
 
 import random
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -36,9 +36,9 @@ class DatasetStore(InputStore):
 
     Attributes:
         dataset: Dataset with a length.
-        numbers: Numbers of the rows in the dataset.
+        numbers: Indices of the rows in the dataset.
         key: Position or name of the inputs in an item.
-        like: One row of inputs, which defines shape and type.
+        like: One row of inputs, which defines the shape and data type of all rows.
         convert: Function applied to the inputs of every item. Default: none.
         mean: Mean of each channel of byte images, after scaling to [0, 1]; None is equivalent to 0.
         deviation: Standard deviation of each channel, after scaling to [0, 1]; None is equivalent to 1.
@@ -97,7 +97,7 @@ class DatasetStore(InputStore):
         return replace(self, numbers=self.numbers[index.cpu().numpy()])
 
     def chunks(self) -> Iterator[bytes]:
-        # Reading everything a second time may take an hour.
+        # Only eight rows are hashed, because reading all rows a second time may take an hour.
         yield repr((type(self.dataset).__qualname__, len(self.dataset), self.numbers.tolist())).encode()
         yield self._read(self.numbers[:8], 0).contiguous().numpy().tobytes()
 
@@ -119,14 +119,15 @@ class DatasetStore(InputStore):
 def read_items(
     dataset: Any, where: str, keys: Sequence[Key] = (0, 1), convert: Convert | None = None
 ) -> tuple[Tensor | DatasetStore, list[list[Any]]]:
-    """Read all items of a dataset; return the inputs and, for every further key, a list of labels.
+    """Read all items of a dataset; return the inputs, and one list of labels for each key after the first.
 
-    Inputs are one tensor, or a `DatasetStore` if they are random or do not fit in a quarter of the memory.
+    Inputs are returned as one tensor. If they are random or need more than a quarter of the memory, they are
+    returned as a `DatasetStore`.
 
     Args:
         dataset: Dataset with a length, or an iterable; its items are tuples, lists or dictionaries.
         where: Name of the dataset, for error messages.
-        keys: Positions or names of the inputs and the labels in an item.
+        keys: Positions or names in an item: first of the inputs, then of each kind of label.
         convert: Function applied to the inputs of every item. Default: none.
 
     Raises:

@@ -1,7 +1,7 @@
 """Short descriptions of objects for consoles and notebooks: a few lines of text, or a small HTML table.
 
-Objects return a `Summary`, which this module renders in a common layout. Pictures and HTML pages are made by
-`envariant.reporting`, which `views` imports when they are requested.
+Objects return a `Summary`, which this module renders in a common layout. Pictures and HTML pages are created
+by `envariant.reporting`; the function `views` imports this package when a picture or page is requested.
 """
 
 import html

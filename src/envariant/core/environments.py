@@ -113,7 +113,7 @@ class EnvironmentSet(EnvironmentSource):
         test: Names of the default test environments.
         known: Theoretical scores of the data set, such as the score of random guessing.
         validation: Names of validation environments, whose rows are held out from training environments.
-        classes: Labels of the classes, in the order of their numbers; empty if targets are numbers.
+        classes: Labels of the classes, in the order of their indices; empty if targets are numbers.
     """
 
     label: str
@@ -228,9 +228,9 @@ class EnvironmentSet(EnvironmentSource):
         """Build a set of environments from PyTorch datasets, one per environment.
 
         Args:
-            datasets: Mapping from environment name to dataset. Each dataset is read once, except
-                that rows with random transforms are read whenever they are used. An item is a tuple
-                of input and target; additional entries are ignored.
+            datasets: Mapping from environment name to dataset. An item is a tuple of input and target;
+                additional entries are ignored. Each dataset is read once, but rows with random transforms
+                are read whenever they are used.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Names of the default test environments.

@@ -38,7 +38,7 @@ class EnvariantError(ValueError):
 
 @final
 class EnvariantWarning(UserWarning):
-    """Warning that a run works, but probably not as the user intended."""
+    """Warning about a call that works, but probably not as the user intended."""
 
     def __str__(self) -> str:
         return _message(super().__str__())

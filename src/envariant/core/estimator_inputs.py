@@ -38,6 +38,6 @@ def plain_targets(y: Any) -> Any:
 
 
 def mean_and_scale(columns: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of each column; for constant columns, 1 instead of the latter."""
+    """Return mean and standard deviation of each column; the deviation of constant columns is set to 1."""
     scaler: Any = StandardScaler().fit(columns)
     return scaler.mean_, scaler.scale_

@@ -14,7 +14,7 @@ from torch import Tensor
 from envariant.core.errors import EnvariantError, EnvariantWarning, listed
 
 _CHANNELS = (1, 3, 4)
-# Smallest side of an image, so that other integers with three axes are not taken for one.
+# Smallest side of an image. Smaller integer arrays with three axes are not treated as images.
 _SMALLEST = 8
 READ_TWICE = 8
 """Number of rows that are read twice to notice random transforms."""
@@ -38,7 +38,7 @@ def prepared(rows: Tensor, where: str) -> Tensor:
         return rows
     last = rows.dim() == 4 and rows.shape[3] in _CHANNELS and rows.shape[1] not in _CHANNELS
     colored = rows.dim() == 4 and (last or rows.shape[1] in _CHANNELS)
-    # PyTorch has no maximum of these types.
+    # PyTorch cannot compute the maximum of tensors with these types.
     plain = rows.long() if rows.dtype in (torch.uint16, torch.uint32, torch.uint64) else rows
     lowest, highest = (float(each) for each in plain.aminmax())
     in_bytes = colored and 1 < highest <= 255 and lowest >= 0
@@ -107,7 +107,7 @@ def check_repeatable(
     *,
     warn_of_inputs: bool = True,
 ) -> bool:
-    """Return whether inputs are random; warn if random transforms would be applied only once to each row.
+    """Return whether inputs are random; warn if random transforms would be applied only once per row.
 
     Args:
         dataset: Dataset of another library.
@@ -116,7 +116,7 @@ def check_repeatable(
         read_again: Function that reads the first n inputs and targets again, given n; None if they can be
             read only once.
         where: Name of the dataset.
-        warn_of_inputs: Whether inputs are kept as they are read first, so that random ones are an error.
+        warn_of_inputs: Whether to warn about random inputs, because the values of the first reading are kept.
 
     Warns:
         EnvariantWarning: If an input or target differs when it is read again, or the name of a transform

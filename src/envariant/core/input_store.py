@@ -26,8 +26,8 @@ class InputStore(ABC):
     """Base class of input stores, which hold the inputs of one environment.
 
     Attributes:
-        shares_batches: Whether replicas with equal batches get one tensor of inputs. The sums of a matrix
-            product are then rounded differently than for one replica.
+        shares_batches: Whether replicas with equal batches share one tensor of inputs. The sums in matrix
+            products are then rounded differently than for a single replica.
     """
 
     shares_batches: ClassVar[bool] = False
@@ -86,7 +86,7 @@ class InputStore(ABC):
         return True
 
     def draw(self, index: Int[Tensor, " selected"], key: int) -> Shaped[Tensor, "selected *shape"]:
-        """Return rows of a training batch in their storage type; only random transforms use the key.
+        """Return rows of a training batch in their storage type, with random transforms seeded by the key.
 
         Args:
             index: Row numbers.

@@ -1,7 +1,7 @@
 """Losses by name: focal, label smoothing, Huber, quantile and Poisson.
 
-A loss is a function `loss(logits, targets)` that returns one number per row. A loss with a method `residuals`
-declares its derivative in closed form; otherwise derivatives come from automatic differentiation.
+A loss is a function `loss(logits, targets)` that returns one number per row. Derivatives are computed by
+automatic differentiation, or by the method `residuals` of the loss if there is one.
 """
 
 import functools
@@ -25,13 +25,14 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class Loss(ABC):
-    """Base class of the losses that have a name.
+    """Base class of losses that can be requested by name.
 
     Attributes:
         name: Name of the loss in options.
-        for_classes: Whether targets are classes or labels; otherwise they are numbers.
-        in_unit: Whether targets are passed in their original unit, even if they are standardized.
-        note: Remark on runs with this loss; "" for none.
+        for_classes: Whether targets are classes or labels; otherwise they are real numbers.
+        in_unit: Whether the loss is computed from targets in their original unit, even if they are
+            standardized.
+        note: Remark that is added to runs with this loss; "" for none.
     """
 
     name: ClassVar[str]
@@ -47,11 +48,11 @@ class Loss(ABC):
         """Return the loss of each row, `[rows]`, or of each row and output."""
 
     def link(self, logits: Tensor) -> Tensor:
-        """Return the predicted numbers for logits; default: the logits."""
+        """Convert logits to predicted target values. Default: return the logits."""
         return logits
 
     def check(self, targets: Tensor, where: str) -> None:
-        """Check that the loss is defined for targets, given in their original unit.
+        """Check that the loss is defined for all targets, which are given in their original unit.
 
         Args:
             targets: Targets of an environment.
@@ -79,7 +80,7 @@ class Focal(Loss):
     """Focal loss (1 − p)^γ · (−log p), where p is the probability of the true class. Lin et al. 2017, eq. 4.
 
     Attributes:
-        gamma: Exponent γ; 0 is the cross-entropy.
+        gamma: Exponent γ; 0 gives the cross-entropy.
     """
 
     name: ClassVar[str] = "focal"
@@ -96,10 +97,12 @@ class Focal(Loss):
 @final
 @dataclass(frozen=True)
 class LabelSmoothing(Loss):
-    """Cross-entropy with the targets (1 − ε) · y + ε / classes. Szegedy et al. 2016, section 7.
+    """Cross-entropy with targets (1 − ε) · y + ε / K for K classes. Szegedy et al. 2016, section 7.
+
+    y is the one-hot vector of the true class.
 
     Attributes:
-        amount: Share ε of the targets that is distributed over all classes, in [0, 1).
+        amount: Probability ε that is distributed uniformly over all classes, in [0, 1).
     """
 
     name: ClassVar[str] = "label-smoothing"
@@ -118,11 +121,13 @@ class LabelSmoothing(Loss):
 @final
 @dataclass(frozen=True)
 class Huber(Loss):
-    """Huber's loss of the error e = f − y: e² / 2 up to |e| = δ, δ · (|e| − δ / 2) beyond. Huber 1964.
+    """Huber loss of the error e = f − y: e² / 2 if |e| ≤ δ, else δ · (|e| − δ / 2). Huber 1964.
+
+    f is the prediction, and y is the target.
 
     Attributes:
-        delta: Error δ at which the loss becomes linear, in the unit of the targets of training (for tables
-            and `InvariantRegressor`: standard deviations).
+        delta: Error δ above which the loss is linear, in the unit of the training targets (for tables and
+            `InvariantRegressor`: standard deviations).
     """
 
     name: ClassVar[str] = "huber"
@@ -136,7 +141,7 @@ class Huber(Loss):
 @final
 @dataclass(frozen=True)
 class Quantile(Loss):
-    """Quantile loss max(τ · e, (τ − 1) · e) of the error e = y − f. Koenker and Bassett 1978.
+    """Quantile loss max(τ · e, (τ − 1) · e) of the error e = y − f of prediction f. Koenker and Bassett 1978.
 
     Attributes:
         level: Level τ of the predicted quantile, in (0, 1); 0.5 is the median.
@@ -185,7 +190,7 @@ DEFAULTS: Mapping[str, bool] = {"cross-entropy": True, "mse": False}
 
 
 def loss_named(text: str) -> Loss | None:
-    """Return the loss with a name such as `focal(gamma=2)`; None for a default loss.
+    """Convert a string such as `focal(gamma=2)` to a loss; return None for the name of a default loss.
 
     Raises:
         EnvariantError: If the name or a setting is unknown, or a value is not allowed.
@@ -201,11 +206,11 @@ def loss_named(text: str) -> Loss | None:
 
 
 def check_applies(loss: object, *, to_classes: bool, task: str) -> None:
-    """Check that a loss is one for classes or one for numbers, as the targets of a task are.
+    """Check that the targets of a task have the kind that a loss requires: classes or real numbers.
 
     Args:
         loss: Loss, name of a loss, or function; functions are not checked.
-        to_classes: Whether the targets are classes or labels.
+        to_classes: Whether the targets are classes or labels, not real numbers.
         task: Name of the task, for the error message.
 
     Raises:
@@ -220,7 +225,7 @@ def check_applies(loss: object, *, to_classes: bool, task: str) -> None:
 
 
 def content(value: Any) -> str:
-    """Return a string for hashing: values of tensors, source code of functions and classes, or settings."""
+    """Return a string for hashing an object: tensor values, source code of functions, or settings."""
     if isinstance(value, Tensor):
         return str(value.tolist())
     if isinstance(value, functools.partial):
@@ -240,7 +245,7 @@ def content(value: Any) -> str:
 
 
 def closure_content(function: Any) -> str:
-    """Return a string for hashing: the numbers, texts and tensors that a function takes from its closure."""
+    """Return a string for hashing the numbers, strings and tensors in the closure of a function."""
     known: list[Any] = []
     for cell in getattr(function, "__closure__", None) or ():
         # A cell is empty before its variable is set.
@@ -249,10 +254,10 @@ def closure_content(function: Any) -> str:
     return " ".join(content(each) for each in known if isinstance(each, _PLAIN))
 
 
-# Other objects may have addresses in their texts, which differ between processes.
+# The string of other objects may contain memory addresses, which differ between processes.
 _PLAIN = (Tensor, int, float, str, tuple)
 
 
 def mean_over_outputs(values: Tensor) -> Tensor:
-    """Return the mean of `[rows, outputs]` over the outputs; other shapes are returned unchanged."""
+    """Average values `[rows, outputs]` over the outputs; return other shapes unchanged."""
     return values.mean(dim=1) if values.dim() == 2 else values

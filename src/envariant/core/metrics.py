@@ -1,6 +1,6 @@
 """Metrics of prediction quality, computed from logits and targets.
 
-A new metric is one entry in `METRICS`.
+To add a metric, add an entry to `METRICS`.
 """
 
 import unicodedata

@@ -1,4 +1,4 @@
-"""Prediction tasks with several targets per row, labels or real numbers, and all tasks by name."""
+"""Prediction tasks with several labels or real-valued targets per row; lookup of all tasks by name."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, final
@@ -20,7 +20,8 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 class MultiLabel(Task):
     """Multi-label classification: targets `[rows, labels]` of 0 and 1, one logit and logistic loss per label.
 
-    The loss of a row is the mean over its labels; the score of a row is its share of right labels.
+    The loss of a row is the mean loss of its labels. The score of a row is the share of its labels that are
+    predicted correctly.
 
     Attributes:
         labels: Number of labels, at least 2.
@@ -73,7 +74,7 @@ class MultiLabel(Task):
 @final
 @dataclass(frozen=True)
 class MultiOutputRegression(Task):
-    """Regression of several numbers per row, `[rows, targets]`; the loss is the mean of their squared errors.
+    """Regression with several real-valued targets per row, `[rows, targets]`; loss: mean squared error.
 
     Attributes:
         targets: Number of targets per row, at least 2.

@@ -1,4 +1,4 @@
-"""Text of values by name, such as `weights(no=1, ("2 or more", 5))`."""
+"""Convert named values to a string such as `weights(no=1, ("2 or more", 5))`."""
 
 import keyword
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from envariant.core.specs import Spec
 
 
 def written(name: str, pairs: Iterable[tuple[str, Any]], first: tuple[Any, ...] = ()) -> str:
-    """Return `name(first, …, key=value, …)`; keys that are not one word are written as pairs.
+    """Return `name(first, …, key=value, …)`; keys that are not identifiers are written as pairs.
 
     Args:
         name: Name before the parentheses.

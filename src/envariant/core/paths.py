@@ -1,4 +1,4 @@
-"""Checks of paths, files and folders before use."""
+"""Check paths, files and folders before they are used."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def check_name(path: object) -> None:
 
 
 def os_reason(error: Exception) -> str:
-    """Return the reason for an operating-system error as text, without the path of the file."""
+    """Return the reason for an operating-system error as a string, without the path of the file."""
     return getattr(error, "strerror", None) or first_line(error)
 
 

@@ -34,7 +34,7 @@ def number_of(count: int, noun: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text as one printable line: newlines are escaped, and long text is cut in the middle."""
+    """Return text as one printable line: newlines are escaped, and long text is shortened in the middle."""
     line = printable(text).replace("\n", "\\n")
     half = _LONGEST_LINE // 2
     return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"

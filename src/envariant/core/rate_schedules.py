@@ -1,4 +1,4 @@
-"""Schedules for learning rates: cosine decay with warm-up, cosine with restarts, and one cycle."""
+"""Schedules for learning rates: cosine decay with warm-up, cosine decay with restarts, and one-cycle."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from envariant.core.specs import Percent
 
 
 def in_order(first: float | Percent, last: float | Percent) -> bool:
-    """Return whether `first` lies before `last`; a share of the run and a step are not compared."""
+    """Return whether `first` is before `last`; True if one is a step number and the other a percentage."""
     if isinstance(first, Percent) and isinstance(last, Percent):
         first, last = first.value, last.value
     return isinstance(first, Percent) or isinstance(last, Percent) or first < last
@@ -23,18 +23,19 @@ def in_order(first: float | Percent, last: float | Percent) -> bool:
 class Cosine(Schedule):
     """Cosine decay: η + ½(value − η)(1 + cos(π(t − W)/(T − W))) at step t, after a warm-up of W steps.
 
-    η is `end`, and T is `until`; later values are η. With the defaults, this is PyTorch's
-    `CosineAnnealingLR(T_max=T)`. The warm-up is value·(t + 1)/W, as in WiSE-FT's code, or with `start`
-    value·(start + (1 − start)·t/W), as in PyTorch's `LinearLR`; start=1 keeps the value constant.
+    η is `end`, W is `warmup`, and T is `until`; from step T on, the value is η. With the defaults, this is
+    PyTorch's `CosineAnnealingLR(T_max=T)`. During the warm-up, the value is value·(t + 1)/W, as in WiSE-FT's
+    code. If `start` is above 0, it is value·(start + (1 − start)·t/W), as in PyTorch's `LinearLR`; with
+    start=1, the value is constant during the warm-up.
 
     Attributes:
-        value: Value after the warm-up.
-        end: Value that the decay approaches.
-        warmup: Steps of the warm-up.
+        value: Value at the end of the warm-up, from which the decay starts.
+        end: Value at the end of the decay.
+        warmup: Number of warm-up steps.
         until: Step at which the decay ends.
-        start: Share of the value at step 0, in [0, 1]; 0 for value·(t + 1)/W.
-        offset: Number of steps by which the decay is ahead. 1 gives the last update the value `end` exactly,
-            as in EQRM's code.
+        start: Value at step 0 as a share of `value`, in [0, 1]; 0 for the warm-up value·(t + 1)/W.
+        offset: Number of steps, 0 or 1, by which the decay is shifted to earlier steps. With 1, the last
+            update has exactly the value `end`, as in EQRM's code.
     """
 
     name: ClassVar[str] = "cosine"
@@ -66,7 +67,7 @@ class Cosine(Schedule):
 
     @property
     def switch_points(self) -> tuple[int, ...]:
-        """First step of the decay."""
+        """First step at which the value decays."""
         return (self._step_number(self.warmup) + 1 - self.offset,)
 
     def _resolved(self, steps: int) -> "Cosine":
@@ -83,16 +84,16 @@ class Cosine(Schedule):
 @final
 @dataclass(frozen=True)
 class CosineRestarts(Schedule):
-    """Cosine decay that starts again after every period, as PyTorch's `CosineAnnealingWarmRestarts`.
+    """Cosine decay that restarts after every period, as PyTorch's `CosineAnnealingWarmRestarts`.
 
-    Within a period of T_i steps, t steps after its start, the value is η + ½(value − η)(1 + cos(πt/T_i)),
-    where η is `end`. Each period is `factor` times as long as the one before. Loshchilov & Hutter 2017.
+    t steps after the start of a period of T_i steps, the value is η + ½(value − η)(1 + cos(πt/T_i)), where η
+    is `end`. Each period is `factor` times as long as the previous one. Loshchilov & Hutter 2017.
 
     Attributes:
         value: Value at the start of every period.
         period: Length of the first period in steps.
-        factor: Factor between the lengths of two periods, a whole number.
-        end: Value that each period approaches.
+        factor: Ratio of the lengths of successive periods, an integer.
+        end: Value that the decay approaches in each period.
         warmup: Steps of a linear warm-up, value·(t + 1)/W, before the first period.
     """
 
@@ -142,16 +143,16 @@ class CosineRestarts(Schedule):
 @final
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """One cycle: from value/div up to the value, then down to value/(div·final_div), each along a cosine.
+    """One cycle: cosine increase from value/div to value, then cosine decay to value/(div·final_div).
 
-    The value is reached after share·T − 1 of the T steps, as in PyTorch's `OneCycleLR`, and the last update
-    has the lowest rate. The momentum does not change. Smith & Topin 2019.
+    The maximum is reached after share·T − 1 of the T steps, as in PyTorch's `OneCycleLR`, and the last update
+    has the smallest value. Unlike in PyTorch, the momentum is constant. Smith & Topin 2019.
 
     Attributes:
-        value: Largest value.
-        share: Share of the steps in which the value rises, in [0, 1].
-        div: Largest value, divided by the first.
-        final_div: First value, divided by the last.
+        value: Maximum value.
+        share: Share of the steps in which the value increases, in [0, 1].
+        div: Ratio of the maximum value to the first value.
+        final_div: Ratio of the first value to the last value.
         until: Number of steps T.
     """
 
@@ -184,7 +185,7 @@ class OneCycle(Schedule):
 
     @property
     def switch_points(self) -> tuple[int, ...]:
-        """Second step, whose rate differs from the first."""
+        """Step 1, the first step whose value differs from the value at step 0."""
         self._step_number(self.until)
         return (1,)
 

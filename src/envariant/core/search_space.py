@@ -113,7 +113,7 @@ class Choice(Range):
 @final
 @dataclass(frozen=True)
 class Nested(Range):
-    """Text with ranges inside, such as `cosine(loguniform(1e-4, 1e-2), warmup=5%)`; samples are text."""
+    """String with ranges, such as `cosine(loguniform(1e-4, 1e-2), warmup=5%)`; samples are strings."""
 
     template: specs.Spec
 

@@ -86,8 +86,8 @@ class Task(ABC):
     ) -> Float[Tensor, "rows *c"]:
         """Return the derivative ∂ℓ_i/∂z_i of each row's loss ℓ_i with respect to the row's logits z_i.
 
-        The result is differentiable in z. Default: the method `residuals` of an own loss, if it has one; else
-        automatic differentiation of `losses`.
+        The result is differentiable with respect to z. Default: call the method `residuals` of the attribute
+        `loss` if it has one, else use automatic differentiation of `losses`.
         """
         declared = getattr(self.loss, "residuals", None)
         if declared is not None:
@@ -123,7 +123,7 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's score: 1 or 0 for a correct or wrong class; for regression, the squared error.
+        """Return each row's score: 1 or 0 for a correct or wrong class, or the squared error for regression.
 
         Args:
             logits: Logits; for regression, predictions as returned by `predictions`.
@@ -188,7 +188,7 @@ class Task(ABC):
         return type(self) in (Binary, Multiclass, Regression) and self.loss is None
 
     def own_losses(self, loss: LossFunction, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return each row's value of an own loss; with several targets per row, the mean over them."""
+        """Return the value of a user-defined loss for each row, averaged over the targets of the row."""
         values = loss(logits, targets)
         return mean_over_outputs(values) if self.target_shape and isinstance(values, Tensor) else values
 
@@ -314,7 +314,7 @@ class Multiclass(Task):
 @final
 @dataclass(frozen=True)
 class Regression(Task):
-    """Regression of one number, with the squared error (f − y)² as loss, for prediction f and target y.
+    """Regression with one real-valued target y per row; the loss of a prediction f is (f − y)².
 
     Targets may be standardized; `scale` and `center` convert them back to the original unit.
 

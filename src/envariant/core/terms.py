@@ -1,4 +1,4 @@
-"""Split text such as `vrex + coral(1.0)` into its terms."""
+"""Split a string such as `vrex + coral(1.0)` into its terms."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Declared types of settings: bounds, optional types, and names in plain words."""
+"""Inspect the declared types of settings: bounds, optional types, and descriptions in plain words."""
 
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -42,7 +42,7 @@ _TYPES_IN_WORDS = {
 
 
 def type_in_words(hint: Any) -> str:
-    """Return a type in plain words, for error messages."""
+    """Describe a type in plain words, for error messages."""
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     name = getattr(hint, "__name__", "") if str(hint) not in _TYPES_IN_WORDS else str(hint)

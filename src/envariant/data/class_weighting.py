@@ -16,11 +16,13 @@ from envariant.core.errors import EnvariantError
 @final
 @dataclass(frozen=True)
 class ClassWeighting(EnvironmentSource):
-    """Data source whose training rows have class weights; balanced weights pool the training environments.
+    """Data source whose training rows have class weights.
+
+    Balanced weights are computed from the class counts over all training environments together.
 
     Attributes:
         source: Data source to weight.
-        weights: Weights of the classes.
+        weights: Class weights.
         test: Names of the test environments. Default: the default test environments of the data source.
     """
 

@@ -105,7 +105,7 @@ def held_out_rows(
         sizes: Number of rows of each training environment, in the order of the data.
         share: Share of the rows to hold out.
         seed: Seed of the data draw.
-        groups: Group number of each row, by environment. None: rows are independent.
+        groups: Group number of each row, by environment. None to hold out individual rows.
     """
     # The random stream differs from that of the data, which starts with the seed itself.
     generator = torch.Generator().manual_seed(seed ^ 0x5EED)

@@ -1,4 +1,4 @@
-"""Data source whose task has another loss: a loss by name, a function, or a user's `Task`."""
+"""Data source with a user-selected loss: the name of a loss, a function, or a `Task`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,10 +15,10 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 @final
 @dataclass(frozen=True)
 class WithLoss(EnvironmentSource):
-    """Data source whose environments have the task of another source with another loss.
+    """Data source that returns the environments of another source with a different loss.
 
     Attributes:
-        source: Data source.
+        source: Data source whose loss is replaced.
         loss: Name of a loss, function `loss(logits, targets)`, or `Task`.
     """
 
@@ -54,7 +54,7 @@ class WithLoss(EnvironmentSource):
 
 
 def with_loss(task: Task, loss: Any) -> Task:
-    """Return a task with another loss.
+    """Return a copy of a task in which the loss is replaced.
 
     Args:
         task: Task of the data.
@@ -85,11 +85,13 @@ def loss_fingerprint(task: Task) -> str:
 
 
 def named_loss(task: Task, loss: object, fingerprint: str | None) -> str:
-    """Return the text of a loss by name; "" for functions and tasks, whose text may be equal to a name.
+    """Return the string of a loss that was given by name, else "".
+
+    The fingerprint is compared, because the string of a function or task may be equal to the name of a loss.
 
     Args:
-        task: Task of the data, without the loss.
-        loss: Text of the loss in a record.
+        task: Task of the data, with its default loss.
+        loss: String of the loss in a record.
         fingerprint: Digest of the loss in the record.
     """
     text = loss if isinstance(loss, str) and loss.partition("(")[0].strip() in LOSSES else ""
@@ -100,7 +102,7 @@ def check_loss(loss: Any) -> None:
     """Check that a loss is a name, a function or a `Task`.
 
     Raises:
-        EnvariantError: If the loss is unknown, or something else.
+        EnvariantError: If the loss is unknown, or is not a name, a function or a `Task`.
     """
     if isinstance(loss, str):
         loss_named(loss)

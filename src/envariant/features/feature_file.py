@@ -73,14 +73,14 @@ def _read(path: Path, shape: tuple[int, int], dtype: DType) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        # Copied when changed, because PyTorch warns about read-only arrays; nothing changes them.
+        # Copy-on-write mode, because PyTorch warns about read-only arrays. The array is never changed.
         values: Any = np.load(path, mmap_mode="c", allow_pickle=False)
         if not isinstance(values, np.memmap) or values.shape != shape or values.dtype != np.dtype(stored):
             return None
         with path.open("rb") as file:
             file.seek(cast("Any", values).offset + values.nbytes)
             seal = file.read()
-    # NumPy raises many types of error for a damaged header, such as that of its tokenizer.
+    # For a damaged header, NumPy raises many types of error, including errors of Python's tokenizer.
     except Exception:
         return None
     if seal != hashlib.blake2b(values.data, digest_size=_DIGEST_SIZE).digest():
@@ -99,7 +99,7 @@ def _write(path: Path, shape: tuple[int, int], dtype: DType, blocks: Blocks, rem
             data = _bytes(block, dtype)
             file.write(data)
             file.flush()
-            # The entry follows its rows, so that a row without an entry is computed again.
+            # The journal entry is written after the rows, and rows without an entry are computed again.
             entries.write(f"{len(block)} {hashlib.blake2b(data, digest_size=_DIGEST_SIZE).hexdigest()}\n")
             entries.flush()
     digest, header = (

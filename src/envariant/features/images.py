@@ -23,9 +23,9 @@ from envariant.data.images.reading import DEVIATION, MEAN
 from envariant.features.backbones import Extractor
 from envariant.features.feature_file import DType, features_in, rows_done
 
-# Part of the cache key; increased when extraction changes.
+# Part of the cache key; must be increased when the extraction changes.
 _VERSION = "1"
-# Rows whose pixels show whether values lie in [0, 1].
+# Number of rows that are inspected to decide whether pixels lie in [0, 1].
 _ROWS_SEEN = 256
 
 

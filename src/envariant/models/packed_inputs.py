@@ -1,4 +1,4 @@
-"""Inputs of several tensors, packed into one tensor, and models that receive them as a dictionary again."""
+"""Pack several input tensors into one tensor, and unpack them to a dictionary for the model."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class InputPacking:
         return {name: part.reshape(len(inputs), *shape) for (name, shape), part in named}
 
     def model(self, module: nn.Module) -> nn.Module:
-        """Return a module for packed inputs, which calls another one with a dictionary of tensors.
+        """Wrap a module that takes a dictionary of tensors, so that it takes packed inputs.
 
         Args:
             module: Module whose `forward` takes a dictionary of tensors.
@@ -44,7 +44,7 @@ class InputPacking:
 
 @final
 class Unpacked(nn.Module):
-    """Module for packed inputs.
+    """Module that unpacks its inputs and passes them to another module as a dictionary of tensors.
 
     Args:
         module: Module whose `forward` takes a dictionary of tensors.
@@ -60,11 +60,11 @@ class Unpacked(nn.Module):
         self._packing = packing
 
     def forward(self, inputs: Tensor) -> Any:
-        """Call the module with the tensors by name."""
+        """Unpack the inputs, and call the module with the tensors by name."""
         return self.module(self._packing.unpack(inputs))
 
     def extra_repr(self) -> str:
-        """Return the names and shapes of the tensors."""
+        """Return the names and shapes of the tensors, for the module's `repr`."""
         return ", ".join(f"{name}: {shape}" for name, shape in self._packing.shapes.items())
 
 
@@ -78,7 +78,7 @@ def pack_inputs(inputs: Mapping[str, Any]) -> tuple[Tensor, InputPacking]:
         Packed inputs `[rows, numbers]` in float32, and the packing, whose method `model` adapts a module.
 
     Raises:
-        EnvariantError: If a value does not hold numbers, or numbers of rows differ.
+        EnvariantError: If a value does not contain numbers, or the numbers of rows differ.
 
     Example:
         >>> packed, packing = pack_inputs({"image": torch.zeros(4, 8, 8), "age": torch.zeros(4)})

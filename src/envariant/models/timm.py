@@ -19,9 +19,9 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 @final
 @dataclass(frozen=True)
 class Timm(ModelConfig):
-    """Image network of timm, with a linear layer in place of its classifier.
+    """Image network of timm, in which a linear head replaces the classifier.
 
-    An architecture with a fixed input size is built for the size of the given images.
+    An architecture with a fixed input size is built for the size of the images in the data.
 
     Attributes:
         architecture: Name of the architecture in timm, in quotes if it contains a dot.

@@ -23,10 +23,10 @@ _FOLDS = 5
 class ElasticNet(Predictor):
     """Linear or (multinomial) logistic regression with an elastic-net penalty on the pooled rows.
 
-    The penalty is λ·(r·‖w‖₁ + ½(1 − r)·‖w‖²) on standardized inputs (Zou & Hastie 2005). λ and the mix r
-    (0.1, 0.5 or 0.9) minimize the squared error or the log loss in 5-fold cross-validation; groups of rows
-    are never split between folds. The fit by scikit-learn takes 18 to 34 times as long as that of `linear`,
-    so no comparison includes it by default.
+    The penalty is λ·(r·‖w‖₁ + ½(1 − r)·‖w‖²) with weights w of the standardized inputs (Zou & Hastie 2005).
+    The strength λ and the mix r (0.1, 0.5 or 0.9) are chosen by 5-fold cross-validation of the squared error
+    or the log loss; groups of rows are never split between folds. Fitting with scikit-learn takes 18 to 34
+    times as long as for `linear`, so comparisons do not include this method by default.
 
     Attributes:
         name: Name shown in tables.

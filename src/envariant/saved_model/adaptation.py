@@ -220,7 +220,7 @@ def _serving(
         )
     else:
         accuracy = adaptation.after["accuracy"]
-        # One more right and one more wrong row, so that rows that are all right are not without noise.
+        # Add one correct and one wrong prediction, so that the variance is positive if all rows are correct.
         share = (accuracy * n + 1) / (n + 2)
         score = BatchScore("labels", accuracy, np.sqrt(share * (1 - share) / n).item(), n - 1)
     return Serving(1.0, ("labels",), scores, score, same_environment=True)

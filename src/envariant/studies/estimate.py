@@ -50,7 +50,7 @@ class Estimate:
     jobs: tuple[JobEstimate, ...]
 
     def lines(self) -> list[str]:
-        """Return the estimate as lines of text: one per job, and a last line with the totals."""
+        """Return the estimate as lines of text: one line per job, and a last line with the totals."""
         lines: list[str] = []
         for job in self.jobs:
             names = ", ".join(job.test_environments) or "none"

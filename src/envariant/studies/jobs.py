@@ -27,7 +27,7 @@ from envariant.training.resolution import resolve
 from envariant.training.run import Member, Resumption, Started, run
 from envariant.training.store import RunOutcome, Store, StoredRun
 
-# Answers of environments with at most this many rows are remembered.
+# Logits and targets of environments with at most this many rows are cached.
 _MOST_ROWS = 200
 
 
@@ -171,7 +171,7 @@ def _measured(
     rows = [row for row in scores if states[row.replica].trained == row.step]
     if not event.finished:
         return _of(rows, sound), ()
-    # The rest is measured once, with the weights of the step that the option `keep` chose.
+    # All other values are measured once, with the weights selected by the option `keep`.
     predict = _cached(event.kept_answers or event.answers, measurements)
     importance = measurements.importance(predict, event.replicas, event.step)
     rows += [replace(row, step=states[row.replica].step) for row in importance]

@@ -49,10 +49,10 @@ def splits(declared: object) -> object:
     """Convert declared test environments to one of `SPLITS`, or to a tuple of tuples of names.
 
     Args:
-        declared: One of `SPLITS`, or names, or lists of names.
+        declared: One of `SPLITS`, a list of names, or a list of lists of names.
 
     Raises:
-        EnvariantError: If the value is neither one of `SPLITS` nor lists of names.
+        EnvariantError: If the value has none of these forms, is empty, or contains the same set twice.
     """
     if isinstance(declared, str):
         if declared not in SPLITS:

@@ -1,4 +1,4 @@
-"""Further metrics, permutation importance and stored predictions of the runs of a study.
+"""Measure additional metrics, permutation importance and predictions of the runs of a study.
 
 Permutation importance compares a model's scores before and after the values of one column are shuffled
 (Breiman 2001, §10; Fisher, Rudin, Dominici 2019).
@@ -73,7 +73,7 @@ class StudyMeasurements:
 
     @property
     def untrained(self) -> list[Environment]:
-        """Validation and test environments of the sample."""
+        """Validation and test environments, in the order of `roles`."""
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:

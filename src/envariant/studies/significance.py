@@ -3,7 +3,7 @@
 Runs are paired if they have the same data set, test environments and replica number. Paired runs use the same
 rows, initial weights and batches. For each replica, the differences from ERM are averaged over test
 environments. The averages are independent across replicas, and a t test compares their mean with zero. Unlike
-a rank test, a t test can be significant with three replicas. The conclusion holds only for these test
+a rank test, a t test can be significant with only three replicas. The conclusion is valid only for these test
 environments.
 """
 

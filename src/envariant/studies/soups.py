@@ -28,16 +28,19 @@ def soup(
     """Average the weights of networks that were trained with `shared_init=True`.
 
     Args:
-        result: Result of a run, whose replicas are averaged; or of a study, where all trials and replicas of
-            one algorithm are averaged.
-        rule: "uniform" averages all networks. "greedy" takes them from the best to the worst mean validation
-            score, and keeps each that does not lower the score of the average on all validation rows.
-        algorithm: Algorithm of the study, if there are several.
-        test_environments: Test environments of the runs, if the study has several sets of them.
-        data: Data of a run or study loaded from disk. Default: the data of that name.
+        result: Result of a run or a study. For a run, its replicas are averaged; for a study, all trials and
+            replicas of one algorithm.
+        rule: "uniform" averages all networks. "greedy" considers networks in order of decreasing mean
+            validation score, and adds each network that does not worsen the soup's score on all validation
+            rows.
+        algorithm: Algorithm whose networks are averaged; required if the study has several algorithms.
+        test_environments: Test environments of the runs to average; required if the study has several sets of
+            test environments.
+        data: Data of a run or study that was loaded from disk. Default: load the data by their stored name.
 
     Raises:
-        EnvariantError: If the networks cannot be averaged, or the runs or their data are not determined.
+        EnvariantError: If the networks cannot be averaged, or the arguments do not determine the runs or
+            their data.
 
     Example:
         >>> import envariant

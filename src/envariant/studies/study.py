@@ -61,12 +61,13 @@ class Study(Displayed):
             leave-one-domain-out selection), or lists of names.
         holdout_fraction: Share of every training environment's rows kept for validation, in (0, 1).
         lr_range: Factor r ≥ 1. Learning rates are sampled log-uniformly from [η/r, η·r], where η is the
-            setting `learning_rate`, by default that of the data set; with r = 1, the learning rate is η. All
-            values of a schedule or of parameter groups are multiplied by one factor from [1/r, r].
+            setting `learning_rate`, or the default of the data set. With r = 1, the learning rate is always
+            η. In a schedule or in parameter groups, all values are multiplied by the same factor from [1/r,
+            r].
         ranges: Mapping from algorithm to a mapping from hyperparameter, or training option such as
             `learning_rate` or `clip`, to a search range: a list of values, or a string such as
-            `loguniform(1e2, 1e6)` or `cosine(loguniform(1e-4, 1e-2))`. These ranges replace those of the
-            algorithm.
+            `loguniform(1e2, 1e6)` or `cosine(loguniform(1e-4, 1e-2))`. These ranges replace the default
+            ranges of the algorithm.
         seed: Base random seed of trials and replicas.
         settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
@@ -260,7 +261,7 @@ class Study(Displayed):
         return tuple(name for name in SEARCHABLE if name in declared)
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a message for each schedule that is scaled to the run length or never takes effect.
+        """Return a message for each schedule that is scaled to the run length, or that has no effect.
 
         A further message is returned if the study uses a user-defined model whose outputs cannot be logits.
         """

@@ -185,7 +185,7 @@ def evaluated(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def environments_label(each: SelectionResult, *, with_data: bool) -> str:
-    """Return the test environments of a selection as text, optionally preceded by the data set's name."""
+    """Return the test environments of a selection as a string, optionally after the data set's name."""
     names: Sequence[str] = each.test_environments
     test = ", ".join(names) or "none"
     return f"{each.data}: {test}" if with_data else test

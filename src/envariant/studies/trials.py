@@ -98,11 +98,12 @@ class SearchSpace:
             source: Data source that suggests default settings.
             seed: Base random seed of the trials.
             n_trials: Number of trials; the first has the default settings of the data set.
-            lr_range: Factor of at least 1 by which a sampled learning rate may differ from that of the first
-                trial; all values of a schedule or of parameter groups are multiplied by one factor.
+            lr_range: Factor of at least 1 by which a sampled learning rate may differ from the learning rate
+                of the first trial. In a schedule or in parameter groups, all values are multiplied by one
+                factor.
             steps: Number of steps of every run, to which suggested schedules are scaled. Default: the default
                 number of the data set.
-            learning_rate: Learning rate of the first trial. Default: that of the data set.
+            learning_rate: Learning rate of the first trial. Default: the default of the data set.
         """
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)

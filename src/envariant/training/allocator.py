@@ -1,8 +1,8 @@
 """Make the C library keep freed memory instead of returning it to the kernel after every step.
 
 By default, glibc returns large freed blocks to the kernel and requests them again in the next step. With full
-batches, these requests take a large part of the training time. A process that keeps freed memory does not
-shrink below its peak memory until it ends.
+batches, these requests take a large part of the training time. The disadvantage is that the memory of the
+process stays at its peak until the process ends.
 """
 
 import ctypes

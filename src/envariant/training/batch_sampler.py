@@ -2,7 +2,7 @@
 
 The rows of all environments are concatenated in one tensor of their storage type. Replicas with the same data
 share one copy. One gather operation per step selects the rows of all replicas and environments. Rows that may
-not fit in memory stay on disk, and are read ahead of their use (`streaming`).
+not fit in memory stay on disk, and are read shortly before they are used (see the module `streaming`).
 """
 
 import math
@@ -47,8 +47,8 @@ class Rows:
         axis: Axis of the replicas in the tensors returned by `of`: 0, or None if all replicas share the rows.
         training: Names of the training environments, in order.
         sizes: Number of rows by environment.
-        store: Store of an environment, which decodes the rows of all.
-        shares_batches: Whether replicas with equal batches get one tensor of inputs.
+        store: Input store of one environment, whose encoding is used to decode the rows of all environments.
+        shares_batches: Whether replicas with equal batches share one tensor of inputs.
         reader: Reader of rows that stay on disk; None if all rows are in memory.
         index_device: Device on which the rows of a batch are chosen.
         bounds: Cumulative sampling weights of the training rows, `[1, rows]` if all replicas share the rows,
@@ -97,7 +97,7 @@ class Rows:
 
     @property
     def decode(self) -> Callable[[Tensor], Tensor]:
-        """Function from stored rows `[…, *shape]` to float32 inputs."""
+        """Function that converts stored rows `[…, *shape]` to float32 inputs."""
         return self.store.decode
 
     def _bounds(self, sets: Sequence[EnvironmentSet], device: torch.device) -> Tensor | None:
@@ -253,7 +253,7 @@ class BatchSampler:
         return inputs, targets
 
     def keys(self, step: int) -> Int[Tensor, " replicas"]:
-        """Return the keys from which the replicas' random numbers in a step are computed.
+        """Return the random-number key of each replica for a step.
 
         Args:
             step: Number of completed updates.

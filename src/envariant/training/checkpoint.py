@@ -35,11 +35,11 @@ class Failure:
 @final
 @dataclass(frozen=True)
 class Stop:
-    """End of a replica's training before the last step, by a rule of the run.
+    """End of a replica's training before the last step, because of early stopping or an averaging rule.
 
     Attributes:
         step: Number of completed updates.
-        reason: Reason, such as the metric that did not improve.
+        reason: Reason for the end, such as a validation metric that did not improve.
     """
 
     step: int
@@ -52,15 +52,15 @@ class ReplicaState:
     """State of one replica: weights, completed steps and training time.
 
     Attributes:
-        step: Number of updates of the weights.
+        step: Number of updates after which the weights were obtained.
         params: Parameters used for prediction, by name.
         buffers: Buffers of the model, such as running statistics, by name.
         failure: Reason for divergence; None if the replica has not diverged.
         seconds: Training time in seconds; the time of a stack is divided equally among its replicas.
-        trained: Number of updates that the replica completed. Default: `step`; more if the weights are those
-            of an earlier step that the option `keep` chose.
-        stopped: Reason for which training ended before the last step; None if it did not.
-        waited: Part of the training time for which rows on disk were waited for, in seconds.
+        trained: Number of updates that the replica completed. It is larger than `step` if the option `keep`
+            selected the weights of an earlier step. Default: `step`.
+        stopped: Reason why training ended before the last step; None if it did not.
+        waited: Part of the training time spent waiting for rows on disk, in seconds.
     """
 
     step: int
@@ -73,7 +73,7 @@ class ReplicaState:
     waited: float = 0.0
 
     def completed(self, steps: int) -> bool:
-        """Return whether training ended as planned: after a number of steps, or earlier by a rule."""
+        """Return whether training ended as planned: after `steps` updates, or earlier by early stopping."""
         updates = self.step if self.trained is None else self.trained
         return self.failure is None and (self.stopped is not None or updates >= steps)
 
@@ -101,8 +101,8 @@ class Checkpoint:
         eval_buffers: Buffers used for prediction; empty if they equal `buffers`.
         averaging: State of the averaging rule (`training.averaging`).
         selection: Best validation scores and their weights (`ValidationWatch.state`).
-        stops: Mapping from replica to the end of its training before the last step.
-        waited: Part of the training time for which rows on disk were waited for, in seconds.
+        stops: Mapping from replica that stopped before the last step to the step and the reason.
+        waited: Part of the training time spent waiting for rows on disk, in seconds.
     """
 
     replicas: tuple[int, ...]
@@ -124,7 +124,7 @@ class Checkpoint:
     waited: float = 0.0
 
     def clone(self) -> "Checkpoint":
-        """Return a copy in main memory, which later training steps do not change."""
+        """Return a copy in main memory, which is not changed by later training steps."""
         return replace(self, **{group: _copied(getattr(self, group)) for group in _GROUPS})
 
     def reached(self, replica: int) -> int:
@@ -162,7 +162,7 @@ class Checkpoint:
         return states
 
     def for_prediction(self) -> "Checkpoint":
-        """Return a checkpoint of the weights used for prediction only, from which training cannot resume."""
+        """Return a checkpoint with only the weights used for prediction; training cannot resume from it."""
         return replace(
             self,
             params=self.eval_params or self.params,
@@ -255,7 +255,7 @@ def kept_states(folder: Path, measured: Collection[tuple[int, int]]) -> dict[int
 
     Args:
         folder: Folder for all checkpoints of the run.
-        measured: Replica and step of all measurements; other states are left out.
+        measured: Pairs of replica and step at which values were measured; other states are omitted.
 
     Raises:
         EnvariantError: If a file cannot be read.
@@ -270,7 +270,7 @@ def kept_states(folder: Path, measured: Collection[tuple[int, int]]) -> dict[int
 
 
 def load(folder: Path, on_damage: Callable[[EnvariantError], None] | None = None) -> list[Checkpoint]:
-    """Return all checkpoints in a folder, sorted by replica.
+    """Load all checkpoints in a folder, sorted by replica.
 
     Args:
         folder: Folder passed to `save`.

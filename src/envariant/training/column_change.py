@@ -11,13 +11,14 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, eq=False)
 class ColumnChange:
-    """Function that returns several copies of the given rows, each with one column changed.
+    """Function that returns several copies of the given rows; in each copy, one column is changed.
 
     Attributes:
-        names: Name of the changed column of each copy.
-        places: Positions of each changed column in the inputs.
-        order: Order of the rows, for columns that are shuffled.
-        replacements: For each column, the training rows whose values replace it; None to shuffle the column.
+        names: For each copy, the name of the changed column.
+        places: For each copy, the positions of the changed column in the inputs.
+        order: Permutation of the rows that is used to shuffle columns.
+        replacements: For each copy, the indices of the training rows whose values replace the column; None to
+            shuffle the column.
         pooled_inputs: Function that returns the inputs of all training rows.
         pooled_frame: Function that returns the raw columns of all training rows.
     """

@@ -1,4 +1,4 @@
-"""Content hashes of objects of the user, such as models and optimizers."""
+"""Content hashes of user-defined objects, such as models and optimizers."""
 
 import hashlib
 import inspect
@@ -14,7 +14,7 @@ from envariant.training.option_text import text_of
 
 
 def content_hash(value: object) -> str:
-    """Return a hash of a user's model or optimizer: structure, weights and source code.
+    """Return a hash of the structure, weights and source code of a user-defined model or optimizer.
 
     Args:
         value: Module, function, class or frozen dataclass.

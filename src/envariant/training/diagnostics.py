@@ -1,7 +1,7 @@
 """Detect problems of a run from its measured values, and suggest causes and remedies.
 
-Each diagnosis is computed from the measured values of one replica. Selecting models by a diagnosis from test
-environments would be oracle selection; the text of such a diagnosis says so.
+Each diagnosis is computed from the measured values of one replica. Some diagnoses use scores in test
+environments. Their texts state that selecting models by such a diagnosis would be oracle selection.
 """
 
 import math

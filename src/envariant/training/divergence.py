@@ -1,4 +1,4 @@
-"""Reasons for the divergence of a replica."""
+"""Detect the divergence of a replica, and describe its reason."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from envariant.training.history import OUTPUT_SD, HistoryRow
 
 
 def divergence(failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]) -> Failure | None:
-    """Return the divergence of a replica whose gradient, training loss or score is infinite or NaN.
+    """Describe the divergence of a replica whose gradient, training loss or score is infinite or NaN.
 
     Args:
         failed_at: Step of an infinite or NaN gradient, or −1.

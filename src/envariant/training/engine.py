@@ -1,7 +1,7 @@
 """Engine: train replicas and yield an event after every step and evaluation.
 
 The caller stores results and shows progress. If the caller stops iterating, training stops. `Execution` sets
-how many replicas train as one program, which changes results only by rounding.
+how many replicas train as one program. This number changes results only by rounding.
 """
 
 import gc
@@ -62,9 +62,9 @@ class Evaluated:
             `[replicas, rows, …]`; see `ReplicaStack.answers`.
         notes: Deviations from the requested execution, for example that memory ran out and the stack was
             halved.
-        keep: Whether the option `keep` keeps the weights at this step.
-        kept_answers: Function like `answers`, with the weights of the step that the option `keep` chose; None
-            if these are the current weights.
+        keep: Whether the weights at this step must be saved because of the option `keep`.
+        kept_answers: Function like `answers` that predicts with the weights selected by the option `keep`;
+            None if these are the current weights.
     """
 
     replicas: tuple[int, ...]

@@ -67,7 +67,7 @@ class Evaluator:
         buffers: Buffers, with the replicas along the first axis.
         task: Task; it defines the losses, the scores and the shape of the logits.
         replicas: Number of replicas K.
-        blocks: Function from a number of rows to the block sizes.
+        blocks: Function that maps a number of rows to the sizes of the blocks in which they are evaluated.
         rounding: Precision of the matrix products.
         device: Device of the weights.
         adapt: Test-time adaptation. Default: no adaptation.

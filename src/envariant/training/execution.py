@@ -95,7 +95,7 @@ def execution_request(request: str | ExecutionRequest) -> ExecutionRequest:
         request: String, or a request, which is returned unchanged.
 
     Raises:
-        EnvariantError: If `request` is neither a valid text nor an execution request.
+        EnvariantError: If `request` is neither a valid string nor an execution request.
     """
     if isinstance(request, str):
         return specs.build("execution", request, _REQUESTS)

@@ -1,4 +1,4 @@
-"""History of a run: measured values, one row each."""
+"""History of a run: a table with one row per measured value."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields

@@ -76,7 +76,7 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 
 def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move saved tensors to a device, and add the empty mappings, which are not saved.
+    """Move saved tensors to a device, and add empty mappings, which are missing from saved files.
 
     Args:
         initial: Nested mappings of tensors with the structure of the result.

@@ -19,7 +19,7 @@ class Fitted:
 
     Attributes:
         weights: Parameters and buffers by name.
-        logits: Function from rows, in the storage format of the environments, to logits `[rows]` or
+        logits: Function that maps rows, in the storage format of the environments, to logits `[rows]` or
             `[rows, outputs]`.
     """
 
@@ -53,7 +53,7 @@ class Initializer(ABC):
     """Base class of pretraining methods for the initial weights.
 
     Attributes:
-        name: Name in the option `init`, such as `rfc`.
+        name: Name of the method in the option `init`, such as `rfc`.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""WiSE-FT: weights between those before and after fine-tuning. Wortsman et al. 2022 (arXiv 2109.01903)."""
+"""WiSE-FT: interpolate the weights before and after fine-tuning. Wortsman et al. 2022 (arXiv 2109.01903)."""
 
 from collections.abc import Mapping
 
@@ -19,13 +19,13 @@ def interpolated(
 ) -> dict[str, Tensor]:
     """Return (c₀θ₀ + c₁θ₁) / (c₀ + c₁), with c₀ = (1 − α)·max(F₀, floor) and c₁ = α·max(F₁, floor).
 
-    Without Fisher information, F is 1, and the result is (1 − α)θ₀ + αθ₁. Buffers, such as running statistics
-    of BatchNorm, are interpolated too; counters, which are whole numbers, are those after fine-tuning.
+    Without Fisher information, F₀ and F₁ are 1, and the result is (1 − α)θ₀ + αθ₁. Buffers, such as running
+    statistics of BatchNorm, are interpolated too. Integer buffers, such as counters, are taken from `after`.
 
     Args:
-        before: θ₀, for example `state_dict()` of the pretrained network with its probe as head.
+        before: θ₀, for example `state_dict()` of the pretrained network with a linear probe as head.
         after: θ₁, for example `state_dict()` of the fine-tuned network.
-        share: α, share of the fine-tuned weights; 0.5 without data to choose it.
+        share: α, weight of the fine-tuned network; the paper recommends 0.5 if there is no data for tuning α.
         fisher_before: Diagonal Fisher information F₀ by name. Default: 1.
         fisher_after: Diagonal Fisher information F₁ by name. Default: 1.
         floor: Smallest Fisher information.

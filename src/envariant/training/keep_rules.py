@@ -90,7 +90,7 @@ def keep_rule(requested: object) -> KeepRule:
         return requested
     if not isinstance(requested, str):
         raise EnvariantError(f"keep must be last, best(…) or every(…); got {shown(requested)}")
-    # A metric may be two words, which are no Python value.
+    # The name of a metric may consist of two words, which the parser of specs does not accept.
     if (best := _BEST.fullmatch(requested)) is not None:
         metric = best[1].strip().removeprefix("metric=").strip(" '\"").removeprefix("validation").strip()
         if metric.partition(" ")[0] not in ("test", "train", "training"):

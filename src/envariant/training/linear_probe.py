@@ -17,11 +17,11 @@ from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression
 from envariant.training.initializer import Fit, Initializer
 
-# Rows of one forward pass.
+# Number of rows per forward pass.
 _BLOCK = 256
-# Share of the rows on which the strength of the regularization is chosen.
+# Share of the rows that are held out to choose the regularization strength.
 _HELD_OUT = 0.2
-# Added to the smallest bias for classes without training rows, which are then never predicted.
+# Classes without training rows get the smallest bias minus this number, so that they are never predicted.
 _UNSEEN = 10.0
 
 
@@ -30,14 +30,15 @@ _UNSEEN = 10.0
 class LinearProbe(Initializer):
     """Linear probing, then fine-tuning (LP-FT). Kumar et al. 2022 (arXiv 2202.10054).
 
-    The features of the initial, usually pretrained, featurizer are standardized by one mean and one standard
-    deviation over all entries. A logistic regression with squared ℓ2 norm is fitted to them for many
-    strengths, and the one with the best accuracy on a fifth of the training rows becomes the head of the
-    initial weights. The standardization is folded into the head. Training then starts from these weights.
+    The features of the initial, usually pretrained, featurizer are standardized with a single mean and
+    standard deviation over all features and rows. An ℓ2-regularized logistic regression is fitted to them for
+    many values of the inverse regularization strength C. The model with the best accuracy on a held-out fifth
+    of the training rows becomes the initial head, with the standardization merged into its weights. Training
+    then starts from the initial featurizer and this head.
 
     Attributes:
-        candidates: Number of strengths C, from 1e-7 to 1e2.
-        iterations: Largest number of iterations of L-BFGS for each strength.
+        candidates: Number of values of C, between 1e-7 and 1e2.
+        iterations: Maximum number of L-BFGS iterations for each value of C.
     """
 
     name: ClassVar[str] = "linear-probe"
@@ -70,7 +71,7 @@ class LinearProbe(Initializer):
             features: Features `[rows, width]`.
             targets: Class of each row.
             outputs: Number of outputs; 1 for two classes.
-            seed: Seed of the choice of held-out rows.
+            seed: Random seed for the choice of held-out rows.
         """
         center, scale = float(features.mean(dtype=np.float64)), float(features.std(dtype=np.float64)) or 1.0
         held_out = np.random.default_rng(seed).random(len(features)) < _HELD_OUT
@@ -90,7 +91,7 @@ class LinearProbe(Initializer):
         best = -1.0
         chosen: tuple[Any, Any, Any] = (np.zeros(0), np.zeros(0), np.zeros(0))
         with warnings.catch_warnings():
-            # The number of iterations is part of the method.
+            # Not converging is expected, because the method limits the number of iterations.
             warnings.simplefilter("ignore", ConvergenceWarning)
             for strength in np.logspace(-7, 2, self.candidates):
                 model.set_params(C=float(strength)).fit(inputs[~held_out], targets[~held_out])
@@ -111,7 +112,7 @@ class LinearProbe(Initializer):
 
 
 def folded(weight: Tensor, bias: Tensor, center: float, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the head for raw features h that equals W·(h − center) / scale + b.
+    """Return weight and bias of a linear head that maps features h to W·(h − center) / scale + b.
 
     Args:
         weight: W, `[outputs, width]`.
@@ -127,8 +128,8 @@ def features_of(featurizer: nn.Module, environments: EnvironmentSet) -> NDArray[
     """Return the features of all rows in evaluation mode, block by block, `[rows, width]`.
 
     Args:
-        featurizer: Module from inputs to features.
-        environments: Environments, whose rows follow one another.
+        featurizer: Module that maps inputs to features.
+        environments: Environments; their rows are concatenated in this order.
     """
     blocks: list[Tensor] = []
     featurizer.eval()

@@ -1,4 +1,4 @@
-"""Rows of the history for the measurements of one replica."""
+"""Create history rows from the measurements of one replica."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from envariant.training.history import BATCH, LOSS, OUTPUT_SD, HistoryRow
 def environment_rows(
     replica: int, step: int, metric: str, places: Sequence[tuple[str, str]], values: Sequence[Sequence[float]]
 ) -> list[HistoryRow]:
-    """Return loss, score and standard deviation of the outputs in all environments.
+    """Return history rows with loss, score and standard deviation of the outputs in all environments.
 
     Args:
         replica: Index of the replica.
@@ -25,7 +25,7 @@ def environment_rows(
 
 
 def batch_rows(replica: int, step: int, metrics: Mapping[str, float]) -> list[HistoryRow]:
-    """Return metrics that were measured on training batches.
+    """Return history rows with the metrics measured on training batches.
 
     Args:
         replica: Index of the replica.

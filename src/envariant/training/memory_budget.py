@@ -50,8 +50,8 @@ class Need:
     """Memory that training requires, as a function of the number of replicas.
 
     Attributes:
-        phases: For each phase of training, the numbers a and b and the function f; the phase needs a + b ·
-            f(k) bytes for k replicas.
+        phases: Numbers a and b and function f of each phase of training. For k replicas, the phase needs
+            a + b · f(k) bytes.
     """
 
     phases: tuple[tuple[int, float, Load], ...]
@@ -61,7 +61,7 @@ class Need:
         """Extrapolate the required memory from the peak memory with two and with four replicas.
 
         Args:
-            peaks: Function from a number of replicas to the peak bytes of each phase.
+            peaks: Function that maps a number of replicas to the peak memory of each phase, in bytes.
             loads: Function f of each phase, as in `phases`.
         """
         phases: list[tuple[int, float, Load]] = []
@@ -169,7 +169,7 @@ def parse(text: str | float | None) -> int | None:
         text: Amount of memory as a string, or a number of bytes; None is returned unchanged.
 
     Raises:
-        EnvariantError: If the text is not an amount of memory.
+        EnvariantError: If the string is not an amount of memory.
     """
     if text is None:
         return None

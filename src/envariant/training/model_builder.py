@@ -1,4 +1,4 @@
-"""Conversion of the option `model` to a function that builds networks."""
+"""Convert the option `model` to a function that builds networks."""
 
 import copy
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""A `torch.nn.Module` as a pure function of its parameters, applied to blocks of rows.
+"""Apply a `torch.nn.Module`, as a pure function of its parameters, to blocks of rows.
 
 A full batch is processed in blocks of a few thousand rows, and the outputs are concatenated before the loss.
 Autograd then works block by block, and activations stay in the processor's cache.
@@ -73,12 +73,12 @@ class Network:
     Attributes:
         params: Initial values of the trainable parameters (`requires_grad=True`), by name.
         buffers: Initial values of running statistics, constants and frozen weights, by name.
-        changing: Names of the buffers that change in a training pass.
+        changing: Names of the buffers that change in a forward pass in training mode.
         width: Approximate number of activations that the model computes per row.
         features: Number of features per row; 0 if the algorithm does not need features.
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
-        stochastic: Whether a training pass uses random numbers, as in dropout, or changes attributes of the
-            module.
+        stochastic: Whether a forward pass in training mode uses random numbers, as in dropout, or changes
+            attributes of the module.
         remark: Warning that the outputs cannot be logits; "" if there is none.
         together: Number of neighboring rows whose predictions depend on each other; 1 for most models.
 
@@ -202,7 +202,7 @@ class Network:
         whole = training and (self.changing or self.together > 1)
         blocks = [len(inputs)] if whole else self.blocks(len(inputs), replicas)
         # Weights are cast again for every block, so that their gradients add up over blocks in float32.
-        # The rows are those of later steps as well.
+        # Cloned if the module changes its inputs in place, because later steps use the same rows.
         inputs = inputs.clone() if self._changes_inputs else inputs
         with self._kernels():
             outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(blocks)]
@@ -294,7 +294,7 @@ class Network:
         hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
         try:
             with torch.enable_grad(), private_random_numbers(0, self.device):
-                # Not the parameters themselves, which a module may change in place.
+                # Copies of the parameters, because a module may change them in place.
                 params = {k: v.detach().requires_grad_().clone() for k, v in self.params.items()}
                 names = {f"module.{k}": v for k, v in (*params.items(), *buffers.items())}
                 self._both.train(True)

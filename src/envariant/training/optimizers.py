@@ -80,11 +80,11 @@ class StackedOptimizer:
     Args:
         config: Configuration of the optimizer.
         params: Parameters `[replicas, numbers]`, updated in place.
-        rates: Learning rate of each replica, a number or a schedule; several in a tuple, one for each segment
-            of the row.
-        decays: Weight decay of each replica; several in a tuple, one for each segment of the row.
+        rates: Learning rate of each replica: a number, a schedule, or a tuple with one of these for each
+            segment.
+        decays: Weight decay of each replica: a number, or a tuple with one number for each segment.
         shapes: Shapes of the parameters in a row, for rules that depend on them. Default: one vector.
-        segments: Number of adjacent parameters in each segment. Default: one segment.
+        segments: Number of parameter tensors in each segment of a row. Default: one segment.
     """
 
     def __init__(

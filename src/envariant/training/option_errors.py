@@ -53,7 +53,7 @@ def one_line(error: ValidationError, options: Mapping[str, Any], known: Iterable
             allowed = "must be a size such as 8GB, or a number of bytes"
         case _:
             allowed = fault["msg"][:1].lower() + fault["msg"][1:]
-    # Pydantic reports the first alternative of a union, "full"; name both.
+    # Pydantic reports only "full", the first alternative of the union; the message must name both.
     if name == "batch_size" and kind == "literal_error":
         allowed = 'must be a whole number or "full"' if type(value) is not int else "must be at least 1"
     return EnvariantError(f"{name} {allowed}; got {shown(value)}")

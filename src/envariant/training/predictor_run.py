@@ -1,4 +1,4 @@
-"""Fit predictors, which have no networks, and yield `Evaluated` events as the engine does for networks."""
+"""Fit predictors, which are not networks, and yield `Evaluated` events as the engine does for networks."""
 
 import math
 import time
@@ -20,7 +20,7 @@ from envariant.training.replica_stack import Change
 from envariant.training.replicas import Seeds
 from envariant.training.run_config import RunConfig
 
-# Largest number of inputs, or logits, of all environments that are predicted in one call.
+# Largest number of input values, or of logits, for which all environments are predicted in one call.
 _MOST_NUMBERS = 4_000_000
 
 
@@ -74,7 +74,7 @@ def run(
 
     Args:
         source: Data source of all replicas.
-        replicas: Number, seeds and unfitted predictor of each replica.
+        replicas: Index, seeds and unfitted predictor of each replica.
         config: Settings shared by all replicas.
         resume: Checkpoints of the stored run. Finished replicas are not fitted again.
 

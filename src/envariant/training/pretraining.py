@@ -269,8 +269,8 @@ def prepared(
         source: Data source of the replica.
         config: Settings of the run.
         initializer: Pretraining method for the initial weights, or None.
-        on_progress: Function called after every pretraining step with the number of the replica, the number
-            of completed steps and the total number of steps.
+        on_progress: Function called after every pretraining step with the index of the replica, the number of
+            completed steps and the total number of steps.
     """
     inference = replica.algorithm.environment_inference
     if inference is None and initializer is None:
@@ -295,7 +295,7 @@ def prepared(
 @final
 @dataclass(frozen=True, eq=False)
 class Fitting(Fit):
-    """Training of new models with a replica's seeds and learning rate.
+    """Function that trains new models with a replica's seeds and learning rate.
 
     A learning-rate schedule starts at step 0 for each model.
 

@@ -1,4 +1,4 @@
-"""Progress of single runs and studies, on a terminal, in a notebook and in log files."""
+"""Show the progress of single runs and studies on a terminal, in a notebook or in a log file."""
 
 import time
 from collections.abc import Callable, Generator
@@ -97,7 +97,7 @@ def show_sweep(label: str, runs: int, folder: Path, show: bool | None = None) ->
     Args:
         label: Name of the study.
         runs: Number of remaining runs.
-        folder: Folder of the study. Runs of other processes are counted when they have ended.
+        folder: Folder of the study. Runs of other processes are included when they have ended.
         show: Whether to show progress. Default: a bar on a terminal or in a notebook, else a line every 30
             seconds.
     """

@@ -1,4 +1,4 @@
-"""Outputs of progress: a bar of rich on a terminal, HTML in a notebook, and lines in log files.
+"""Progress output: a bar of the package rich on a terminal, HTML in a notebook, or lines in a log file.
 
 A background thread writes to notebooks and log files, so that they are updated even during steps of many
 minutes.
@@ -156,12 +156,12 @@ class LogBars(_TickedBars):
             self._console.print(self.text(task))
 
     def close(self) -> None:
-        """Write nothing: the caller reports the result."""
+        """Do nothing, because the caller reports the final result."""
 
 
 @final
 class NotebookBars(_TickedBars):
-    """Progress bars in the output of a notebook cell, shown from the first tick on."""
+    """Progress bars in the output of a notebook cell, first shown after one update interval."""
 
     def __init__(self, unit: str, clock: Clock) -> None:
         super().__init__(unit, clock)
@@ -252,7 +252,7 @@ def in_notebook() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as text, such as "2 h 5 min" or "40 s"."""
+    """Format a duration, such as "2 h 5 min" or "40 s"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

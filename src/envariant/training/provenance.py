@@ -40,7 +40,7 @@ def described(hardware: Mapping[str, str | int]) -> str:
         hardware: Facts from `hardware`.
 
     Returns:
-        Text such as "Linux x86_64, AMD EPYC, 2 cores, 1 PyTorch thread, device cpu".
+        String such as "Linux x86_64, AMD EPYC, 2 cores, 1 PyTorch thread, device cpu".
     """
     threads = hardware["threads"]
     accelerator = f" ({hardware['accelerator']})" if "accelerator" in hardware else ""

@@ -1,4 +1,4 @@
-"""Continue a finished run with more steps, where nothing in the run depends on their number."""
+"""Check whether a finished run can be continued with more steps, because nothing depends on their number."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -12,12 +12,12 @@ from envariant.training.resolution import ResolvedRun, resolve
 from envariant.training.run_config import RunConfig
 from envariant.training.run_spec import RunSpec
 
-# Functions, which may be made anew by each resolution, and the numbers themselves.
+# Functions, which may be different objects after each resolution, and the numbers of steps themselves.
 _NOT_COMPARED = ("model", "adapt", "steps", "evaluate_every")
 
 
 def check_raised_steps(requested: RunSpec, source: EnvironmentSource, before: int, now: int) -> None:
-    """Check that the first `before` steps of a run are the same if it has `now` steps.
+    """Check that the first `before` steps of a run do not change if its total number of steps is `now`.
 
     Args:
         requested: Options of the run.
@@ -38,7 +38,7 @@ def check_raised_steps(requested: RunSpec, source: EnvironmentSource, before: in
 
 
 def differences(first: ResolvedRun, second: ResolvedRun) -> Sequence[tuple[str, str, str]]:
-    """Return name and both values of everything that differs between two runs besides the number of steps.
+    """Return name and both values of every setting, other than the number of steps, that differs in two runs.
 
     Args:
         first: Resolved run.

@@ -56,7 +56,7 @@ class Record(Displayed):
     """Record of a run: options, data, execution and provenance.
 
     Attributes:
-        spec: Options with defaults filled in; objects are represented by text.
+        spec: Options with defaults filled in; objects are represented by strings.
         identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
         changed: Names of options that differ from the default settings of the data set for the algorithm.
         defaults: Source of the default settings, such as a paper.
@@ -113,7 +113,8 @@ class Record(Displayed):
     def unpredictable(self) -> dict[str, float]:
         """Test environments in which many rows have a class that does not occur in training.
 
-        The values are the shares of these rows, above `MOST_UNSEEN`. Such environments get no verdict.
+        The values are the shares of these rows; only shares above `MOST_UNSEEN` are included. Reports draw no
+        conclusion about such environments.
         """
         tests = (each for each in self.environments if each.role == "test")
         return {each.name: each.unseen for each in tests if each.unseen > MOST_UNSEEN}
@@ -159,19 +160,19 @@ class Record(Displayed):
         }
 
     def to_json(self) -> str:
-        """Return the record as JSON text, which `of_json` reads."""
+        """Return the record as a JSON string that `of_json` can read."""
         return json.dumps({**asdict(self), "spec": self.spec.to_dict()})
 
     @classmethod
     def of_json(cls, text: str, where: str) -> "Record":
-        """Return a record from its JSON text.
+        """Create a record from a JSON string.
 
         Args:
-            text: JSON text from `to_json`.
+            text: JSON string returned by `to_json`.
             where: Path of the file, for error messages.
 
         Raises:
-            EnvariantError: If the text is not a valid record.
+            EnvariantError: If the string is not a valid record.
         """
         try:
             return _STORED.validate_json(text)
@@ -211,7 +212,7 @@ def _majority(targets: Tensor) -> float:
 
 
 def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:
-    """Return the first difference between a stored and a requested run as text; "" if there is none.
+    """Describe the first difference between a stored and a requested run; return "" if there is none.
 
     Args:
         stored: Record of the stored run.

@@ -87,7 +87,8 @@ class ReplicaStack:
             raise StackingError("the model draws random numbers of its own, as dropout does")
         self._rows = Rows(sets, self._roles, device)
         if self._rows.reader is None:
-            # Rows from disk are many blocks of several threads; the gaps between them would add up.
+            # Not for rows from disk: several threads allocate many blocks, and the gaps between these blocks
+            # would accumulate.
             keep_freed_memory()
         self._trained = trained = training_rows(self._rows, sets, replicas, device)
         self._batches = sampler(trained, self.network, replicas, config)
@@ -151,7 +152,7 @@ class ReplicaStack:
 
     @property
     def waited(self) -> float:
-        """Seconds for which training and evaluation waited for rows on disk."""
+        """Seconds that training and evaluation have spent waiting for rows on disk."""
         readers = {id(rows.reader): rows.reader for rows in (self._rows, self._trained)}
         return self._waited + sum(reader.waited for reader in readers.values() if reader is not None)
 
@@ -195,7 +196,7 @@ class ReplicaStack:
         """
         failed_at = self._failed_at.tolist()
         losses = self._evaluate_average()
-        # By environment, then by replica.
+        # Nested by environment, then by replica.
         scores = {name: self._measured(name).tolist() for name in self._names}
         metrics = [] if self._metrics is None else self._metrics.tolist()
         gradient_rms = [] if self._gradient_rms is None else self._gradient_rms.tolist()
@@ -214,7 +215,8 @@ class ReplicaStack:
             if step > self.measured:
                 rows += own
                 if failed_at[k] < 0:
-                    # Metrics of a failing step are part of the reason; they do not belong to this state.
+                    # Metrics of a step that diverged are part of the failure's reason. They are not measured
+                    # values of this state.
                     reported |= {GRADIENT_RMS: gradient_rms[k]} if gradient_rms else {}
                     if self._config.clip is not None and step > 0:
                         reported[CLIP_SHARE] = clipped[k] / (step - max(0, self.measured))
@@ -251,7 +253,9 @@ class ReplicaStack:
             self._alive[k] = False
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the rows in an evaluation block of all replicas as a multiple of the largest environment.
+        """Return the number of rows evaluated at once, as a multiple of the rows of the largest environment.
+
+        A row that is evaluated for several replicas counts once for each of them.
 
         Args:
             replicas: Number of replicas.
@@ -277,7 +281,7 @@ class ReplicaStack:
             name: Name of the environment.
             rows: Indices of the rows to predict. Default: all rows.
             change: Function applied to the float32 inputs before prediction. Default: no change.
-            kept: Whether to predict with the weights of the step that the option `keep` chose.
+            kept: Whether to predict with the weights selected by the option `keep`.
         """
         inputs, targets = self._rows.of([name])
         axis = self._rows.axis
@@ -411,6 +415,6 @@ class ReplicaStack:
                 self._alive[k] = False
         self.step, self.measured = saved.step, saved.measured
         self._spent, self._started = saved.seconds, time.perf_counter()
-        # Of earlier processes: what this one has waited for is counted by its readers.
+        # Add the waiting time of earlier processes; the readers count the waiting time of this process.
         self._waited += saved.waited - self.waited
         self._ended = self._started

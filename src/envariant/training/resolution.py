@@ -71,7 +71,7 @@ class ResolvedRun:
     """Run whose options have been filled in and converted to objects.
 
     Attributes:
-        spec: Options with defaults filled in; objects are represented by text.
+        spec: Options with defaults filled in; objects are represented by strings.
         reference: Default options of the data set for this algorithm.
         source: Data source, including the validation split.
         algorithm: Algorithm with its hyperparameters.
@@ -93,13 +93,13 @@ class ResolvedRun:
     identity: str
 
     def replica(self, index: int, seeds: Seeds) -> Replica:
-        """Return the replica with a given number and seeds."""
+        """Create the replica with a given index and seeds."""
         trained = cast("Algorithm", self.algorithm.trained)
         decay = 0.0 if self.groups.decays is not None else self.spec.weight_decay
         return Replica(index, seeds, trained, self.learning_rate, decay, groups=self.groups)
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a remark for each schedule that is scaled to the run or never takes effect within it."""
+        """Return a remark for each schedule that is scaled to the run, or that has no effect within it."""
         rate = self.groups.rates or self.learning_rate
         return remarks(self.algorithm, rate, self.config.steps, self.config.optimizer)
 
@@ -325,11 +325,11 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
 def remarks(
     algorithm: ResolvedAlgorithm, learning_rate: object, steps: int, optimizer: OptimizerConfig | None = None
 ) -> tuple[str, ...]:
-    """Return a remark for each schedule that is scaled to a run or never takes effect within it.
+    """Return a remark for each schedule that is scaled to a run, or that has no effect within it.
 
     Args:
         algorithm: Algorithm with its hyperparameters.
-        learning_rate: Learning rate: a number, a schedule, values by parameter group, or text.
+        learning_rate: Learning rate: a number, a schedule, values by parameter group, or a string.
         steps: Number of steps of the run.
         optimizer: Optimizer of the run.
     """

@@ -74,7 +74,7 @@ class TrainingResult(Displayed):
     Attributes:
         record: Options, data and provenance of the run.
         rows: All measured values.
-        checkpoints: Mapping from replica to its last state, or to that of the step chosen by `keep`.
+        checkpoints: Mapping from replica to its state at the last step, or at the step selected by `keep`.
         build_model: Function that builds the first replica's network with initial weights. Default: build the
             network from its name.
         kept: Mapping from step to the states of the replicas at this step, kept by `keep="every(…)"`.
@@ -110,17 +110,17 @@ class TrainingResult(Displayed):
 
     @property
     def failures(self) -> dict[int, str]:
-        """Reason for the divergence of each diverged replica, by number of the replica."""
+        """Mapping from diverged replica to the reason for its divergence."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
     def stopped(self) -> dict[int, str]:
-        """Mapping from replica that a rule of the run stopped early to the step and the reason."""
+        """Mapping from replica that was stopped early to a sentence with the step and the reason."""
         return {k: c.stopped for k, c in sorted(self.checkpoints.items()) if c.stopped is not None}
 
     @property
     def kept_steps(self) -> str:
-        """Steps of the weights by replica, as text; "" if all are those of the last step."""
+        """Description of the steps from which weights were taken; "" if all are from the last step."""
         chosen = {k: c.step for k, c in sorted(self.checkpoints.items()) if c.step != (c.trained or c.step)}
         return named(f"{k}: of step {step}" for k, step in chosen.items())
 
@@ -142,13 +142,13 @@ class TrainingResult(Displayed):
 
     @property
     def waited(self) -> float:
-        """Part of `seconds` for which rows on disk were waited for; 0 if the rows are in memory."""
+        """Part of `seconds` that was spent waiting for rows on disk; 0 if the rows are in memory."""
         return sum(c.waited for c in self.checkpoints.values())
 
     def final(self, environment: str, metric: str) -> Spread:
-        """Return the value of a metric at the step of the result's weights, for each finished replica.
+        """Return the final value of a metric for each finished replica.
 
-        This is the last step, or the step that the option `keep` chose.
+        The value was measured at the last step, or at the step that the option `keep` selected.
 
         Args:
             environment: Label of the environment, one of the keys of `record.roles`.
@@ -185,10 +185,10 @@ class TrainingResult(Displayed):
         return Spread(tuple(scores[name][k] for k, name in enumerate(names))), names
 
     def at_step(self, step: int) -> "TrainingResult":
-        """Return the same result with the weights and scores of a kept step.
+        """Return a copy of the result with the weights and scores at a step kept by `keep="every(…)"`.
 
         Args:
-            step: Number of updates of the weights, one of the kept steps.
+            step: Step, one of the keys of `kept`.
 
         Raises:
             EnvariantError: If the weights of this step were not kept.
@@ -211,8 +211,9 @@ class TrainingResult(Displayed):
 
         Args:
             replica: Index of the replica.
-            module: Module to copy and load the weights into, for runs that were loaded from disk and whose
-                model is of your own class. Default: the network is built as for the run.
+            module: Module of the same class as the trained model. The weights are loaded into a copy of it.
+                It is required only if the run was loaded from disk and its model was passed as an object.
+                Default: the network is built as it was for training.
 
         Raises:
             EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or
@@ -259,7 +260,7 @@ class TrainingResult(Displayed):
         return module.eval()
 
     def summary(self) -> "pd.DataFrame":
-        """Return mean and standard deviation over replicas, per environment and for the worst environment."""
+        """Return mean and standard deviation over replicas, by environment and for the worst environment."""
         import pandas as pd
 
         metric = self.record.metric

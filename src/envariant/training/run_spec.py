@@ -1,7 +1,7 @@
 """`RunSpec`: all training options, with defaults and descriptions.
 
-`train`, studies, estimators, command-line flags, stored records and "rerun" commands all use this list.
-Importing this module does not import PyTorch, so `--help` stays fast.
+`train`, studies, estimators, command-line flags, stored records and commands that repeat a run all use this
+list. Importing this module does not import PyTorch, so `--help` stays fast.
 """
 
 import hashlib
@@ -307,7 +307,7 @@ class RunSpec(BaseModel, Displayed):
         return RunSpec(**{**self.options(), **changes})
 
     def options(self) -> dict[str, Any]:
-        """Return all options by name, without converting objects to text."""
+        """Return all options by name; objects are not converted to strings."""
         return {name: getattr(self, name) for name in RunSpec.model_fields}
 
     def non_defaults(self) -> dict[str, Any]:
@@ -338,18 +338,18 @@ class RunSpec(BaseModel, Displayed):
         return words
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as a JSON-compatible dictionary; objects become text."""
+        """Return the options as a JSON-compatible dictionary; objects are converted to strings."""
         return {key: plain(value) for key, value in self.options().items()}
 
     def described(self) -> "RunSpec":
-        """Return a copy with every object replaced by its text, as stored in records."""
+        """Return a copy in which every object is replaced by its string representation, as in records."""
         return RunSpec(**self.to_dict())
 
     def identity(self, identities: Mapping[str, str]) -> str:
         """Return a content hash of the run, which does not depend on file locations.
 
         Args:
-            identities: Content hashes of options that are not fully described by their text, by name.
+            identities: Content hashes, by name, of options that their string does not describe completely.
         """
         meaning = {
             key: identities.get(key, plain(value))

@@ -1,4 +1,4 @@
-"""Training rows, batches and optimizer of a replica stack."""
+"""Create the training rows, the batch sampler and the optimizer of a replica stack."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from envariant.training.run_config import RunConfig
 def training_rows(
     rows: Rows, sets: Sequence[EnvironmentSet], replicas: Sequence[Replica], device: torch.device
 ) -> Rows:
-    """Return the training rows, divided into the inferred environments if there are any.
+    """Return the training rows; if environments were inferred, the rows are grouped by inferred environment.
 
     Args:
         rows: Rows of all environments.

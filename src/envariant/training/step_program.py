@@ -1,7 +1,7 @@
 """One training step of K replicas as a recorded program of tensor operations.
 
-The step of an algorithm is a pure function, so `torch.func.vmap` turns it into a step of K stacked replicas.
-All steps have the same operations. They are therefore recorded once and replayed without the overhead of
+The step of an algorithm is a pure function, so `torch.func.vmap` can vectorize it over K stacked replicas.
+All steps consist of the same operations. These are recorded once and then replayed without the overhead of
 Python, with bit-identical results.
 """
 
@@ -71,7 +71,7 @@ class StepOutputs(NamedTuple):
 
     Attributes:
         gradients: Concatenated gradients of all parameters; 0 for diverged replicas.
-        buffers: New values of all buffers that change in a training pass.
+        buffers: New values of all buffers that change in a forward pass in training mode.
         state: New state of the algorithm.
         metrics: Metrics of the algorithm, in the order of `StepProgram.metrics`.
         alive: Mask of the replicas that have not diverged up to and including this step.
@@ -302,7 +302,7 @@ def chosen(alive: Tensor, new: Any, old: Any) -> Any:
     Args:
         alive: Mask of the replicas that have not diverged.
         new: Tensor with one entry per replica, or a nested mapping of such tensors.
-        old: Values in the same form; other keys are ignored.
+        old: Old values in the same form as `new`; additional keys are ignored.
     """
     if isinstance(new, Tensor):
         return torch.where(alive.view(-1, *(1,) * (new.dim() - 1)), new, old)

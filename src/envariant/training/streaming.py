@@ -166,7 +166,7 @@ class StreamedInputs:
         """
 
         def requests(step: int) -> list[Request]:
-            # Without their own sets, all replicas read from the first.
+            # If the replicas share one set of environments, all of them read from it.
             own = zip(index(step), keys(step).tolist(), strict=True)
             return [
                 request

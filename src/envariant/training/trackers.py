@@ -191,7 +191,7 @@ class MLflow(LiveTracker, Tracker):
             self.log(run_label(run), points(history.itertuples()))
             self.end(run_label(run))
         except EnvariantError:
-            # Otherwise the next attempt would leave a second incomplete run.
+            # Delete the incomplete run, because the next attempt starts a new one.
             self._discard(_tag(run_label(run)))
             raise
 

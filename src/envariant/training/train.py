@@ -39,8 +39,8 @@ def train(
         out: Folder to store the run in. Repeat the call to resume an interrupted run. Default: not stored.
         progress: Whether to show progress. Default: a bar on a terminal or in a notebook, else a line every
             30 seconds.
-        callbacks: Objects whose methods are called during training (`training.callbacks.Callback`), such as
-            trackers; one or several.
+        callbacks: One object or several objects whose methods are called during training, such as trackers;
+            see `training.callbacks.Callback`.
         options: Any option of `RunSpec`, such as `steps`, `model`, `learning_rate`, `replicas` or `seed`.
 
     Returns:
@@ -50,8 +50,8 @@ def train(
         EnvariantError: If an option is unknown, options contradict one another, or a callback fails.
 
     Warns:
-        EnvariantWarning: If a suggested schedule is scaled to `steps`, if a schedule never takes effect
-            within the run, or if the outputs of the model cannot be logits.
+        EnvariantWarning: If a suggested schedule is scaled to `steps`, if a schedule has no effect within the
+            run, or if the outputs of the model cannot be logits.
 
     Example:
         >>> import envariant

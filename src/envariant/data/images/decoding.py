@@ -145,7 +145,7 @@ def _upright(rgb: Any, orientation: int) -> Any:
 
 
 def _notes(image: Any) -> Iterable[str]:
-    # Before the pixels are loaded, the decoder's arguments show the depth.
+    # Before the pixels are loaded, the bit depth is visible only in the arguments of the decoder.
     if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
         yield "deep"
     if image.mode == "CMYK":
@@ -163,7 +163,7 @@ def _largest(path: Path) -> int:
     try:
         with pillow().open(path, formats=_FORMATS) as image:
             return int(image.getextrema()[1]) if image.mode.startswith("I") else 0
-    # Decoding reports what is wrong with the file.
+    # Errors are ignored here, because `decode` reports them later.
     except Exception:
         return 0
 

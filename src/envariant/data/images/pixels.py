@@ -135,7 +135,7 @@ class PixelFile(Pixels):
             with path.open("rb") as file:
                 file.seek(offset + size)
                 end = file.read()
-        # NumPy raises many types of error for a damaged header, such as that of its tokenizer.
+        # For a damaged header, NumPy raises many types of error, including errors of Python's tokenizer.
         except Exception:
             return None
         content, seal = end[:-_DIGEST_SIZE], end[-_DIGEST_SIZE:]

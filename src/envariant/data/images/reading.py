@@ -45,7 +45,7 @@ Storage = Literal["memory", "disk", "files"]
 MEMORY_SHARE = 0.25
 """Share of the free memory up to which images are kept in memory by default."""
 
-# Part of the cache key; increased when decoding changes.
+# Part of the cache key; must be increased when decoding changes.
 _DECODER_VERSION = "3"
 # Files submitted to the threads at a time: enough to use all threads, few enough to stop quickly.
 _FILES_PER_BATCH = 256

@@ -16,8 +16,8 @@ from envariant.data.images.reading import SUFFIXES
 
 CLASSES = ("bulldog", "corgi", "dachshund", "labrador")
 
-# Images of each breed in an environment, and the shares of those on the breed's own background in one-to-one
-# benchmarks; the others have one background that all breeds share.
+# Number of images of each breed in an environment. In one-to-one benchmarks, also the shares of images whose
+# background is specific to the breed; the other images have a background that all breeds share.
 _TOTAL, _SHARES = 3168, (0.97, 0.87)
 # Order in which the tables list the breeds.
 _BREEDS = ("bulldog", "dachshund", "labrador", "corgi")

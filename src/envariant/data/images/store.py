@@ -45,7 +45,7 @@ class ImageStore(InputStore):
 
     @property
     def encoding(self) -> Hashable:
-        # That of a `ByteStore`, which decodes in the same way.
+        # Equal to the encoding of a `ByteStore`, which decodes in the same way.
         return torch.uint8, self.mean, self.deviation
 
     @property

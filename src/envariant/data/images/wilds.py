@@ -211,7 +211,7 @@ def _camelyon17(table: Table) -> Rows:
         f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
         for patient, node, x, y in table.together("patient", "node", "x_coord", "y_coord")
     ]
-    # Two hospitals are never training environments, regardless of the split of their slides.
+    # Two of the hospitals are never training environments, regardless of the split of their slides.
     fixed, official = {"1": "val", "2": "test"}, table.together("center", "split")
     splits = [fixed.get(center, "id_val" if split == "1" else split) for center, split in official]
     return Rows(files, table["tumor"], [f"center {center}" for center in table["center"]], splits)
@@ -263,7 +263,7 @@ def _fmow(table: Table) -> Rows:
         if role is None:
             unused += 1
             continue
-        # The number of an image is the number of its row, with the unused rows.
+        # Images are numbered by their row in the file; unused rows are counted too.
         files.append(f"images/rgb_img_{k}.png")
         labels.append(label)
         environments.append(regions.get(country, "Other"))

@@ -96,7 +96,7 @@ def sweep(
             required but missing.
 
     Warns:
-        EnvariantWarning: If a schedule never takes effect within a run.
+        EnvariantWarning: If a schedule has no effect within a run.
     """
     if not isinstance(execution, Execution):
         execution_request(cast("Any", execution))
@@ -216,7 +216,7 @@ def _train(store: Store, number: int, recorder: Recorder, plan: _Plan, on_progre
     job = Job(plan.study, members, plan.execution, plan.memory)
     threads = torch.get_num_threads()
     if recorder.record is not None and recorder.record.threads <= machine.cores():
-        # Another number of threads gives other rounding.
+        # Rounding depends on the number of threads.
         torch.set_num_threads(recorder.record.threads)
     called: CallbackRunner | None = None
     try:

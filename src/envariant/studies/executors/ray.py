@@ -57,7 +57,7 @@ def sweep(
             or `study` is required but missing.
 
     Warns:
-        EnvariantWarning: If a schedule never takes effect within a run.
+        EnvariantWarning: If a schedule has no effect within a run.
     """
     if not isinstance(execution, Execution):
         execution_request(cast("Any", execution))

@@ -14,7 +14,7 @@ from envariant.core.errors import EnvariantError
 @final
 @dataclass(frozen=True)
 class SelectedRun:
-    """Run that was selected by a rule, and the selected step within this run.
+    """Run that a rule selected, and the selected step within this run.
 
     Attributes:
         run: ID of the run in the study.

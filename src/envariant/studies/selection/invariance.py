@@ -12,8 +12,9 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 @final
 @dataclass(frozen=True)
 class Invariance(Selection):
-    """Run with the best validation score at its last step, among runs with an invariance p-value ≥ `alpha`.
+    """Rule that selects the run with the best validation score among runs that pass an invariance test.
 
+    Each run is represented by its last step, and passes if the p-value of the test is at least `alpha`.
     Null hypothesis: given the model's prediction, the target does not depend on the training environment
     (`analysis/invariance_test.py`). If all p-values are below `alpha`, the run with the largest p-value is
     selected, with a remark.

@@ -19,7 +19,9 @@ from envariant.studies.selection.base import (
 @final
 @dataclass(frozen=True)
 class LeaveOneOut(Selection):
-    """Trial and step with the best mean score in left-out environments. Gulrajani & Lopez-Paz 2021.
+    """Rule that selects the trial and step with the best score in left-out environments.
+
+    Gulrajani & Lopez-Paz 2021.
 
     To select a run with test environment t, each other environment v is left out in turn. For this, the study
     must contain, for each trial, a run with test environments {t, v}; this run is scored in v. The score of a

@@ -11,7 +11,7 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 @final
 @dataclass(frozen=True)
 class Oracle(Selection):
-    """Run with the best test score at its last step. Gulrajani & Lopez-Paz 2021.
+    """Rule that selects the run with the best test score at its last step. Gulrajani & Lopez-Paz 2021.
 
     As in DomainBed, only the last step of each run is considered, without early stopping.
     """

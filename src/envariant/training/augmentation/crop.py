@@ -13,7 +13,7 @@ from envariant.core import specs
 from envariant.core.errors import EnvariantError
 from envariant.training.augmentation.base import Augmentation, check_images
 
-# Attempts to draw a crop that fits into the image; then the largest crop in the center is taken.
+# Number of attempts to sample a crop that fits into the image. If all fail, the largest central crop is used.
 _ATTEMPTS = 10
 
 
@@ -114,7 +114,7 @@ def _sources(start: Tensor, length: Tensor, size: int, images: Tensor) -> Tensor
     """Return the position in the image from which each output pixel is taken, `[rows, size]`."""
     pixels = torch.arange(size, device=images.device, dtype=torch.float32) + 0.5
     inside = pixels * (length / size)[:, None] - 0.5
-    # Pixels at the edge of the crop are repeated: what lies outside does not count.
+    # Positions outside the crop are clamped to its edge, so pixels outside the crop are not used.
     return start[:, None] + torch.minimum(inside.clamp(min=0), (length - 1)[:, None])
 
 

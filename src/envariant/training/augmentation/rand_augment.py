@@ -125,7 +125,7 @@ def _posterize(images: Images, size: float, sign: Tensor) -> Images:
 
 def _solarize(images: Images, size: float, sign: Tensor) -> Images:
     del sign
-    # Compared between two levels, so that rounding does not matter.
+    # The threshold is shifted to a value between two byte levels, so that rounding does not matter.
     return torch.where(images * 255 + 0.01 >= 255 * (1 - size), 1 - images, images)
 
 

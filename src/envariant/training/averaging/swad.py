@@ -140,7 +140,7 @@ class SWAD(Averaging):
             if min(losses[first : k + 1]) > threshold:
                 return tuple(added), () if added else (start,), True
             added.append(first)
-        # The code adds the rest of its queue at the end of training.
+        # The released code adds the remaining segments of its queue at the end of training.
         rest = [
             k
             for k in range(max(0, len(losses) - self.n_tolerance) + 1, len(losses))

@@ -126,10 +126,10 @@ class StoreReader(ABC):  # noqa: B024
             self.parse(rate, int | float | str | None)
 
     def parse(self, text: str, kind: Any) -> Any:
-        """Parse a stored JSON text.
+        """Parse a stored JSON string.
 
         Raises:
-            EnvariantError: If the text is not JSON, or its value is not of type `kind`.
+            EnvariantError: If the string is not JSON, or its value is not of type `kind`.
         """
         try:
             value = json.loads(text)
@@ -150,7 +150,7 @@ class StoreReader(ABC):  # noqa: B024
         self.close()
 
     def fact(self, name: str) -> str | None:
-        """Return a text that was stored under a name, such as "study"; None if there is none."""
+        """Return the string that `set_fact` stored under `name`, such as "study"; None if there is none."""
         rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 
@@ -198,13 +198,13 @@ class StoreReader(ABC):  # noqa: B024
         )
 
     def history_rows(self, runs: Sequence[int]) -> list[HistoryRow]:
-        """Return the measured values of some runs, sorted by run, step and first use of the metric."""
+        """Return the measured values of runs, sorted by run, step and first occurrence of the metric."""
         measured = self._frame(_HISTORY.format(_among(runs)) + "run, step, h.metric")
         measured = measured.astype({"value": float}).rename(columns={"run": "replica"})
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
-        """Return the stored predictions of a run, by name and role of the environment."""
+        """Return the stored predictions of a run: a mapping from environment name and role to predictions."""
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "

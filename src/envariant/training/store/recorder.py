@@ -30,8 +30,8 @@ class Recorder:
         store: Store of the job.
         job: ID of the job.
         lock: Acquired lock of the job.
-        compared_in: Function from the record to a pair: the metric used to compare runs, and whether higher
-            values are better. Default: the metric of the task.
+        compared_in: Function that maps the record to a pair: the metric used to compare runs, and whether
+            higher values are better. Default: the metric of the task.
 
     Attributes:
         record: Record of the job, as first stored; None if the job has not begun.
@@ -119,10 +119,10 @@ class Recorder:
         return saved
 
     def raise_steps(self, record: Record) -> None:
-        """Plan further steps of a stored run if the record has more; its evaluations continue.
+        """Plan additional steps of a stored run if the requested number of steps is larger.
 
         Args:
-            record: Record of the requested run, whose first steps equal those of the stored run.
+            record: Record of the requested run, whose first steps equal the steps of the stored run.
 
         Raises:
             EnvariantError: If the job was begun with other options, data or versions.
@@ -169,7 +169,7 @@ class Recorder:
             self._saved = time.monotonic()
 
     def kept(self) -> dict[int, dict[int, ReplicaState]]:
-        """Return the kept states by step and replica, up to the last measurement of each replica."""
+        """Return the states saved by the option `keep` up to the last measurement, by step and replica."""
         return checkpoints.kept_states(self._folder, {(row.replica, row.step) for row in self.rows})
 
     def finish(self, error: str | None = None) -> None:

@@ -31,7 +31,7 @@ class Trial:
 @final
 @dataclass(frozen=True)
 class PlannedRun:
-    """One replica of one trial of one algorithm on one split into training and test environments.
+    """Planned run: one replica of one trial of an algorithm, with given data and test environments.
 
     Attributes:
         data: Name of the data source.

@@ -53,7 +53,7 @@ class SingleRun:
 
     @property
     def kept(self) -> dict[int, dict[int, ReplicaState]]:
-        """States that the option `keep` kept before the run was resumed, by step and replica."""
+        """States saved by the option `keep` before the run was resumed, by step and replica."""
         return {} if self._recorder is None else self._recorder.kept()
 
     def begin(self, record: Record) -> Sequence[Checkpoint]:
@@ -120,7 +120,7 @@ class SingleRun:
 def load_run(
     folder: Path,
 ) -> tuple[Record, list[HistoryRow], dict[int, ReplicaState], dict[int, dict[int, ReplicaState]]]:
-    """Read a stored run: record, measured values, last state of each replica, and kept states by step.
+    """Read a stored run: record, measured values, last state of each replica, and states saved by `keep`.
 
     Args:
         folder: Folder of the run.

@@ -58,7 +58,7 @@ class Store(StoreReader):
         return cls(folder)
 
     def set_fact(self, name: str, value: str) -> None:
-        """Store a text under a name, such as the declaration of the study."""
+        """Store a string, such as the declaration of the study, under the key `name`."""
         with self._transaction() as execute:
             execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
 
@@ -109,7 +109,7 @@ class Store(StoreReader):
                 the planned runs, so that jobs become smaller and all processes end at about the same time.
             declares: Function that returns whether this process can train runs of a given data set and
                 algorithm.
-            options: Names among the hyperparameters in which the runs of a job must agree.
+            options: Names of hyperparameters that must have the same value in all runs of a job.
 
         Returns:
             ID of the new job; None if no planned run can be trained by this process.
@@ -150,7 +150,7 @@ class Store(StoreReader):
             self._name(execute, metric)
 
     def continue_job(self, job: int, record: Record) -> None:
-        """Replace the record of a job by one with more steps, and mark the runs of the job as running.
+        """Replace the record of a job by a record with more steps, and mark the job's runs as running.
 
         Args:
             job: ID of the job.

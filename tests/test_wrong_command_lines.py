@@ -156,7 +156,7 @@ WRONG = [
     (f"{TRAIN} -a dann --weight-decay 0.1", "dann: has a built-in optimizer", "leave optimizer and weight_decay out"),
     (f"{TRAIN} -a boosted-treess", "unknown algorithm 'boosted-treess'; did you mean 'boosted-trees'?"),
     (f"{TRAIN} -a 'boosted-trees(depth=2)'", "boosted-trees: takes no settings in a string; pass an object"),
-    ("train -d colored-digits -a boosted-trees --lr 0.1", "is fitted without gradient steps; leave learning_rate out"),
+    ("train -d colored-digits -a boosted-trees --lr 0.1", "is fitted without gradient steps, so these options do not apply; remove them: learning_rate"),
     (f"{TRAIN} -a majority-class --set l2=1", "majority-class: takes no hyperparameters"),
     # hyperparameters
     (f"{TRAIN} -a irm --set coefficient=1 --set coefficient=2", "--set: coefficient is given twice"),

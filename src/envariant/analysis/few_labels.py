@@ -130,8 +130,8 @@ def recalibrate(
 
     For scores z, the model is logit p = a + b z with intercept a and slope b. Estimates maximize the
     posterior with priors a ~ N(0, s²) and b ~ N(1, 0.5²), where s is `intercept_sd`, so they are finite even
-    with a single label or a single class. With several classes, there is one intercept per class except the first, and one
-    slope.
+    with a single label or a single class. With several classes, there is one intercept per class except the
+    first, and one slope.
 
     Args:
         scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.

@@ -139,10 +139,10 @@ def test_texts_are_encoded_by_workers(tmp_path, fake):
         assert (one.values == other.values).all()
 
 
-def test_executor_is_a_setting_but_not_part_of_the_identity():
-    here, there = (Features(rows(), BACKBONE, executor=name) for name in ("local", "ray"))
+def test_executor_is_a_setting_but_not_part_of_the_identity(tmp_path):
+    here, there = (Features(rows(), BACKBONE, executor=name, cache=tmp_path) for name in ("local", "ray"))
     assert (here.name, here.identity()) == (there.name, there.identity())
-    named = data.source("features(digits, 'mlp(hidden=4)', executor=ray, address=auto)")
+    named = data.source("features(colored-digits, 'mlp(hidden=4)', executor=ray, address=auto)")
     assert isinstance(named, Features)
     assert (named.executor, named.address) == ("ray", "auto")
     with pytest.raises(EnvariantError, match="address needs executor='ray'"):

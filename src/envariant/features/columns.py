@@ -1,7 +1,7 @@
 """Replace text columns of a table by the features of a text encoder."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -123,7 +123,7 @@ def encoded(
     path = cache_folder(cache) / "features" / f"{key}.npy"
     remedy = f"name a folder with free space in the variable {CACHE_VARIABLE}"
 
-    def blocks(first: int):
+    def blocks(first: int) -> Iterator[Tensor]:
         if cluster is not None:
             work = Texts(encoder, identity, distinct)
             yield from cluster.blocks(work, (len(distinct),), _BATCH)(0, first)

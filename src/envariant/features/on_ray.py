@@ -6,6 +6,7 @@ Blocks of rows are computed as tasks. If a worker dies, its block is computed ag
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
@@ -19,9 +20,11 @@ from envariant.core.cluster import connected
 from envariant.core.errors import EnvariantError, first_line
 
 # Maximum number of times that a block is computed again because its worker died.
-_TRIES = 10
+_TRIES = 3
 # Submitted blocks per worker, so that no worker is idle.
 _AHEAD = 2
+# Seconds within which a canceled block ends.
+_CANCEL_S = 5
 
 BlocksOf = Callable[[int, int], Iterator[Tensor]]
 """Function from the index of an environment and a first row to blocks of features from there on."""
@@ -92,6 +95,10 @@ class Cluster:
             finally:
                 for block in pending:
                     ray.cancel(block)
+                for block in pending:
+                    # Ray prints the tracebacks of errors that nobody has received.
+                    with suppress(Exception):
+                        ray.get(block, timeout=_CANCEL_S)
 
         return blocks
 

@@ -76,8 +76,10 @@ class Cluster:
                 # In a list, so that Ray does not fetch the object again for every task.
                 reference = [ray.put(work)]
             except Exception as error:
+                # The message of Ray's own error is the whole object as text.
+                cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
                 raise EnvariantError(
-                    f"features: source or backbone cannot be sent to the cluster ({first_line(error)}); use "
+                    f"features: source or backbone cannot be sent to the cluster ({first_line(cause)}); use "
                     f"names, or executor='local'"
                 ) from None
             task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_retries=_TRIES)(_computed)

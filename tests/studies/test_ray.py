@@ -6,6 +6,7 @@ from threading import Thread
 import pandas as pd
 import pytest
 
+from envariant.core import cluster
 from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, begin, sweep
 from envariant.studies.executors import ray as on_ray
@@ -20,7 +21,7 @@ def test_missing_ray_names_the_extra_to_install(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(on_ray, "import_module", missing)
+    monkeypatch.setattr(cluster, "import_module", missing)
     with pytest.raises(EnvariantError, match=r"pip install 'envariant\[ray\]', or use the local executor"):
         on_ray.sweep(tmp_path)
 

@@ -1,12 +1,14 @@
 """Replace text columns of a table by the features of a text encoder."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from envariant.core.errors import EnvariantError, EnvariantWarning, unknown_name
 from envariant.data.cache import CACHE_VARIABLE, cache_folder
@@ -15,13 +17,18 @@ from envariant.data.tables.table import LogEntry, Table
 from envariant.features.backbones import TextEncoder
 from envariant.features.feature_file import features_in
 from envariant.features.images import content_key
+from envariant.features.on_ray import Cluster, Extractable
 
 # Texts encoded and stored together.
 _BATCH = 256
 
 
 def embedded(
-    table: Table, names: Sequence[str], encoder: TextEncoder, cache: str | Path | None = None
+    table: Table,
+    names: Sequence[str],
+    encoder: TextEncoder,
+    cache: str | Path | None = None,
+    cluster: Cluster | None = None,
 ) -> Table:
     """Return a table in which each text column is replaced by numeric columns, one per feature.
 
@@ -31,6 +38,7 @@ def embedded(
         encoder: Text encoder.
         cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
             folder.
+        cluster: Ray cluster on which texts are encoded. Default: this process.
 
     Raises:
         EnvariantError: If a column is unknown or not text, or there is no column of free text.
@@ -51,7 +59,7 @@ def embedded(
     columns = tuple(column for column in table.columns if column.name not in selected)
     log: list[LogEntry] = []
     for name in selected:
-        values = encoded(available[name], encoder, cache)
+        values = encoded(available[name], encoder, cache, cluster)
         columns += text_columns(name, values)
         log.append(LogEntry(name, f"replaced by {values.shape[1]} features of {encoder}"))
     return replace(
@@ -91,7 +99,12 @@ def is_feature(name: str, columns: Sequence[str]) -> bool:
     return column in columns and number.isdecimal()
 
 
-def encoded(column: Column, encoder: TextEncoder, cache: str | Path | None = None) -> NDArray[np.float32]:
+def encoded(
+    column: Column,
+    encoder: TextEncoder,
+    cache: str | Path | None = None,
+    cluster: Cluster | None = None,
+) -> NDArray[np.float32]:
     """Return the features of a text column, `[rows, width]`, from the cache if they are stored there.
 
     Every distinct text is encoded once. Missing values are encoded as empty strings.
@@ -101,15 +114,46 @@ def encoded(column: Column, encoder: TextEncoder, cache: str | Path | None = Non
         encoder: Text encoder.
         cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
             folder.
+        cluster: Ray cluster on which texts are encoded. Default: this process.
     """
     texts = [text or "" for text in column.texts()]
-    distinct, rows = np.unique(np.array(texts, dtype=object), return_inverse=True)
-    key = content_key(encoder, encoder.identity(), *distinct)
+    values, rows = np.unique(np.array(texts, dtype=object), return_inverse=True)
+    distinct, identity = values.tolist(), encoder.identity()
+    key = content_key(encoder, identity, *distinct)
     path = cache_folder(cache) / "features" / f"{key}.npy"
     remedy = f"name a folder with free space in the variable {CACHE_VARIABLE}"
 
-    def blocks(first: int):
+    def blocks(first: int) -> Iterator[Tensor]:
+        if cluster is not None:
+            work = Texts(encoder, identity, distinct)
+            yield from cluster.blocks(work, (len(distinct),), _BATCH)(0, first)
+            return
         for start in range(first, len(distinct), _BATCH):
-            yield encoder.embed(distinct[start : start + _BATCH].tolist())
+            yield encoder.embed(distinct[start : start + _BATCH])
 
     return features_in(path, (len(distinct), encoder.width), "float32", blocks, remedy).numpy()[rows]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Texts(Extractable):
+    """Texts that the workers of a cluster encode, with the same weights as the calling process.
+
+    Attributes:
+        encoder: Text encoder.
+        identity: Identity of its weights in the calling process.
+        texts: Distinct texts.
+    """
+
+    encoder: TextEncoder
+    identity: str
+    texts: Sequence[str]
+
+    def features(self, environment: int, first: int, last: int) -> Tensor:
+        del environment
+        if self.encoder.identity() != self.identity:
+            raise EnvariantError(
+                f"features: {self.encoder} has other weights in a worker of the Ray cluster; install the "
+                f"same weights on every node"
+            )
+        return self.encoder.embed(self.texts[first:last])

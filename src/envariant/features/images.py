@@ -5,9 +5,10 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,14 @@ from torch.nn import functional
 
 from envariant.core.console import SafeConsole
 from envariant.core.environments import EnvironmentSet, EnvironmentSource
-from envariant.core.errors import EnvariantWarning
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.input_store import InputStore
 from envariant.data.cache import CACHE_VARIABLE
 from envariant.data.images.base import ImageSource
 from envariant.data.images.reading import DEVIATION, MEAN
 from envariant.features.backbones import Extractor
 from envariant.features.feature_file import DType, features_in, rows_done
+from envariant.features.on_ray import BlocksOf, Extractable
 
 # Part of the cache key; must be increased when the extraction changes.
 _VERSION = "1"
@@ -131,25 +133,21 @@ def preprocessing(
 
 def features_of(
     sample: EnvironmentSet,
-    network: nn.Module,
+    blocks: BlocksOf,
     key: str,
     width: int,
     dtype: DType,
     folder: Path,
-    batch_size: int,
-    device: torch.device,
 ) -> tuple[list[Tensor], Extraction]:
     """Return the features of every environment from the cache; compute and store them first if necessary.
 
     Args:
         sample: Environments.
-        network: Preprocessing and backbone, from decoded inputs to features.
+        blocks: Function that computes the features of the environments.
         key: String that identifies the preprocessing, architecture and weights.
         width: Number of features.
         dtype: Data type of the stored features.
         folder: Folder of the feature files.
-        batch_size: Rows per forward pass.
-        device: Device of the forward pass.
 
     Raises:
         EnvariantError: If the cache cannot be written.
@@ -161,27 +159,83 @@ def features_of(
     start, total, stored = time.perf_counter(), sum(map(len, stores)), sum(done)
     size = f"{total * width * (4 if dtype == 'float32' else 2) / 2**20:,.0f} MiB"
     remedy = f"name a folder with {size} of free space as cache or in the variable {CACHE_VARIABLE}"
-    network = network.to(device)
     with _Progress(total, stored) as progress:
 
-        def blocks(store: InputStore, first: int) -> Iterator[Tensor]:
-            for begin in range(first, len(store), batch_size):
-                index = torch.arange(begin, min(begin + batch_size, len(store)))
-                with torch.inference_mode():
-                    rows = store.decode(store.gather(index).to(device))
-                    features = network(rows).flatten(1).float().cpu()
-                yield features
-                progress.advance(len(index))
+        def counted(environment: int, first: int) -> Iterator[Tensor]:
+            for block in blocks(environment, first):
+                yield block
+                progress.advance(len(block))
 
         tensors = [
-            features_in(path, shape, dtype, lambda first, store=store: blocks(store, first), remedy)
-            for path, shape, store in zip(paths, shapes, stores, strict=True)
+            features_in(path, shape, dtype, lambda first, k=k: counted(k, first), remedy)
+            for k, (path, shape) in enumerate(zip(paths, shapes, strict=True))
         ]
-    network.to("cpu")
     extraction = Extraction(progress.rows, total - progress.rows, time.perf_counter() - start)
     if extraction.rows:
         SafeConsole(stderr=True).print(str(extraction))
     return tensors, extraction
+
+
+def batches(
+    store: InputStore, network: nn.Module, batch_size: int, first: int, last: int
+) -> Iterator[Tensor]:
+    """Yield the features of the rows from `first` to before `last`, one batch at a time.
+
+    Args:
+        store: Inputs of an environment.
+        network: Preprocessing and backbone, from decoded inputs to features.
+        batch_size: Rows per forward pass.
+        first: First row.
+        last: End of the rows.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)
+    try:
+        for begin in range(first, last, batch_size):
+            index = torch.arange(begin, min(begin + batch_size, last))
+            with torch.inference_mode():
+                rows = store.decode(store.gather(index).to(device))
+                features = network(rows).flatten(1).float().cpu()
+            yield features
+    finally:
+        network.to("cpu")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SourceRows(Extractable):
+    """Rows of a source, which every worker reads from the source itself and checks by its identity.
+
+    Attributes:
+        source: Data source.
+        identity: Identity of the source in the calling process.
+        seed: Seed of the data draw.
+        network: Preprocessing and backbone, from decoded inputs to features.
+        batch_size: Rows per forward pass.
+    """
+
+    source: EnvironmentSource
+    identity: str
+    seed: int
+    network: nn.Module
+    batch_size: int
+
+    @cached_property
+    def _sample(self) -> EnvironmentSet:
+        source: Any = self.source
+        if isinstance(source, ImageSource):
+            # A worker decodes only its own rows, instead of keeping all images in memory.
+            source = replace(source, storage="files", workers=1)
+        if source.identity() != self.identity:
+            raise EnvariantError(
+                f"features: a worker of the Ray cluster finds other data at {source.name}; give every node "
+                f"the same files under the same path"
+            )
+        return source.sample(self.seed)
+
+    def features(self, environment: int, first: int, last: int) -> Tensor:
+        store = self._sample.environments[environment].input_store
+        return torch.cat(list(batches(store, self.network, self.batch_size, first, last)))
 
 
 def content_key(*parts: object) -> str:

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, Literal, cast, final
 
-import torch
 from torch import Tensor, nn
 
 from envariant.core import specs
@@ -22,10 +21,21 @@ from envariant.data.tables.source import source as table_named
 from envariant.features.backbones import Extractor, TextEncoder, extractor, name_of
 from envariant.features.columns import embedded
 from envariant.features.feature_file import DType
-from envariant.features.images import Extraction, Preprocessing, content_key, features_of, preprocessing
+from envariant.features.images import (
+    Extraction,
+    Preprocessing,
+    SourceRows,
+    batches,
+    content_key,
+    features_of,
+    preprocessing,
+)
 from envariant.features.lookup import backbone_of
+from envariant.features.on_ray import BlocksOf, Cluster
 from envariant.features.store import FeatureStore, Standardization
 
+# Batches that a worker of a cluster computes at once.
+_BATCHES = 4
 # Fields that are not settings.
 _HIDDEN = ("_samples",)
 
@@ -69,6 +79,8 @@ class Features(SpecSource):
         batch_size: Rows per forward pass.
         cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
             folder.
+        executor: "local", or "ray" to extract features on a Ray cluster.
+        address: Address of the Ray cluster. Default: the running one, or a new one on this machine.
     """
 
     base: ClassVar[str] = "features"
@@ -83,6 +95,8 @@ class Features(SpecSource):
     test: tuple[str, ...] | None = field(default=None, compare=False)
     batch_size: int = field(default=64, compare=False)
     cache: str | Path | None = field(default=None, compare=False)
+    executor: Literal["local", "ray"] = field(default="local", compare=False)
+    address: str | None = field(default=None, compare=False)
     _samples: dict[Any, Any] = field(default_factory=dict[Any, Any], repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +108,9 @@ class Features(SpecSource):
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "backbone", backbone_of(self.backbone))
         object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))
-        specs.validate(self, self.base, only=("dtype", "standardize"))
+        specs.validate(self, self.base, only=("dtype", "standardize", "executor"))
+        if self.address is not None and self.executor != "ray":
+            raise EnvariantError("features: address needs executor='ray'; leave it out, or set both")
         if self.components is not None and not self.standardize:
             raise EnvariantError("features: components are those of standardized features; set standardize")
         for key in ("size", "components", "batch_size"):
@@ -241,8 +257,13 @@ class Features(SpecSource):
     def _table(self) -> TableSource | None:
         if not isinstance(self.source, TableSource):
             return None
-        table = embedded(self.source.table, self.text, cast("TextEncoder", self.backbone), self.cache)
+        encoder = cast("TextEncoder", self.backbone)
+        table = embedded(self.source.table, self.text, encoder, self.cache, self._cluster)
         return TableSource(table, self.name, self.source.test)
+
+    @property
+    def _cluster(self) -> Cluster | None:
+        return Cluster(self.address) if self.executor == "ray" else None
 
     @property
     def _key(self) -> tuple[Any, ...]:
@@ -259,10 +280,11 @@ class Features(SpecSource):
     def _extracted(self, seed: int) -> _Extracted:
         key = ("raw", *self._key, self._source_identity, seed)
         if key not in self._samples:
-            self._samples[key] = self._extract(self.source.sample(seed))
+            self._samples[key] = self._extract(seed)
         return self._samples[key]
 
-    def _extract(self, sample: EnvironmentSet) -> _Extracted:
+    def _extract(self, seed: int) -> _Extracted:
+        sample = self.source.sample(seed)
         rgb = getattr(self.backbone, "rgb", False)
         shape = list(sample.input_shape)
         if self.size is not None and len(shape) != 3:
@@ -273,22 +295,21 @@ class Features(SpecSource):
         backbone: Extractor = self._samples[known]
         before = preprocessing(self.source, sample, backbone, self.size, rgb=rgb)
         key = content_key(repr(before), backbone.identity)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        features, extraction = features_of(
-            sample,
-            nn.Sequential(before, backbone.module),
-            key,
-            backbone.width,
-            self.dtype,
-            cache_folder(self.cache) / "features",
-            self.batch_size,
-            device,
-        )
+        blocks = self._blocks(sample, seed, nn.Sequential(before, backbone.module))
+        folder = cache_folder(self.cache) / "features"
+        features, extraction = features_of(sample, blocks, key, backbone.width, self.dtype, folder)
         # Data draws with the same rows share one object, so that replicas store the rows only once.
         content = content_key(key, *(name for e in sample.environments for name in _row_values(e)))
         if content not in self._samples:
             self._samples[content] = _with_inputs(sample, list(map(FeatureStore, features)))
         return _Extracted(self._samples[content], extraction, before, backbone)
+
+    def _blocks(self, sample: EnvironmentSet, seed: int, network: nn.Module) -> BlocksOf:
+        stores = [environment.input_store for environment in sample.environments]
+        if self._cluster is not None:
+            work = SourceRows(self.source, self._source_identity, seed, network, self.batch_size)
+            return self._cluster.blocks(work, list(map(len, stores)), _BATCHES * self.batch_size)
+        return lambda k, first: batches(stores[k], network, self.batch_size, first, len(stores[k]))
 
     def __reduce__(self) -> Any:
         # Features in memory are not sent to other processes, which read them from the cache.

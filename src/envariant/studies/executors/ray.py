@@ -7,12 +7,12 @@ only when the whole job has finished.
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from envariant.core.cluster import connected
 from envariant.core.errors import EnvariantError
 from envariant.studies.jobs import Job, compared_in, perform, unfinished, warn_of_remarks
 from envariant.studies.study import Study, stored_study
@@ -61,12 +61,7 @@ def sweep(
     """
     if not isinstance(execution, Execution):
         execution_request(cast("Any", execution))
-    ray = _ray()
-    if not ray.is_initialized():
-        try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise EnvariantError(f"ray: no cluster at {address or 'this machine'} ({error})") from None
+    ray = connected(address)
     remote = ray.remote(num_cpus=1, max_retries=_TRIES)(train)
     with Store(folder) as store:
         declared = stored_study(store) if study is None else study
@@ -143,12 +138,3 @@ def _write(ray: Any, store: Store, number: int, job: Job, done: Any, on_progress
     steps = job.steps()
     for stored in job.runs:
         on_progress(stored.id, steps, steps)
-
-
-def _ray() -> Any:
-    try:
-        return import_module("ray")
-    except ImportError:
-        raise EnvariantError(
-            "executor ray: needs Ray; pip install 'envariant[ray]', or use the local executor"
-        ) from None

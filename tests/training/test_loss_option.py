@@ -112,7 +112,8 @@ def test_losses_in_studies_and_on_the_command_line(here):
 
 def test_predictors_take_no_loss():
     with pytest.raises(
-        EnvariantError, match="^majority-class: is fitted without gradient steps, so these options do not apply; remove them: loss"
+        EnvariantError,
+        match="^majority-class: is fitted without gradient steps, so these options do not apply; remove them: loss",
     ):
         envariant.train(DATA, "majority-class", loss="focal")
 

@@ -96,7 +96,10 @@ class Features(SpecSource):
         object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))
         specs.validate(self, self.base, only=("dtype", "standardize"))
         if self.components is not None and not self.standardize:
-            raise EnvariantError("features: components are those of standardized features; set standardize")
+            raise EnvariantError(
+                "features: components can only be computed from standardized features; set standardize=True, "
+                "or leave out components"
+            )
         for key in ("size", "components", "batch_size"):
             value = 1 if getattr(self, key) is None else getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

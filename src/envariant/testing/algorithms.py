@@ -315,7 +315,7 @@ ALGORITHM_CHECKS: tuple[Callable[[Algorithm, Problem], None], ...] = (
 
 
 def check_training(algorithm: Algorithm) -> None:
-    """Check that two training runs of a few steps with the same seed are finite and bit-identical.
+    """Check that two short training runs with the same seed give finite, bit-identical results.
 
     Raises:
         AssertionError: If the runs differ or diverge, or if the algorithm accepts no task.

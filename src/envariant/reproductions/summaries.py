@@ -130,7 +130,7 @@ def show_sweep(
     scale: str = "linear",
     name: str = "sweep",
 ) -> Iterator[Finding]:
-    """Yield a chart and a table of the final scores of runs that differ in the value of one setting."""
+    """Yield a chart and a table with the final scores of runs that differ in one setting."""
     yield CaptionedFigure(f"{name}-chart", charts.sweep(results, setting, scale), caption)
     yield score_table({f"{setting} = {short(value)}": result for value, result in results.items()}, name)
 

@@ -110,7 +110,7 @@ class StoreReader(ABC):  # noqa: B024
         ]
         for row in self._connection.execute(f"SELECT * FROM {table}"):
             if not all(map(isinstance, row, types)):
-                raise self._damaged(f"the type of a value in {table} does not match its column")
+                raise self._damaged(f"a value of {table} has another type than its column")
             if row[-1] != checksum(row[:-1]):
                 raise self._damaged(f"a row of {table} differs from its checksum")
 
@@ -136,7 +136,7 @@ class StoreReader(ABC):  # noqa: B024
         except (ValueError, RecursionError):
             raise self._damaged("a stored text is not JSON") from None
         if not isinstance(value, kind):
-            raise self._damaged("a stored value does not have the expected type")
+            raise self._damaged("a stored value has another type than expected")
         return value
 
     def close(self) -> None:
@@ -216,7 +216,7 @@ class StoreReader(ABC):  # noqa: B024
                 y, z = (np.frombuffer(part, dtype="<f4") for part in (targets, logits))
                 z = z if len(z) == len(y) else z.reshape(len(y), -1)
             except ValueError:
-                raise self._damaged("the shape of predictions does not match their targets") from None
+                raise self._damaged("predictions have another shape than their targets") from None
             stored[name, role] = Predictions(name, role, rows, z, y)
         return stored
 

@@ -340,7 +340,7 @@ class ReplicaStack:
         return Evaluator.of_stack(self.network, params, buffers, len(self._replicas), self._config.adapt)
 
     def _eval_weights(self) -> tuple[Weights, Weights]:
-        """Return the parameters and buffers used for prediction; mostly, those of the last step."""
+        """Return the parameters and buffers used for prediction, by default the current ones."""
         if self._average is None:
             return self._algorithm.eval_params(self._views, self._state), self._buffers
         seed = self._replicas[0].seeds.at(0)

@@ -91,9 +91,9 @@ print("backbone:", backbone if packaged else "a small network trained on digits"
 print(features.extraction)
 
 # %%
-# Features are an ordinary data source, on which a study trains all methods, trials and
-# replicas. Written as a string, the source is
-# ``features(image-folders('photos'), efficientnet-lite0)``.
+# The extracted features can be used like any other data source: a study extracts them
+# once and reuses them for every method, trial and replica. To give the source as a
+# string, write ``features(image-folders('photos'), efficientnet-lite0)``.
 
 study = Study(
     data=(features,),

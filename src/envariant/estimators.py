@@ -356,11 +356,11 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     """Regressor, trained on the squared error, for tables with rows from several environments.
 
     Targets are standardized for training, so that penalty coefficients do not depend on the unit of the
-    target. Predictions are in the original unit.
+    target. Predictions are in the original unit. The parameters are described in detail in
+    `InvariantClassifier`.
 
     Args:
-        algorithm: Name, recipe, part or `Algorithm`. The parameters are described in detail in
-            `InvariantClassifier`.
+        algorithm: Name, recipe, part or `Algorithm`.
         hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name.
         model: Name, `ModelConfig`, function that returns a new module, or module.
         loss: Name such as `huber` or `poisson`, function, or `Task`. Default: the squared error.

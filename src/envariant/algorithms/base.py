@@ -83,7 +83,8 @@ class TrainContext:
         """
         if self.build is None:
             raise EnvariantError(
-                "model: this algorithm builds a second model; pass a model name or a function that builds one"
+                "model: this algorithm builds a second copy of the model, so it cannot use a model object; "
+                "pass a model name, or a function that returns a new model"
             )
         return self.build(self.input_shape if input_shape is None else input_shape)
 
@@ -149,7 +150,7 @@ class Algorithm(ABC):
 
     @property
     def predicts_with_own_weights(self) -> bool:
-        """Whether `eval_params` returns other weights than the trained ones."""
+        """Whether `eval_params` returns weights other than the trained ones, such as an average."""
         return type(self).eval_params is not Algorithm.eval_params
 
     def wrap_model(self, module: nn.Module, context: TrainContext) -> nn.Module:
@@ -220,8 +221,9 @@ class Part(ABC):
         minimum_environments: Smallest number of training environments that the part needs.
         needs_features: Whether the part uses the features (the inputs of the head).
         needs_linear_head: Whether the head must be one linear layer.
-        needs_classes: Whether the part is undefined for regression; it then needs one target per row as well.
-        needs_one_target: Whether the part is undefined for several targets per row.
+        needs_classes: Whether the part is defined only for classification. If true, the part also requires a
+            single target per row.
+        needs_one_target: Whether the part requires a single target per row.
         stochastic: Whether the part uses random numbers.
         depends_on_sizes: Whether the weight of an environment depends on its number of rows. If false,
             duplicating all rows of one environment leaves the gradients unchanged, apart from divisors such

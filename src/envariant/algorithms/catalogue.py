@@ -47,7 +47,7 @@ The formulas use these symbols:
 - R_e is the risk of environment e, that is, the mean loss of the rows of e in the batch; g_e is the gradient
   of R_e.
 - R is the risk that is minimized, by default the mean of all R_e.
-- h are the features of a row, and z are its logits.
+- h denotes the features of a row, and z its logits.
 
 Every environment has equal weight in R, regardless of its number of rows. Other averages over rows, such as
 the cross-entropy of a discriminator, are computed for each environment first and then averaged over

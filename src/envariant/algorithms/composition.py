@@ -409,7 +409,7 @@ def _check_gradient(part: Part, gradient: Mapping[str, Tensor], params: Mapping[
     """Check that a part returned one gradient per parameter.
 
     Raises:
-        EnvariantError: If a gradient is missing or has another shape than its parameter.
+        EnvariantError: If a gradient is missing, or its shape differs from that of its parameter.
     """
     for name, value in params.items():
         shape = tuple(gradient[name].shape) if name in gradient else "no gradient"

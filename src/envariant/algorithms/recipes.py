@@ -50,7 +50,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("erm", "Minimize the mean risk over environments.", Composition()),
         Recipe(
             "groupdro",
-            "Minimize a weighted risk that gradually gives more weight to environments with a large risk.",
+            "Minimize a weighted risk in which the weights of high-risk environments gradually grow.",
             Composition(GroupDRO()),
         ),
         Recipe("eqrm", "Minimize a quantile of the risks over environments.", Composition(EQRM())),

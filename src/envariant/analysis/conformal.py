@@ -197,16 +197,18 @@ def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha:
 def held_out_threshold(
     scores: ArrayLike, environments: ArrayLike, alpha: float
 ) -> tuple[ConformalThreshold, Mapping[str, float]]:
-    """Return a threshold whose average coverage in left-out environments is 1 − α.
+    """Return a threshold calibrated by leaving out one environment at a time.
 
-    Let q be the threshold from CDF pooling of all scores, and q_{−e} the threshold without environment e. The
-    result is the product c q. The factor c is chosen by CDF pooling of the ratios r_i / q_{−e(i)}, with the
-    score r_i and the environment e(i) of row i. The threshold c q_{−e} then has an average coverage of 1 − α
-    over the left-out environments e. Unlike `new_environment_threshold`, the method is not conservative with
-    few environments and allows any coverage, but the coverage is only an estimate, without guarantee.
+    `pooled_cdf_threshold` gives the smallest threshold with a mean coverage over environments of at least
+    1 − α. Let q be this threshold for all scores, and q_{−e} the one without environment e. The result is
+    c q. The factor c is the pooled threshold of the ratios r_i / q_{−e(i)}, with the score r_i and the
+    environment e(i) of row i. Applied to each left-out environment e, the thresholds c q_{−e} therefore have
+    a mean coverage of at least 1 − α. Unlike `new_environment_threshold`, the method is not conservative with
+    few environments, and gives a finite threshold for any α; its coverage is an estimate, not a guarantee.
 
     Args:
-        scores: Scores of the calibration rows, `[m]`, each by a model not trained on the row's environment.
+        scores: Non-conformity scores of the calibration rows, `[m]`. The score of a row comes from a model
+            that was not trained on its environment.
         environments: Environment of each row, `[m]`; at least two environments.
         alpha: Allowed share of rows whose target is not covered, between 0 and 1.
 

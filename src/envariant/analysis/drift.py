@@ -54,7 +54,7 @@ class ColumnDrift:
         missing, missing_trained: Share of missing values in new rows and in training rows.
         missing_between: Largest difference in the share of missing values between a training environment and
             the other training environments.
-        missing_p_value: P-value of the test of equal shares of missing values, Holm-corrected in a `Drift`;
+        missing_p_value: P-value for equal shares of missing values, Holm-corrected in a `Drift`;
             NaN if no value is missing.
         unseen: Number of new rows by category, for categories that do not occur in training; None if the
             column is not categorical.

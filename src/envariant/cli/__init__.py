@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     with interruptible(arguments):
         limit_threads()
-        # Only now, because imports take a while and can be interrupted as well.
+        # Imported here, because imports take a while and may be interrupted too.
         from envariant.cli.app import main as run
 
         run(arguments)

@@ -95,10 +95,10 @@ class Cause:
 
     @property
     def drop(self) -> tuple[str, DropParts] | None:
-        """First loss that increases significantly, by name, and the parts of the increase; None if none.
+        """Name of the first loss with a significant increase, and the decomposition of that increase.
 
-        The log loss (regression: squared error) is tested first, then the error rate. Tests are
-        Bonferroni-corrected over environments.
+        None if no loss increases significantly. The log loss (squared error for regression) is tested first,
+        then the error rate, with Bonferroni correction over environments.
         """
         if self.split is None:
             return None
@@ -130,7 +130,7 @@ class Cause:
 
     @property
     def main_part(self) -> Part | None:
-        """Part with at least 60 % of the significant drop: "level", "slope" or "ranking"; None if none."""
+        """Part that causes at least 60 % of a significant drop ("level", "slope" or "ranking"), or None."""
         shares = self.shares
         part = max(shares, key=lambda each: shares[each], default=None)
         return part if part is not None and shares[part] >= _MAIN_SHARE else None

@@ -87,8 +87,8 @@ def drops_on_average(results: ComparisonResults) -> bool:
 def has_drop(results: ComparisonResults) -> bool:
     """Return whether the baseline's score drops in new environments.
 
-    True if any of three tests rejects: for drops in single environments, for shortfalls that differ between
-    environments, or for a drop on average.
+    True if at least one of three tests is significant: a drop in some environment, a difference in shortfalls
+    (expected minus observed score) between environments, or a drop on average.
     """
     return bool(significant_drops(results)) or varies(results) or drops_on_average(results)
 

@@ -107,8 +107,8 @@ class ScoredRows:
             were trained on its other rows.
         out_of_domain: Predictions on rows of the environment, one set per replica, by models that were not
             trained on it. All sets are for the same rows.
-        others: Predictions of the models of `out_of_domain` on validation rows of their training
-            environments, by environment; one mapping per replica.
+        others: One mapping per replica, from training environment to predictions on its validation rows,
+            made by the models of `out_of_domain`.
     """
 
     in_domain: tuple[Predictions, ...]

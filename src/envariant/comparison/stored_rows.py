@@ -77,16 +77,16 @@ class StoredRows:
 
     @cached_property
     def groups(self) -> Rows | None:
-        """Index of the group of each row of the table; None without groups."""
+        """Group index of each table row; None if the table has no groups."""
         group = self.source.table.group
         return None if group is None else np.unique(group.values, return_inverse=True)[1]
 
     def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
-        """Return the group indices of the rows of each argument; None without groups or with unknown rows."""
+        """Return the group indices of the rows of each argument; None if groups or rows are unknown."""
         return _values_of(self.groups, scores)
 
     def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
-        """Return the case weights of the rows of each argument; None without weights or with unknown rows."""
+        """Return the case weights of the rows of each argument; None if weights or rows are unknown."""
         weights = self.source.table.sample_weight
         return _values_of(None if weights is None else weights.values, scores)
 

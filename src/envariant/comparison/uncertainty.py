@@ -38,9 +38,9 @@ def mean_interval(values: Sequence[float], row_error: float) -> Interval:
 def half_width(values: Sequence[float], row_error: float, level: float) -> float:
     """Return half the width of the confidence interval of a mean over replicas.
 
-    The standard errors over replicas and over rows are each multiplied by a quantile of Student's t, with
-    degrees of freedom from the number of replicas and of resamples. The half width is the square root of the
-    sum of the squared products. With a single replica, only the row error is included.
+    The standard errors over replicas and over rows are each multiplied by a quantile of Student's t. Degrees
+    of freedom depend on the number of replicas and the number of resamples, respectively. The half width is
+    the square root of the sum of the squared products. With a single replica, only the row error is included.
 
     Args:
         values: One value per replica.

@@ -89,7 +89,7 @@ def _affinity() -> int:
 
 
 def _groups() -> Iterator[Path]:
-    """Yield the folders of the control groups of this process and of their parent groups."""
+    """Yield the folders of this process's control groups, and of all their parent groups."""
     for line in _lines(Path("/proc/self/cgroup")):
         controllers, _, group = line.partition(":")[2].partition(":")
         root = _GROUPS / controllers

@@ -115,11 +115,11 @@ class Stages(Schedule):
 @final
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Linear schedule: ramp from `start` at step `after` to `end` at step `until`, constant before and after.
+    """Linear ramp from `start` at step `after` to `end` at step `until`; constant outside this range.
 
-    With a warm-up of W steps, as in BERT, the value is start·(t + 1)/W at step t < W, and the ramp begins at
-    step W if `after` is smaller. If `until` is relative, and `after` is relative or 0, the ramp takes at
-    least one step.
+    With a warm-up of W steps, the value is start·(t + 1)/W at step t < W, and the ramp begins at step W if
+    `after` is smaller. If `until` is a percentage of all steps, and `after` is a percentage or 0, the ramp
+    takes at least one step.
     """
 
     name: ClassVar[str] = "linear"

@@ -1,4 +1,4 @@
-"""Replace text columns of a table by the features of a text encoder."""
+"""Replace text columns of a table with the features of a text encoder."""
 
 import warnings
 from collections.abc import Iterator, Sequence

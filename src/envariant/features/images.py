@@ -239,7 +239,7 @@ class SourceRows(Extractable):
 
 
 def content_key(*parts: object) -> str:
-    """Return a digest of strings and of the contents of input stores."""
+    """Return a digest of strings and input stores, including the content of the stores."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(b"\0")

@@ -112,7 +112,10 @@ class Features(SpecSource):
         if self.address is not None and self.executor != "ray":
             raise EnvariantError("features: address needs executor='ray'; leave it out, or set both")
         if self.components is not None and not self.standardize:
-            raise EnvariantError("features: components are those of standardized features; set standardize")
+            raise EnvariantError(
+                "features: components can only be computed from standardized features; set standardize=True, "
+                "or leave out components"
+            )
         for key in ("size", "components", "batch_size"):
             value = 1 if getattr(self, key) is None else getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -213,7 +213,7 @@ def task_logits(task: Task, scores: NDArray[np.float64], classes: Sequence[int])
 
 
 def row_groups(environments: EnvironmentSet) -> NDArray[np.int64] | None:
-    """Return the group index of each row of all environments, `[rows]`; None without groups."""
+    """Return the group index of each row of all environments, `[rows]`; None if there are no groups."""
     attributes: list[Any] = [environment.attributes for environment in environments.environments]
     if ROW_GROUP not in attributes[0]:
         return None

@@ -36,7 +36,7 @@ MOST_TESTED = 300
 """Largest number of inputs whose stability is tested by `stable-columns`."""
 # With more inputs, the strength is chosen with two folds only, because each fit takes about 0.1 s.
 _MOST_INPUTS_OF_FOLDS = 500
-# All folds of a binary target are fitted at once if rows times squared inputs are not more.
+# Largest value of rows · inputs² for which all folds of a binary target are fitted together.
 _MOST_AT_ONCE = 2_000_000
 # Penalty strengths are compared on at most this many rows, sampled at random.
 _MOST_ROWS = 20_000

@@ -154,7 +154,7 @@ def worked_example() -> WorkedExample:
 @final
 @dataclass(frozen=True)
 class Hessians:
-    """Determinants of two means of the diagonal Hessians A and B of two quadratic losses.
+    """Determinants of the geometric and the arithmetic mean of two diagonal Hessians A and B.
 
     Attributes:
         size: Number of diagonal entries.
@@ -175,7 +175,7 @@ def hessians(size: int, spread: float, seed: int) -> Hessians:
 
     Args:
         size: Number of diagonal entries.
-        spread: Standard deviation of the logarithm of the ratio between the entries of A and B.
+        spread: Standard deviation of log(a / b) for entries a of A and b of B.
         seed: Seed of the random entries.
     """
     generator = np.random.default_rng(seed)

@@ -60,7 +60,13 @@ def gain(result: TrainingResult, over: TrainingResult) -> Interval:
 
 
 def risk_gap(result: TrainingResult) -> Interval:
-    """Return the gap between largest and smallest final training risk, with its confidence interval."""
+    """Return the gap between the largest and the smallest environment risk at the end of training.
+
+    The gap is averaged over replicas; only training environments count.
+
+    Returns:
+        Mean gap with its confidence interval.
+    """
     risks = [result.final(name, "loss").values for name in training_environments(result)]
     return interval([max(each) - min(each) for each in zip(*risks, strict=True)])
 
@@ -124,7 +130,7 @@ def show_sweep(
     scale: str = "linear",
     name: str = "sweep",
 ) -> Iterator[Finding]:
-    """Yield a chart and a table of the final scores of runs that differ in the value of one setting."""
+    """Yield a chart and a table with the final scores of runs that differ in one setting."""
     yield CaptionedFigure(f"{name}-chart", charts.sweep(results, setting, scale), caption)
     yield score_table({f"{setting} = {short(value)}": result for value, result in results.items()}, name)
 

@@ -19,8 +19,8 @@ def load_model(folder: Path | str, *, trusted: Sequence[str] = ()) -> SavedModel
             of scikit-learn, XGBoost and LightGBM. Only trust code that you know.
 
     Raises:
-        EnvariantError: If the folder contains no saved model, or the model is damaged, has another schema
-            version, or contains a type that is not trusted.
+        EnvariantError: If the folder contains no saved model, or the model is damaged, has an unsupported
+            schema version, or contains a type that is not trusted.
     """
     return SavedModel.load(folder, trusted=trusted)
 

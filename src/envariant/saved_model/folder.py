@@ -76,8 +76,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the description and the tensors of a saved model.
 
     Raises:
-        EnvariantError: If the folder contains no saved model, or the model is damaged or has another schema
-            version.
+        EnvariantError: If the folder contains no saved model, or the model is damaged or has an unsupported
+            schema version.
     """
     path = folder / TENSORS
     check_file(path, f"{folder}: holds no model (no {TENSORS}); pass the folder of a saved model")

@@ -224,8 +224,8 @@ class SavedModel(Displayed):
                 those of scikit-learn, XGBoost and LightGBM. Only trust code that you know.
 
         Raises:
-            EnvariantError: If the folder contains no saved model, or the model is damaged, has another schema
-                version, or contains a type that is not trusted.
+            EnvariantError: If the folder contains no saved model, or the model is damaged, has an unsupported
+                schema version, or contains a type that is not trusted.
         """
         folder = as_path(folder, "folder")
         description, tensors = files.read(folder)

@@ -1,4 +1,4 @@
-"""Checks of the types and ranges of the fields of a `Study`."""
+"""Checks of field types and ranges in a `Study`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast

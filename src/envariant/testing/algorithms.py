@@ -154,7 +154,7 @@ def check_state(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that each model in a stack gets the same gradients as when the step is run for it alone."""
+    """Check that a model's gradients are the same in a stack as in a step with this model alone."""
     stack = {key: torch.stack([value, 0.3 * value, value.flip(0)]) for key, value in problem.params.items()}
 
     def one(params: Parameters) -> dict[str, Tensor]:
@@ -315,7 +315,7 @@ ALGORITHM_CHECKS: tuple[Callable[[Algorithm, Problem], None], ...] = (
 
 
 def check_training(algorithm: Algorithm) -> None:
-    """Check that two training runs of a few steps with the same seed are finite and bit-identical.
+    """Check that two short training runs with the same seed give finite, bit-identical results.
 
     Raises:
         AssertionError: If the runs differ or diverge, or if the algorithm accepts no task.

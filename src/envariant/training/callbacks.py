@@ -114,7 +114,7 @@ class CallbackRunner:
     """Runner that calls the callbacks of a run.
 
     Args:
-        callbacks: One callback or several; None for none.
+        callbacks: One callback, several callbacks, or None.
         record: Record of the run.
         labels: Mapping from replica to its name and settings.
 
@@ -132,7 +132,7 @@ class CallbackRunner:
 
         Args:
             event: Event of the engine.
-            rows: Values measured in addition to those of the event.
+            rows: Measured values that the event does not contain.
 
         Raises:
             EnvariantError: If a callback fails.

@@ -40,7 +40,7 @@ class ClipNorm(Clipping):
     """Scale a gradient g to g·min(1, limit/(‖g‖ + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does.
 
     Attributes:
-        limit: Largest allowed norm of the gradient of all trained parameters of a replica.
+        limit: Largest allowed gradient norm of a replica, over all its trained parameters.
     """
 
     name: ClassVar[str] = "norm"

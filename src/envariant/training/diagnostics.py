@@ -121,7 +121,7 @@ def _no_logits(record: Record) -> str:
 
 
 def _constant(record: Record, curves: Curves) -> str | None:
-    """Return the evidence that a model predicts a constant in all training environments; None if not."""
+    """Return the evidence that a model predicts a constant in all training environments, or None."""
     evidence: str | None = None
     for name in _training(record):
         loss, spread = _last(curves, name, LOSS), _last(curves, name, OUTPUT_SD)

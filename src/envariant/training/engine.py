@@ -55,14 +55,14 @@ class Evaluated:
     Attributes:
         replicas: Indices of the replicas.
         step: Number of completed updates.
-        rows: Values measured in this evaluation.
+        rows: Records of the metrics measured in this evaluation.
         checkpoint: Function that returns the current state; its result is valid until the next event.
         finished: Whether these replicas have completed all steps, have stopped early or have diverged.
-        answers: Function that returns the logits of each replica and the targets in one environment,
+        answers: Function that returns, for one environment, logits and targets, both of shape
             `[replicas, rows, …]`; see `ReplicaStack.answers`.
         notes: Deviations from the requested execution, for example that memory ran out and the stack was
             halved.
-        keep: Whether the weights at this step must be saved because of the option `keep`.
+        keep: Whether the weights at this step are to be saved, according to the training option `keep`.
         kept_answers: Function like `answers` that predicts with the weights selected by the option `keep`;
             None if these are the current weights.
     """

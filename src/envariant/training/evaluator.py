@@ -59,7 +59,7 @@ class Adapt(Protocol):
 
 @final
 class Evaluator:
-    """Evaluator of one model or of a stack of K replicas, without gradients.
+    """Evaluator for one model or a stack of K replicas, without gradients.
 
     Args:
         forward: Forward pass of the model.

@@ -1,4 +1,7 @@
-"""WiSE-FT: interpolate the weights before and after fine-tuning. Wortsman et al. 2022 (arXiv 2109.01903)."""
+"""WiSE-FT: interpolate between the weights before and after fine-tuning.
+
+Wortsman et al. 2022 (arXiv 2109.01903).
+"""
 
 from collections.abc import Mapping
 

@@ -25,7 +25,7 @@ class KeepRule(ABC):
         return self.name
 
     def keeps(self, step: int) -> bool:
-        """Return whether to save the weights at a step in addition to those of the result. Default: never.
+        """Return whether to save the weights at a step, in addition to the result's weights. Default: never.
 
         Args:
             step: Number of completed updates.

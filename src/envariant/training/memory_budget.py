@@ -138,7 +138,7 @@ def require(needed: float, device: torch.device, what: str, remedy: str) -> None
     """Check that an amount of memory is available, before it is allocated.
 
     Args:
-        needed: Lower bound of the required bytes.
+        needed: Lower bound on the number of bytes required.
         device: CPU or CUDA device.
         what: Computation or object that requires the memory, for the error message.
         remedy: Advice on how to reduce the memory, for the error message.

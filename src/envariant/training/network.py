@@ -193,7 +193,8 @@ class Network:
             buffers: Buffers by name; if `training` is set, running statistics are updated in place.
             inputs: Inputs, `[rows, *input_shape]`.
             training: Whether layers are in training mode.
-            replicas: Number of replicas stacked by `torch.func.vmap`. A stack processes fewer rows at a time.
+            replicas: Number of replicas stacked by `torch.func.vmap`; with more replicas, the inputs are
+                processed in smaller chunks to limit memory.
         """
         self._both.train(training)
         held = self._part(params, "")

@@ -257,8 +257,8 @@ def _tensors(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict
     for name, value in state.items():
         if value is not None and not isinstance(value, Tensor):
             raise EnvariantError(
-                f"optimizer: {type(optimizer).__name__} keeps '{name}' as {type(value).__name__}, which a "
-                f"checkpoint cannot hold; use an optimizer whose state is tensors"
+                f"optimizer: {type(optimizer).__name__} stores '{name}' as {type(value).__name__}, which "
+                f"cannot be saved in a checkpoint; use an optimizer whose state consists only of tensors"
             )
     return {name: value for name, value in state.items() if value is not None}
 

@@ -123,7 +123,7 @@ def show_sweep(label: str, runs: int, folder: Path, show: bool | None = None) ->
 
 @final
 class SweepProgress:
-    """Progress of a study, with the steps of this process and the finished runs of all processes.
+    """Progress of a study; counts the steps of this process and the runs finished by all processes.
 
     Args:
         store: Store of the study, opened in the calling thread.

@@ -60,7 +60,7 @@ class Record(Displayed):
         identity: Content hash of the run, independent of file locations (`RunSpec.identity`).
         changed: Names of options that differ from the default settings of the data set for the algorithm.
         defaults: Source of the default settings, such as a paper.
-        execution: Execution mode, and the reason for it.
+        execution: Execution mode, and why it was chosen.
         task: Name of the task.
         metric: Name of the task's metric.
         higher_is_better: Whether higher values of the metric are better.

@@ -253,9 +253,9 @@ class ReplicaStack:
             self._alive[k] = False
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the number of rows evaluated at once, as a multiple of the rows of the largest environment.
+        """Return the ratio of the rows evaluated at once to the rows of the largest environment.
 
-        A row that is evaluated for several replicas counts once for each of them.
+        A row that is evaluated for several replicas counts once for each of them, so the ratio can exceed 1.
 
         Args:
             replicas: Number of replicas.
@@ -275,7 +275,7 @@ class ReplicaStack:
     def answers(
         self, name: str, rows: Tensor | None = None, change: Change | None = None, /, *, kept: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return the logits of each replica and the targets in one environment, `[replicas, rows, …]`.
+        """Return logits and targets in one environment, both of shape `[replicas, rows, …]`.
 
         Args:
             name: Name of the environment.
@@ -340,7 +340,7 @@ class ReplicaStack:
         return Evaluator.of_stack(self.network, params, buffers, len(self._replicas), self._config.adapt)
 
     def _eval_weights(self) -> tuple[Weights, Weights]:
-        """Return the parameters and buffers used for prediction; mostly, those of the last step."""
+        """Return the parameters and buffers used for prediction, by default the current ones."""
         if self._average is None:
             return self._algorithm.eval_params(self._views, self._state), self._buffers
         seed = self._replicas[0].seeds.at(0)

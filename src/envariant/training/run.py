@@ -217,7 +217,7 @@ def _continued(
 ) -> Sequence[Member]:
     """Check that a stored run can be continued to more steps, and return its members.
 
-    Unless the requested evaluations are given, those of the stored run are continued.
+    Unless `evaluate_every` is given, the evaluation interval of the stored run is used.
 
     Args:
         members: Requested replicas.

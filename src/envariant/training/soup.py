@@ -131,7 +131,7 @@ def soup_of(
         rule: "uniform" averages all replicas. "greedy" considers replicas in order of decreasing mean
             validation score, and adds each replica that does not worsen the soup's score on all validation
             rows.
-        sample: Environments of the run. Default: those of the result.
+        sample: Environments of the run. Default: the environments in `result`.
         labels: Name of each replica. Default: the replica's number.
 
     Raises:

@@ -245,7 +245,7 @@ def _compiling(step: Function, inputs: StepInputs) -> tuple[Any, ...]:
 
 
 def over_replicas(function: Function, axes: tuple[Axis, ...], replicas: int) -> Function:
-    """Convert a function of one replica to a function of a stack of replicas.
+    """Convert a function for one replica to a function for a stack of replicas.
 
     Args:
         function: Function of trees of tensors (nested mappings) that returns one tree or a tuple of trees.

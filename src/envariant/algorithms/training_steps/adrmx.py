@@ -53,7 +53,7 @@ class ADRMX(TrainingStep):
         environment: Weight of CE(G d, e).
         remix: Weight of Remix.
         adversary: δ, weight of CE(D(c), e).
-        discriminator_steps: k, number of updates of D per update of the other networks. In step n, counted
+        discriminator_steps: k, number of times that D is updated per update of the others. In step n, counted
             from 1, D is updated if n mod (1 + k) < k, and the other networks otherwise.
         depth: Number of linear layers of D.
         width: Width of D's hidden layers.
@@ -182,8 +182,8 @@ def pairs_within_classes(targets: Tensor, numbers: Tensor, task: Task) -> tuple[
         task: Prediction task.
 
     Returns:
-        Index of the first row and of the second row of each class, and whether the class has two rows; all
-            three `[classes]`.
+        For each class, the indices of its first and second row, and whether it has two rows; all three
+            `[classes]`.
     """
     classes = torch.arange(max(2, task.outputs), device=targets.device)
     member = targets[None] == classes[:, None]

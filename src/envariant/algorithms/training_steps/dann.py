@@ -39,8 +39,8 @@ class DANN(TrainingStep):
         weight: λ, weight of the discriminator's loss.
         conditional: Whether to condition the discriminator on the class (CDANN).
         gradient_penalty: γ, weight of GP.
-        discriminator_steps: k, number of updates of D per update of the model. In step n, counted from 1, D
-            is updated if n mod (1 + k) < k, and the model otherwise.
+        discriminator_steps: k, number of times that D is updated per model update. In step n, counted from 1,
+            D is updated if n mod (1 + k) < k, and the model otherwise.
         beta1: Decay rate β_1 of both Adam optimizers.
         rate: Learning rate of the discriminator, as a multiple of the run's learning rate.
         width: Width of the discriminator's hidden layers.

@@ -19,7 +19,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ERMPlus(TrainingStep):
-    """Minimization of the risk R, at first over the head only, with weight averaging. Teterwak et al. 2023.
+    """Minimize the risk R, at first over the head only, with weight averaging. Teterwak et al. 2023.
 
     The first `head_steps` + 1 updates train only the head; later updates train all parameters, with a second
     Adam optimizer. From update `average_from` on, predictions use the unweighted mean of several versions of

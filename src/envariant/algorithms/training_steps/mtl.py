@@ -26,12 +26,13 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MTL(TrainingStep):
-    """Sum Σ_e R_e for a head on [h_i; ε_e], ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. Blanchard 2017.
+    """Marginal transfer learning: minimize Σ_e R_e with a head on [h_i; ε_e]. Blanchard et al. 2017.
 
     R_e is the risk of environment e, and h_i are the features of row i in environment e. The embedding ε_e is
-    a moving average of the mean features. In prediction, the rows are split into blocks of 256 consecutive
-    rows. ε_e is then the mean over one block, whose rows must all come from one environment. In the released
-    code, noise overwrites the embedding, so that the head never receives it; here, the head receives it.
+    a moving average of the mean features: ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. At prediction time, the
+    rows are split into blocks of 256 consecutive rows. ε_e is then the mean over one block, whose rows must
+    all come from one environment. In the code of DomainBed, noise overwrites the embedding, so that the head
+    never receives it; here, the head receives it.
 
     Attributes:
         memory: Weight in [0, 1] of the newest mean in the moving average; with 1, only the newest mean is

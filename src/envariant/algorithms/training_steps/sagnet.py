@@ -22,7 +22,7 @@ _STYLE = "sagnet-style"
 @final
 @dataclass(frozen=True)
 class SagNet(TrainingStep):
-    """Minimization of R(A(content, mixed style)), with an adversary S on the style. Nam et al. 2021.
+    """Minimize R(A(content, mixed style)), with an adversary S on the style. Nam et al. 2021.
 
     R is the risk, A the head of the model, S a second head, CE the cross-entropy, K the number of classes.
     The style of a row is the mean and variance of its features; the content is the row's standardized

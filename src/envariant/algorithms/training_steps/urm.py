@@ -29,12 +29,12 @@ _DISCRIMINATOR = "urm-discriminator"
 @final
 @dataclass(frozen=True)
 class URM(TrainingStep):
-    """Minimization of R + a·BCE(D(h), 1); D is trained by BCE(D(u), 1) + a·BCE(D(h), 0). Krishnamachari 2024.
+    """Minimize R + a·BCE(D(h), 1) with a discriminator D of features h. Krishnamachari 2024.
 
-    R is the risk, h are features, u are uniform random numbers, and BCE is the binary cross-entropy of the
-    discriminator D. A tanh or ReLU is appended to the featurizer, and u is uniform on [−1, 1] for tanh or on
-    [0, 1] for ReLU. The model and D are both updated at every step, with separate Adam optimizers. D is
-    trained on the features before the model's update. Environment labels are not used.
+    D is trained to minimize BCE(D(u), 1) + a·BCE(D(h), 0). R is the risk, u are uniform random numbers, and
+    BCE is the binary cross-entropy. A tanh or ReLU is appended to the featurizer, and u is uniform on [−1, 1]
+    for tanh or on [0, 1] for ReLU. The model and D are both updated at every step, with separate Adam
+    optimizers. D is trained on the features before the model's update. Environment labels are not used.
 
     Attributes:
         weight: a, weight of D's output in the model's loss, and of the features in D's loss.

@@ -54,5 +54,5 @@ def shortened(name: str, most: int = 28) -> str:
 
 
 def known(values: dict[str, float]) -> dict[str, float]:
-    """Return only the finite values, by name."""
+    """Return a mapping without its infinite and missing values."""
     return {name: value for name, value in values.items() if math.isfinite(value)}

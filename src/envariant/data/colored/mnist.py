@@ -50,7 +50,7 @@ FOLDER_VARIABLE = "ENVARIANT_MNIST"
 
 Bytes = UInt8[np.ndarray, "..."]
 
-# The largest of the four files has 47 MB. What is longer has another digest anyway.
+# The largest of the four files has 47 MB. A longer file is rejected anyway, because its digest differs.
 _LARGEST_FILE = 1 << 26
 
 # Errors of a source; those of `requests` are OSErrors.

@@ -189,7 +189,7 @@ def _single(label: str, header: Sequence[str]) -> None:
 
 
 def labeled(label: str, error: EnvariantError) -> EnvariantError:
-    """Return a copy of an error with the name of the table at the beginning of the message."""
+    """Return a copy of an error whose message begins with the table's name."""
     return error if str(error).startswith(label) else EnvariantError(f"{label}: {error}")
 
 

@@ -83,13 +83,14 @@ def drops(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]
 
 
 def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, str]) -> Chart:
-    """Draw the in-domain and out-of-domain scores of environments in chronological order.
+    """Draw in-domain and out-of-domain scores for environments in chronological order.
+
+    Scores of a second method and of a constant prediction are shown as well.
 
     Args:
         rows: Environments in chronological order.
         metric: Name of the metric.
-        names: Legend entries of the in-domain score, the out-of-domain score, the second method and the
-            constant prediction.
+        names: Legend labels: in-domain score, out-of-domain score, second method and constant prediction.
     """
     data, hue, shape = _scores(rows, names)
     y: Any = {"title": metric, "scale": alt.Scale(zero=False)}

@@ -85,8 +85,8 @@ class SingleRun:
             )
         elif len(stored) != record.spec.replicas:
             raise EnvariantError(
-                f"{self._folder}: holds a run with other settings (replicas {len(stored)}, not "
-                f"{record.spec.replicas}); choose another folder"
+                f"{self._folder}: holds a run with other settings (it has {len(stored)} replicas, but "
+                f"you asked for {record.spec.replicas}); choose another folder"
             )
         self._recorder.raise_steps(record)
         return self._recorder.begin(record)

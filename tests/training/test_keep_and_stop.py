@@ -139,7 +139,12 @@ def test_a_stored_run_with_other_settings_gets_no_more_steps(tmp_path):
         ({"stop_early": "patience(5)"}, r"stop_early: patience\(5\) needs validation rows"),
         ({"stop_early": "patience"}, "patience: needs evaluations"),
         ({"shared_init": 1}, "shared_init must be true or false; got 1"),
-        ({"algorithm": "linear", "average": "ema"}, "leave average out"),
+        ({"algorithm": "linear", "average": "ema"}, "do not apply; remove them: average"),
+        (
+            {"average": "swa(start=0.5)"},
+            "swa: start must be a step number, or a share .* such as 40%; got 0.5",
+        ),
+        ({"average": "ma(start=-1)"}, "ma: start must be at least 0, got -1"),
     ],
 )
 def test_wrong_values_are_one_sentence(options, message):

@@ -185,10 +185,8 @@ def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[
     rows_per_step = batch_size * max(1, n_environments - 1)
     steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * known / rows_per_step)))
     chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, "batch_size": batch_size, **options}
-    return {
-        "evaluate_every": None if uses_validation(chosen) else chosen["steps"] or table_source.STEPS,
-        **chosen,
-    }
+    every = None if uses_validation(chosen) else chosen["steps"] or table_source.STEPS
+    return {"evaluate_every": every, **chosen}
 
 
 def is_large(source: TableSource) -> bool:
@@ -439,15 +437,9 @@ def train_final_model(
         # The study has already issued the same warnings about schedules and model.
         warnings.simplefilter("ignore", EnvariantWarning)
         result = train(
-            source,
-            algorithm,
-            hyperparameters=trial.hyperparameters,
-            learning_rate=trial.learning_rate,
-            test_environments=(),
+            source, algorithm, hyperparameters=trial.hyperparameters, learning_rate=trial.learning_rate,
+            test_environments=(), execution="sequential", seed=seed, progress=False,
             holdout_fraction=Study.holdout_fraction if uses_validation(options) else 0.0,
-            execution="sequential",
-            seed=seed,
-            progress=False,
             **{key: value for key, value in run_settings(table, options).items() if key != "learning_rate"},
-        )
+        )  # fmt: skip
     return SavedModel.of(source, result)

@@ -5,7 +5,7 @@ import torch
 
 import envariant
 from envariant import TrainingResult
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary
 from envariant.training.early_stopping import Patience
 from envariant.training.history import HistoryRow
@@ -90,6 +90,7 @@ def test_replicas_of_a_stack_stop_individually(tmp_path):
     assert TrainingResult.load(tmp_path).to_dict()["stopped"] == together.to_dict()["stopped"]
 
 
+@pytest.mark.filterwarnings("ignore:stop_early. patience")
 def test_more_steps_resume_a_stored_run_bit_identically(tmp_path):
     options = {**QUICK, "average": "swad", "keep": "best", "stop_early": "patience(3)"}
     envariant.train(out=tmp_path, **options)
@@ -122,6 +123,22 @@ def test_a_stored_run_with_other_settings_gets_no_more_steps(tmp_path):
         envariant.train(out=tmp_path, **{**QUICK, "steps": 18, "seed": 1})
     with pytest.raises(EnvariantError, match="a run of 9 steps cannot be continued to 18, because average"):
         envariant.train(out=tmp_path, **{**QUICK, "steps": 18, "average": "ma(start=50%)"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"average": "ma"}, "average: ma begins only after this run of 3 steps has ended"),
+        ({"average": "swa(start=4)"}, r"average: swa\(start=4, .* begins only after"),
+        (
+            {"stop_early": "patience(3)"},
+            r"stop_early: patience\(3\) cannot shorten this run, .* 3 times after",
+        ),
+    ],
+)
+def test_rules_without_effect_are_remarks(options, message):
+    with pytest.warns(EnvariantWarning, match=message):
+        envariant.train(**{**QUICK, "steps": 3, "evaluate_every": 1, **options})
 
 
 @pytest.mark.parametrize(

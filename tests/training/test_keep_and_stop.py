@@ -48,6 +48,11 @@ def test_watch_keeps_the_first_best_and_counts_evaluations():
     assert watch.state["params"]["w"][1].tolist() == [1, 1, 1]
 
 
+def test_none_is_the_default():
+    """In the range of a study, "none" was accepted, and its runs failed."""
+    assert RunSpec(data="x", keep=None).keep == "last"
+
+
 def test_text_of_a_rule_is_read_back():
     rules = [KeepLast(), KeepBest(), KeepBest("loss"), KeepBest("squared error"), KeepEvery(5)]
     assert [keep_rule(str(rule)) for rule in rules] == rules

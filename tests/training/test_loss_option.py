@@ -81,6 +81,10 @@ def test_replicas_agree_stacked_and_sequentially():
             r"of shape \(2,\) for 2 rows; got \(1,\)",
         ),
         (lambda logits, targets: logits - targets + 0j, "must be real numbers in float32; got complex64"),
+        (
+            lambda logits, targets: (logits + torch.randn(2)).square(),
+            "losses draw random numbers, which the seeds",
+        ),
     ],
 )
 def test_losses_that_depend_on_the_targets_shape_or_are_complex_are_one_error(loss, message):

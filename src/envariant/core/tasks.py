@@ -397,6 +397,7 @@ def check_losses(task: Task, targets: Tensor) -> None:
     few = targets[[0, int(different.int().argmax()) or min(1, len(targets) - 1)]]
     for name, method in (("losses", task.losses), ("scores", task.scores)):
         logits = torch.zeros(len(few), *task.logits_shape, device=few.device, requires_grad=name == "losses")
+        before = torch.get_rng_state()
         try:
             with torch.enable_grad():
                 values: object = method(logits, few)
@@ -413,6 +414,11 @@ def check_losses(task: Task, targets: Tensor) -> None:
         if not values.is_floating_point() and (name == "losses" or values.is_complex()):
             kind = str(values.dtype).removeprefix("torch.")
             raise EnvariantError(f"task {task.name}: {name} must be real numbers in float32; got {kind}")
+        if name == "losses" and not torch.equal(before, torch.get_rng_state()):
+            raise EnvariantError(
+                f"task {task.name}: losses draw random numbers, which the seeds of a run do not determine; "
+                f"compute them from logits and targets only"
+            )
         if name == "losses" and not values.requires_grad:
             raise EnvariantError(
                 f"task {task.name}: losses must be differentiable in the logits; compute them with PyTorch, "

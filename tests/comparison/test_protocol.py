@@ -15,7 +15,7 @@ from envariant.data.tables.source import TableSource
 from envariant.saved_model import load_model
 from envariant.studies import Store, Study, begin
 from envariant.studies.executors import local
-from envariant.training.store import RunOutcome
+from envariant.training.store import RunOutcome, Trial
 
 
 def table(sizes=(200, 100, 80), rare=0.5, task=None):
@@ -260,3 +260,19 @@ def test_networks_and_methods_may_be_linear(tmp_path):
         losses = np.log1p(np.exp(np.where(y, -log_odds, log_odds)))
         spread[method] = np.ptp([losses[site == name].mean() for name in "abc"])
     assert spread["vrex(coefficient=100)"] < 0.7 * spread["erm"]
+
+
+@pytest.mark.parametrize(
+    "rule", [{"stop_early": "patience(1)"}, {"keep": "best(validation loss)"}, {"average": "swad"}]
+)
+def test_rules_that_use_validation_scores_get_evaluations_and_validation_rows(rule):
+    """They were evaluated at the end only, so no replica stopped, and the final model could not be trained."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=60), "y": [0, 1] * 30, "site": np.repeat(["a", "b"], 30)})
+    table = tables.read(frame, "y", "site", min_rows=10)
+    options = {"model": "linear", "steps": 20, "optimizer": "sgd", **rule}
+    assert protocol.run_settings(table, options)["evaluate_every"] is None
+    assert protocol.run_settings(table, {"steps": 20})["evaluate_every"] == 20
+    assert protocol.run_settings(table, {"evaluate_every": 7, **rule})["evaluate_every"] == 7
+    model = protocol.train_final_model(table, "erm", Trial(0, {}, 0.5), 0, options)
+    assert len(model.predict(frame)) == 60

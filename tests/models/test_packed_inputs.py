@@ -60,6 +60,8 @@ def test_dictionaries_are_one_error_that_names_the_remedy():
             build()
     with pytest.raises(EnvariantError, match="^inputs: lengths must be equal; got 30 image, 29 age$"):
         pack_inputs({"image": IMAGE, "age": AGE[1:]})
+    with pytest.raises(EnvariantError, match="^inputs must be a dictionary of tensors; got list$"):
+        pack_inputs([IMAGE, AGE])
     with pytest.raises(EnvariantError, match="^inputs: the dictionary is empty"):
         pack_inputs({})
     with pytest.raises(EnvariantError, match=r"^inputs: 'age' must have the shape \[rows, …\]"):

@@ -87,6 +87,16 @@ def test_runs_that_cannot_be_averaged_are_one_sentence(options, rule, message):
         envariant.soup(result, rule)
 
 
+def test_soup_of_a_run_with_another_loss(tmp_path):
+    """Its data seemed to be others, because the loss is part of the task; loaded runs had the default loss."""
+    result = envariant.train("colored-digits", "erm", loss="focal", out=tmp_path, **SHARED)
+    ours = envariant.soup(result)
+    theirs = envariant.soup(envariant.TrainingResult.load(tmp_path))
+    assert ours.result.rows == theirs.result.rows
+    losses = [row.value for row in ours.result.rows if row.metric == "loss"]
+    assert max(losses) < 0.4  # The cross-entropy is about 0.69, the focal loss a quarter of it.
+
+
 def test_replicas_without_any_difference_are_a_remark():
     with pytest.warns(envariant.core.errors.EnvariantWarning, match="replicas with full batches have equal"):
         envariant.train(

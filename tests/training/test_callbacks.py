@@ -99,9 +99,17 @@ def test_callbacks_in_a_study_and_resumption_after_an_error(tmp_path):
         study.run(tmp_path, callbacks=listener, executor="ray", progress=False)
 
 
-@pytest.mark.parametrize("wrong", [3, [Listener], object()])
-def test_other_objects_are_no_callbacks(wrong):
-    with pytest.raises(EnvariantError, match="^callbacks must be objects with a method on_step"):
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (3, "3"),
+        ([Listener], "the class Listener; pass an object"),
+        (object(), "<object"),
+        ("tensorboard", "'tensorboard'"),
+    ],
+)
+def test_other_objects_are_no_callbacks(wrong, got):
+    with pytest.raises(EnvariantError, match=f"^callbacks must be objects with a method on_step.* got {got}"):
         envariant.train("colored-digits", "erm", callbacks=wrong, **QUICK)
 
 

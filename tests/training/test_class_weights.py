@@ -144,6 +144,10 @@ def test_weights_of_rows_come_with_arrays_and_columns():
         EnvironmentSet.from_arrays([[1.0], [2.0]], [0, 1], ["a", "b"], sample_weight=[1.0])
     with pytest.raises(EnvariantError, match="environment 'a': weights must be at least 0"):
         EnvironmentSet.from_arrays([[1.0], [2.0]], [0, 1], ["a", "b"], sample_weight=[-1.0, 1])
+    with pytest.raises(
+        EnvariantError, match=r"'a': weights must be one number per row; got the shape \(1, 1\)"
+    ):
+        EnvironmentSet.from_arrays([[1.0], [2.0]], [0, 1], ["a", "b"], sample_weight=[[1.0], [1.0]])
 
 
 def test_inferred_environments_keep_the_weights():

@@ -359,6 +359,31 @@ def test_trained_model_is_returned_unless_a_stored_run_cannot_build_it(tmp_path)
         envariant.TrainingResult.load(tmp_path).model(0)
 
 
+class SharedWeights(torch.nn.Module):
+    """Network with a lazy layer that it uses twice under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.second, self.head = self.first, torch.nn.LazyLinear(1)
+
+    def forward(self, inputs):
+        return self.head(self.second(self.first(inputs)))
+
+
+def test_module_with_shared_weights_and_lazy_layers_is_returned_also_from_disk(tmp_path):
+    inputs = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    data = EnvironmentSet.from_arrays(inputs, (inputs[:, 0] > 0).int(), ["a", "b"] * 6)
+    result = envariant.train(data, model=SharedWeights, steps=2, out=tmp_path)
+    ours, stored = result.model(), envariant.TrainingResult.load(tmp_path)
+    assert ours.second.weight is ours.first.weight
+    assert torch.equal(ours.first.weight, result.checkpoints[0].params["first.weight"])
+    for module in (SharedWeights, lambda: SharedWeights(), SharedWeights()):
+        assert torch.equal(stored.model(0, module)(inputs), ours(inputs))
+    with pytest.raises(EnvariantError, match="model must be .* a module or a function .* got 3"):
+        stored.model(0, 3)
+
+
 def test_test_flip_may_repeat_a_training_flip():
     source = colored_digits(test_flips=(0.9, 0.1))
     assert source.sample(0).names == ("flip-0.2", "flip-0.1", "flip-0.9", "test-flip-0.1")

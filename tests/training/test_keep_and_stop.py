@@ -5,7 +5,7 @@ import torch
 
 import envariant
 from envariant import TrainingResult
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary
 from envariant.training.early_stopping import Patience
 from envariant.training.history import HistoryRow
@@ -46,6 +46,11 @@ def test_watch_keeps_the_first_best_and_counts_evaluations():
     assert stops[3] == "no better validation loss in 2 evaluations since step 1"
     assert watch.state["kept"][1].tolist() == [0.8, 1]
     assert watch.state["params"]["w"][1].tolist() == [1, 1, 1]
+
+
+def test_none_is_the_default():
+    """In the range of a study, "none" was accepted, and its runs failed."""
+    assert RunSpec(data="x", keep=None).keep == "last"
 
 
 def test_text_of_a_rule_is_read_back():
@@ -90,6 +95,7 @@ def test_replicas_of_a_stack_stop_individually(tmp_path):
     assert TrainingResult.load(tmp_path).to_dict()["stopped"] == together.to_dict()["stopped"]
 
 
+@pytest.mark.filterwarnings("ignore:stop_early. patience")
 def test_more_steps_resume_a_stored_run_bit_identically(tmp_path):
     options = {**QUICK, "average": "swad", "keep": "best", "stop_early": "patience(3)"}
     envariant.train(out=tmp_path, **options)
@@ -127,6 +133,22 @@ def test_a_stored_run_with_other_settings_gets_no_more_steps(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"average": "ma"}, "average: ma begins only after this run of 3 steps has ended"),
+        ({"average": "swa(start=4)"}, r"average: swa\(start=4, .* begins only after"),
+        (
+            {"stop_early": "patience(3)"},
+            r"stop_early: patience\(3\) cannot shorten this run, .* 3 times after",
+        ),
+    ],
+)
+def test_rules_without_effect_are_remarks(options, message):
+    with pytest.warns(EnvariantWarning, match=message):
+        envariant.train(**{**QUICK, "steps": 3, "evaluate_every": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"average": "ema(1)"}, r"ema: decay must be in \[0, 1\), got 1"),
         ({"average": "emma(0.9)"}, "unknown average 'emma'; did you mean 'ema'"),
         ({"average": "swad"}, "average: swad needs validation rows .* set holdout_fraction"),
@@ -139,7 +161,12 @@ def test_a_stored_run_with_other_settings_gets_no_more_steps(tmp_path):
         ({"stop_early": "patience(5)"}, r"stop_early: patience\(5\) needs validation rows"),
         ({"stop_early": "patience"}, "patience: needs evaluations"),
         ({"shared_init": 1}, "shared_init must be true or false; got 1"),
-        ({"algorithm": "linear", "average": "ema"}, "remove them: average"),
+        ({"algorithm": "linear", "average": "ema"}, "do not apply; remove them: average"),
+        (
+            {"average": "swa(start=0.5)"},
+            "swa: start must be a step number, or a share .* such as 40%; got 0.5",
+        ),
+        ({"average": "ma(start=-1)"}, "ma: start must be at least 0, got -1"),
     ],
 )
 def test_wrong_values_are_one_sentence(options, message):

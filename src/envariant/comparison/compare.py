@@ -45,6 +45,7 @@ from envariant.training.replicas import Seeds
 from envariant.training.resolution import check_objects
 from envariant.training.run_spec import EXECUTION_ONLY
 from envariant.training.store import Store
+from envariant.training.validation_watch import uses_validation
 
 MAX_ROWS = 5_000
 """Default largest number of rows per environment in a comparison; the saved model is trained on all rows."""
@@ -346,12 +347,16 @@ def _best_model(
     source: TableSource,
     options: Mapping[str, Any],
 ) -> tuple[SavedModel, str]:
-    """Train the recommended method on all rows; return the model, and what it lacks for serving as text."""
+    """Train the recommended method on all rows; return the model, and as text what it lacks."""
     best = results.recommended
     trial = study.trials_of(best, source)[results.selected_trials[best]]
     model = protocol.train_final_model(full, methods[best], trial, study.seed, options)
     folds, share = study.test_environments, study.holdout_fraction
-    return with_serving(model, source, results, folds, share, _data_seeds(study))
+    model, lacking = with_serving(model, source, results, folds, share, _data_seeds(study))
+    if predictor(methods[best]) is None and uses_validation(options):
+        rows = f"the saved model is trained on {1 - share:.0%} of the rows; the others validate it"
+        lacking = "; ".join(filter(None, (lacking, rows)))
+    return model, lacking
 
 
 def _written(comparison: Comparison) -> Comparison:

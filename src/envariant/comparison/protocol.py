@@ -29,6 +29,7 @@ from envariant.training.execution import Execution
 from envariant.training.option_text import text_of
 from envariant.training.store import Store, Trial
 from envariant.training.train import train
+from envariant.training.validation_watch import uses_validation
 
 ALGORITHMS = (*ORDINARY, "stable-columns", "groupdro", "vrex", "irm", "coral")
 """Methods compared by default, ordinary and cheap ones first."""
@@ -140,10 +141,8 @@ def plan(
         store_predictions=True,
         importance_columns=importance_columns,
     )
-    constant, untested = (
-        baseline_scores(table, source.task, chosen, folds),
-        untested_environments(table, folds),
-    )
+    constant = baseline_scores(table, source.task, chosen, folds)
+    untested = untested_environments(table, folds)
     reasons = {
         name: f"{chosen.name} is undefined, because there is one class only"
         for name in table.environments
@@ -171,6 +170,7 @@ def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[
 
     By default, networks are trained with weight decay, for at least 100 steps and about 30 passes over the
     rows. A batch contains at most as many rows per environment as the median size of the environments.
+    Networks are evaluated at the end only, unless an option such as early stopping uses validation scores.
 
     Args:
         table: Table of the comparison.
@@ -185,7 +185,8 @@ def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[
     rows_per_step = batch_size * max(1, n_environments - 1)
     steps = min(table_source.STEPS, max(_FEWEST_STEPS, math.ceil(_PASSES * known / rows_per_step)))
     chosen = {"steps": steps, "weight_decay": _WEIGHT_DECAY, "batch_size": batch_size, **options}
-    return {"evaluate_every": chosen["steps"] or table_source.STEPS, **chosen}
+    every = None if uses_validation(chosen) else chosen["steps"] or table_source.STEPS
+    return {"evaluate_every": every, **chosen}
 
 
 def is_large(source: TableSource) -> bool:
@@ -234,8 +235,7 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
     """
     if max_rows is not None and max_rows < FEWEST_ROWS:
         raise EnvariantError(f"max_rows: must be at least {FEWEST_ROWS}, got {max_rows}")
-    codes = table.environment.values
-    counts = np.bincount(codes)
+    counts = np.bincount(codes := table.environment.values)
     if max_rows is None or counts.max() <= max_rows:
         return table
     order = _random_order(codes, seed, independent=table.ordered)
@@ -437,14 +437,9 @@ def train_final_model(
         # The study has already issued the same warnings about schedules and model.
         warnings.simplefilter("ignore", EnvariantWarning)
         result = train(
-            source,
-            algorithm,
-            hyperparameters=trial.hyperparameters,
-            learning_rate=trial.learning_rate,
-            test_environments=(),
-            execution="sequential",
-            seed=seed,
-            progress=False,
+            source, algorithm, hyperparameters=trial.hyperparameters, learning_rate=trial.learning_rate,
+            test_environments=(), execution="sequential", seed=seed, progress=False,
+            holdout_fraction=Study.holdout_fraction if uses_validation(options) else 0.0,
             **{key: value for key, value in run_settings(table, options).items() if key != "learning_rate"},
-        )
+        )  # fmt: skip
     return SavedModel.of(source, result)

@@ -71,6 +71,9 @@ class Environment(Displayed):
             )
         attributes = conversion.attributes_of(attributes or {}, rows, where)
         weights = attributes.get(WEIGHT, torch.ones(1))
+        if weights.dim() != 1:
+            shape = tuple(weights.shape)
+            raise EnvariantError(f"{where}: weights must be one number per row; got the shape {shape}")
         if not bool((torch.isfinite(weights) & (weights >= 0)).all()) or not bool(weights.any()):
             raise EnvariantError(
                 f"{where}: weights must be at least 0 and not all 0; correct them or leave them out"

@@ -392,9 +392,12 @@ def check_losses(task: Task, targets: Tensor) -> None:
     """
     if task.has_default_loss:
         return
-    few = targets[:2]
+    # Two rows with different targets, if there are any, because a function can select rows by their target.
+    different = (targets != targets[0]).reshape(len(targets), -1).any(dim=1)
+    few = targets[[0, int(different.int().argmax()) or min(1, len(targets) - 1)]]
     for name, method in (("losses", task.losses), ("scores", task.scores)):
         logits = torch.zeros(len(few), *task.logits_shape, device=few.device, requires_grad=name == "losses")
+        before = torch.get_rng_state()
         try:
             with torch.enable_grad():
                 values: object = method(logits, few)
@@ -407,6 +410,14 @@ def check_losses(task: Task, targets: Tensor) -> None:
             raise EnvariantError(
                 f"task {task.name}: {name} must return one number per row, of shape ({len(few)},) for "
                 f"{len(few)} rows; got {got}{hint}"
+            )
+        if not values.is_floating_point() and (name == "losses" or values.is_complex()):
+            kind = str(values.dtype).removeprefix("torch.")
+            raise EnvariantError(f"task {task.name}: {name} must be real numbers in float32; got {kind}")
+        if name == "losses" and not torch.equal(before, torch.get_rng_state()):
+            raise EnvariantError(
+                f"task {task.name}: losses draw random numbers, which the seeds of a run do not determine; "
+                f"compute them from logits and targets only"
             )
         if name == "losses" and not values.requires_grad:
             raise EnvariantError(

@@ -1,11 +1,14 @@
 """Inspect the declared types of settings: bounds, optional types, and descriptions in plain words."""
 
-from typing import Annotated, Any, Literal, get_args, get_origin
+import functools
+import operator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 
 def bounds(hint: Any) -> dict[str, float]:
     """Return the bounds in the annotations of a type: ge, gt, le and lt."""
-    extras = getattr(optional(hint), "__metadata__", ())
+    extras = [extra for kind in _alternatives(hint) for extra in getattr(kind, "__metadata__", ())]
     limits = [limit for extra in extras for limit in getattr(extra, "metadata", [extra])]
     return {
         key: getattr(limit, key)
@@ -24,7 +27,15 @@ def optional(hint: Any) -> Any:
 def bare(hint: Any) -> Any:
     """Return a type without its annotations and without None."""
     kind = optional(hint)
+    if len(kinds := _alternatives(kind)) > 1 and any(get_origin(each) is Annotated for each in kinds):
+        return functools.reduce(operator.or_, map(bare, kinds))
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    kind = optional(hint)
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 _TYPES_IN_WORDS = {

@@ -85,6 +85,8 @@ def pack_inputs(inputs: Mapping[str, Any]) -> tuple[Tensor, InputPacking]:
         >>> packed.shape, packing.shapes["image"]
         (torch.Size([4, 65]), (8, 8))
     """
+    if not isinstance(inputs, Mapping):
+        raise EnvariantError(f"inputs must be a dictionary of tensors; got {type(inputs).__name__}")
     tensors = {name: tensor_of(values, f"inputs: '{name}'") for name, values in inputs.items()}
     if not tensors:
         raise EnvariantError("inputs: the dictionary is empty; give at least one tensor")

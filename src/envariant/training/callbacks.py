@@ -99,12 +99,14 @@ def check_callbacks(callbacks: object) -> tuple[Any, ...]:
     Raises:
         EnvariantError: If an object has no callback method, or is a class instead of an instance.
     """
-    several = callbacks if isinstance(callbacks, Sequence) else [] if callbacks is None else [callbacks]
+    is_list = isinstance(callbacks, Sequence) and not isinstance(callbacks, str)
+    several = callbacks if is_list else [] if callbacks is None else [callbacks]
     for each in (checked := tuple(cast("Iterable[Any]", several))):
         if isinstance(each, type) or not any(hasattr(each, name) for name in _METHODS):
+            got = f"the class {each.__name__}; pass an object" if isinstance(each, type) else shown(each)
             raise EnvariantError(
                 f"callbacks must be objects with a method {', '.join(_METHODS[:2])} or {_METHODS[2]}; "
-                f"got {shown(each)}"
+                f"got {got}"
             )
     return checked
 

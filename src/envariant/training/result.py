@@ -1,6 +1,5 @@
 """Result of a run: its history, a summary by environment, and the trained models."""
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,9 @@ from envariant.training import history
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.diagnostics import Diagnosis, diagnose
 from envariant.training.history import FULL, LOSS, OUTPUT_SD, HistoryRow
+from envariant.training.model_builder import model_builder
 from envariant.training.record import Record
+from envariant.training.run_config import built
 from envariant.training.store.single_run import load_run
 
 if TYPE_CHECKING:
@@ -206,13 +207,13 @@ class TrainingResult(Displayed):
         }
         return replace(self, checkpoints=states, kept={})
 
-    def model(self, replica: int = 0, module: nn.Module | None = None) -> nn.Module:
+    def model(self, replica: int = 0, module: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
         """Return the trained network of one replica, in evaluation mode.
 
         Args:
             replica: Index of the replica.
-            module: Module of the same class as the trained model. The weights are loaded into a copy of it.
-                It is required only if the run was loaded from disk and its model was passed as an object.
+            module: Module of the same class as the trained model, or a class or function that returns one.
+                The weights are loaded into a copy. It is required only if the run was loaded from disk and its model was passed as an object.
                 Default: the network is built as it was for training.
 
         Raises:
@@ -227,7 +228,7 @@ class TrainingResult(Displayed):
             raise EnvariantError(f"{spec.algorithm}: is not a network, so it has no module to return")
         own = module
         if own is not None:
-            module = copy.deepcopy(own)
+            module = built(model_builder(own), record.input_shape, record.outputs)
         elif self.build_model is not None:
             module = self.build_model()
         else:
@@ -247,9 +248,12 @@ class TrainingResult(Displayed):
                 record.training_environments,
             )
         tensors = {**saved.params, **saved.buffers}
+        # Shared weights have several names in the state, but are saved once, under the first.
+        names = {**dict(module.named_parameters()), **dict(module.named_buffers())}.keys()
         # The algorithm's auxiliary networks are not part of the model.
         try:
-            module.load_state_dict({name: tensors[name] for name in module.state_dict()})
+            state = {name: tensors[name] for name in module.state_dict() if name in names}
+            module.load_state_dict(state, strict=False)
         except (KeyError, RuntimeError):
             changed = f"{spec.algorithm} changed the network"
             reason = changed if own is None else "the given module is another one"

@@ -3,6 +3,7 @@
 Steps: resolve the options, load the data, pretrain the models, choose the execution, train the replicas.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -338,13 +339,25 @@ def _record(
 
 
 def _averaging_remarks(resolved: ResolvedRun, net: Network, replicas: int) -> list[str]:
-    """Return remarks on options of weight averaging that have an effect other than expected."""
+    """Return remarks on averaging and early stopping that have another effect than expected, or none."""
     algorithm, config = cast("Algorithm", resolved.algorithm.trained), resolved.config
     remarks: list[str] = []
     if config.average is not None and algorithm.predicts_with_own_weights:
         remarks.append(
             f"{resolved.algorithm.name}: predicts with the average {resolved.spec.average} of the trained "
             f"weights, instead of its own average"
+        )
+    start = getattr(config.average, "start", 0)
+    if start > config.steps:
+        remarks.append(
+            f"average: {config.average} begins only after this run of {config.steps} steps has ended, so the "
+            f"model predicts with the current weights; lower start, or give a share, such as start=50%"
+        )
+    evaluations = math.ceil(config.steps / config.evaluate_every)
+    if config.stop_early is not None and config.stop_early.evaluations >= evaluations:
+        remarks.append(
+            f"stop_early: {config.stop_early} cannot shorten this run, which is evaluated {evaluations} "
+            f"times after step 0; evaluate it more often (evaluate_every), or give a smaller number"
         )
     has_order = config.batch_size is not None or config.augmentation is not None
     if (

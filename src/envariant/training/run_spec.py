@@ -285,6 +285,11 @@ class RunSpec(BaseModel, Displayed):
     def _weights(cls, value: object) -> object:
         return class_weights(value)
 
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keep(cls, value: object) -> object:
+        return "last" if value is None else value
+
     @field_validator("clip")
     @classmethod
     def _clip(cls, value: object) -> object:

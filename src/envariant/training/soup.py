@@ -19,6 +19,7 @@ from envariant.core.display import Displayed, Summary, named
 from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.data.validation_split import ValidationSplit
+from envariant.data.with_loss import named_loss, with_loss
 from envariant.training.averaging.averaged_weights import BATCH_NORMS, MOST_BATCHES
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.evaluator import Evaluator, Weights
@@ -142,8 +143,12 @@ def soup_of(
     _check(record, rule, finished)
     if sample is None:
         raise EnvariantError("soup: the run was loaded from disk; pass its data as well")
-    if record.fingerprints["data"] != sample.fingerprint():
-        raise EnvariantError(f"soup: the data are not those of the run ({record.spec.data})")
+    if sample is not result.sample:
+        if record.fingerprints["data"] != sample.fingerprint():
+            raise EnvariantError(f"soup: the data are not those of the run ({record.spec.data})")
+        # A loss without a name is not stored; the scores do not depend on it.
+        if loss := named_loss(sample.task, record.spec.loss, record.fingerprints.get("loss")):
+            sample = replace(sample, task=with_loss(sample.task, loss))
     scorer = _Scorer(result, sample)
     scores = {k: scorer.scores(scorer.of_replica(k)) for k in finished}
     roles = sample.roles(record.spec.test_environments)

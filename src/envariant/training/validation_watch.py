@@ -7,10 +7,25 @@ from typing import Any, final
 import torch
 
 from envariant.core.tasks import Task
+from envariant.training.averaging import averaging
 from envariant.training.early_stopping import Patience
 from envariant.training.evaluator import Weights
 from envariant.training.history import LOSS, HistoryRow
-from envariant.training.keep_rules import KeepBest, KeepRule
+from envariant.training.keep_rules import KeepBest, KeepRule, keep_rule
+
+
+def uses_validation(options: Mapping[str, Any]) -> bool:
+    """Return whether a training option uses validation scores: early stopping, the best step, or SWAD.
+
+    Args:
+        options: Training options by name.
+    """
+    average = averaging(options.get("average"))
+    return (
+        (average is not None and average.needs_validation)
+        or isinstance(keep_rule(options.get("keep", "last")), KeepBest)
+        or options.get("stop_early") is not None
+    )
 
 
 @final

@@ -91,6 +91,8 @@ def test_a_saved_model_reads_texts_or_their_features(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(model.predict(pd.DataFrame(columns)), predicted)
     with pytest.raises(EnvariantError, match="price"):
         model.predict(frame[["review"]])
+    with pytest.raises(EnvariantError, match="lacks column 'review'; its columns: price"):
+        model.predict(frame[["price"]])
 
 
 def test_images_become_a_table_and_the_model_reads_files(tmp_path, monkeypatch):
@@ -115,6 +117,11 @@ def test_images_become_a_table_and_the_model_reads_files(tmp_path, monkeypatch):
     paths = sorted(map(str, (tmp_path / "photos").rglob("*.png")))
     predicted = model.predict(pd.DataFrame({"image": paths}))["prediction"]
     assert (predicted == [path.split("/")[-2] for path in paths]).mean() > 0.9
+
+
+def test_a_folder_needs_a_network(tmp_path):
+    with pytest.raises(EnvariantError, match="is a folder; hashed-words needs a table with texts"):
+        inputs.read(tmp_path, None, None, "hashed-words", ())
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,15 @@ def from_dataset(
     """
     labeled = isinstance(environment, int | str)
     keys = (inputs, target, environment) if isinstance(environment, int | str) else (inputs, target)
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise EnvariantError(f"{label}: size must be a whole number from 1; got {size!r}")
     pictures = _Pictures(size)
     rows, labels = read_items(dataset, label, keys, pictures)
+    if size is not None and not pictures.converted:
+        raise EnvariantError(
+            f"{label}: size resizes Pillow images, but the items hold arrays; leave size out, or "
+            f"resize them in the dataset's transform"
+        )
     scale = (MEAN, DEVIATION) if normalize and pictures.converted else (None, None)
     given: Any = labels[1] if labeled else environment
     encoded, task, classes = conversion.targets_of(labels[0], task, label)

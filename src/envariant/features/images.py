@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from envariant.core.console import SafeConsole
 from envariant.core.environments import EnvironmentSet, EnvironmentSource
-from envariant.core.errors import EnvariantWarning
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.input_store import InputStore
 from envariant.data.cache import CACHE_VARIABLE
 from envariant.data.images.base import ImageSource
@@ -170,6 +170,10 @@ def features_of(
                 with torch.inference_mode():
                     rows = store.decode(store.gather(index).to(device))
                     features = network(rows).flatten(1).float().cpu()
+                if wrong := int((~torch.isfinite(features).all(dim=1)).sum()):
+                    raise EnvariantError(
+                        f"features: the backbone returns NaN or infinity for {wrong} of {len(index)} rows"
+                    )
                 yield features
                 progress.advance(len(index))
 

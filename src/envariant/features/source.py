@@ -88,9 +88,8 @@ class Features(SpecSource):
     def __post_init__(self) -> None:
         source = source_named(self.source) if isinstance(self.source, str) else self.source
         if not isinstance(source, EnvironmentSource) or isinstance(source, Features):
-            raise EnvariantError(
-                f"features: source must be the name of a source, or one; got {shown(source)}"
-            )
+            got = "features of features" if isinstance(source, Features) else shown(source)
+            raise EnvariantError(f"features: source must be another data source, or its name; got {got}")
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "backbone", backbone_of(self.backbone))
         object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))

@@ -57,7 +57,8 @@ class Features(SpecSource):
         backbone: Name of a model or text encoder, such as `timm(resnet18, pretrained=true)`,
             `efficientnet-lite0`, `minilm` or `hashed-words`; or a model, module or text encoder. If a network
             consists of a featurizer and a head, only the featurizer is used.
-        size: Side in pixels to which images are resized before the backbone. Default: no resizing.
+        size: Side in pixels to which images are resized before the backbone. Default: no resizing. Text
+            columns of a table do not have `size`, `dtype`, `standardize` and `components`.
         text: Columns of a table to embed. Default: all columns of free text.
         dtype: Data type of the stored features: "float32", or "bfloat16", which takes half the space.
         standardize: Whether features are standardized with the mean and standard deviation over the training
@@ -107,6 +108,13 @@ class Features(SpecSource):
                 f"features: {name_of(self.backbone)} needs {what}; the text encoders are "
                 f"sentence-transformers, minilm and hashed-words"
             )
+        ignored = [
+            f.name
+            for f in dataclasses.fields(self)
+            if f.name in ("size", "dtype", "standardize", "components") and getattr(self, f.name) != f.default
+        ]
+        if is_table and ignored:
+            raise EnvariantError(f"features: {ignored[0]} has no effect on texts in a table; leave it out")
         if self.text and not is_table:
             raise EnvariantError("features: text names columns of a table; leave it out for images")
 
@@ -241,7 +249,7 @@ class Features(SpecSource):
         if not isinstance(self.source, TableSource):
             return None
         table = embedded(self.source.table, self.text, cast("TextEncoder", self.backbone), self.cache)
-        return TableSource(table, self.name, self.source.test)
+        return TableSource(table, self.name, self.source.test if self.test is None else self.test)
 
     @property
     def _key(self) -> tuple[Any, ...]:

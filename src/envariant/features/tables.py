@@ -21,7 +21,7 @@ from envariant.data.images.base import ImageSource
 from envariant.data.tables.columns import Column
 from envariant.data.tables.table import LogEntry, Table
 from envariant.features.backbones import TextEncoder, extractor, name_of
-from envariant.features.columns import encoded, text_columns
+from envariant.features.columns import encoded, feature_name, text_columns
 from envariant.features.images import Preprocessing
 from envariant.features.lookup import backbone_of
 from envariant.features.source import Features
@@ -68,7 +68,13 @@ class ImageEncoder:
         Warns:
             EnvariantWarning: If images lose information when they are decoded.
         """
-        backbone = cast("Any", backbone_of(str(self.backbone)))
+        try:
+            backbone = cast("Any", backbone_of(str(self.backbone)))
+        except EnvariantError:
+            raise EnvariantError(
+                f"features: the network {self.backbone} is not saved with the model; to predict, give its "
+                f"features as columns '{feature_name(IMAGE, 0)}' and so on, instead of '{IMAGE}'"
+            ) from None
         side = self.size or self.image_size
         network = extractor(backbone, (3, side, side))
         mean, deviation = (reading.MEAN, reading.DEVIATION) if self.normalize else (None, None)
@@ -97,7 +103,18 @@ def image_table(features: Features) -> Table:
 
     Args:
         features: Features of images or of other arrays.
+
+    Raises:
+        EnvariantError: If the features are principal components.
+
+    Warns:
+        EnvariantWarning: If the backbone is a module, which cannot be saved with a model.
     """
+    if features.components is not None:
+        raise EnvariantError(
+            "compare: components depend on the test environments, which change in a comparison; leave "
+            "components out"
+        )
     sample, source = replace(features, standardize=False).sample(0), features.source
     parts = [environment.inputs.numpy() for environment in sample.environments]
     sizes = [len(part) for part in parts]
@@ -113,6 +130,13 @@ def image_table(features: Features) -> Table:
         target = Column("class", "category", targets.astype(np.int32), labels)
     encoder = ""
     if isinstance(source, ImageSource):
+        if isinstance(features.backbone, torch.nn.Module):
+            warnings.warn(
+                f"features: the network {name_of(features.backbone)} is not saved with the model; to "
+                f"predict, give its features as columns '{feature_name(IMAGE, 0)}' and so on",
+                EnvariantWarning,
+                stacklevel=3,
+            )
         files = [file for group in source.listing().groups for file in group.files]
         encoder = str(
             ImageEncoder(

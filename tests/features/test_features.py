@@ -272,6 +272,14 @@ def test_new_files_of_12_bits_are_read_as_in_training(tmp_path):
     assert torch.equal(bright, white)
 
 
+def test_test_environments_may_be_a_list_or_one_name(tmp_path):
+    expected = Features(images(), nn.Flatten(), cache=tmp_path, test=("c",)).sample(0)["a"].inputs
+    for test in (["c"], "c"):
+        features = Features(images(), nn.Flatten(), cache=tmp_path, test=test)
+        assert features.test == ("c",)
+        assert torch.equal(features.sample(0)["a"].inputs, expected)
+
+
 def test_components_without_variance_are_rejected(tmp_path):
     # Ten rows vary in nine directions; along others, new rows would be divided by about 0.
     source = images(rows=5)

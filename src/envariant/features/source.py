@@ -94,6 +94,8 @@ class Features(SpecSource):
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "backbone", backbone_of(self.backbone))
         object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))
+        if self.test is not None:
+            object.__setattr__(self, "test", tuple(map(str, several(self.test, "features: test"))))
         specs.validate(self, self.base, only=("dtype", "standardize"))
         if self.components is not None and not self.standardize:
             raise EnvariantError("features: components are those of standardized features; set standardize")

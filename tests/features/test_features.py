@@ -278,6 +278,10 @@ def test_test_environments_may_be_a_list_or_one_name(tmp_path):
         features = Features(images(), nn.Flatten(), cache=tmp_path, test=test)
         assert features.test == ("c",)
         assert torch.equal(features.sample(0)["a"].inputs, expected)
+        # They are the test environments of a run, unless the run names others.
+        assert train(features, "erm", steps=1).record.roles["c"] == "test"
+        assert features.with_test_environments(("a",)).sample(0).test == ("a",)
+        assert dataclasses.replace(features, standardize=False).sample(0).test == ("c",)
 
 
 def test_components_without_variance_are_rejected(tmp_path):

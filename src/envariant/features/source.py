@@ -65,8 +65,8 @@ class Features(SpecSource):
             environments.
         components: Number of principal components of the standardized features to use as inputs, each scaled
             to standard deviation 1. They are fitted on the training environments. Default: use all features.
-        test: Names of the test environments, whose rows are not used for standardization. Default: the test
-            environments of the source.
+        test: Names of the default test environments, whose rows are not used for standardization. Default:
+            those of the source.
         batch_size: Rows per forward pass.
         cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
             folder.
@@ -126,8 +126,8 @@ class Features(SpecSource):
             example = "features(image-folders('photos'), 'timm(resnet18, pretrained=true)')"
             raise EnvariantError(f"features: needs a source and a backbone first, as in {example}")
         given = dict(spec.keywords)
-        if "text" in given:
-            given["text"] = tuple(map(str, several(given["text"], "features: text")))
+        for key in given.keys() & {"text", "test"}:
+            given[key] = tuple(map(str, several(given[key], f"features: {key}")))
         first, backbone = spec.positional[0], str(spec.positional[1])
         nested = specs.parse_as("data", str(first))
         if nested.name == TableSource.base and len(nested.positional) == 1:
@@ -159,8 +159,8 @@ class Features(SpecSource):
     def with_test_environments(self, test: Sequence[str] | None) -> "EnvironmentSource":
         if self._table is not None:
             return self._table.with_test_environments(test)
-        names = None if test is None else tuple(test)
-        return self if names == self.test else dataclasses.replace(self, test=names)
+        unchanged = test is None or tuple(test) == self.test
+        return self if unchanged else dataclasses.replace(self, test=test)
 
     @property
     def columns(self) -> Mapping[str, slice]:
@@ -216,12 +216,16 @@ class Features(SpecSource):
 
     def _standardized(self, seed: int) -> tuple[EnvironmentSet, Standardization | None]:
         raw = self._extracted(seed).environments
-        if not self.standardize:
+        if not self.standardize and self.test is None:
             return raw, None
         # Replicas with the same rows share one object, so that they are stored once.
-        key = ("standardized", id(raw), self.test, self.components)
+        key = ("standardized", id(raw), self.test, self.standardize, self.components)
         if key not in self._samples:
             roles = raw.roles(self.test)
+            raw = raw if self.test is None else dataclasses.replace(raw, test=self.test)
+            if not self.standardize:
+                self._samples[key] = raw, None
+                return self._samples[key]
             stores = [cast("FeatureStore", e.input_store) for e in raw.environments]
             chosen = [s for s, e in zip(stores, raw.environments, strict=True) if roles[e.name] == "train"]
             fitted = Standardization.of(chosen, self.components)

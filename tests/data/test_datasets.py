@@ -6,7 +6,7 @@ import torch
 
 import envariant
 from envariant.core import dataset_rows
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Multiclass
 from envariant.data import datasets, from_dataset
 
@@ -127,6 +127,15 @@ def test_size_needs_pictures():
         from_dataset(items, size=4)
     with pytest.raises(EnvariantError, match="size must be a whole number from 1; got 0"):
         from_dataset(items, size=0)
+
+
+def test_losses_of_pictures_are_said():
+    Image = pytest.importorskip("PIL.Image")
+    items = [(Image.new("RGBA", (8, 8), (1, 2, 3, 4)), k % 2, k // 4) for k in range(8)]
+    with pytest.warns(
+        EnvariantWarning, match="dataset: some images have transparent pixels; transparency is"
+    ):
+        from_dataset(items)
 
 
 def test_missing_numbers_of_random_items_are_named():

@@ -105,7 +105,7 @@ def decode(
         with images.open(path, formats=_FORMATS) as image:
             # JPEG can be decoded at a reduced scale, which is much faster; never below twice the size.
             image.draft(None, (2 * preprocessing.shorter, 2 * preprocessing.shorter))
-            notes = [*_notes(image)]
+            notes = [*losses(image)]
             rgb = _rgb(image, bits)
             if preprocessing.exif and "orientation" in notes:
                 notes.remove("orientation")
@@ -153,9 +153,14 @@ def _upright(rgb: Any, orientation: int) -> Any:
     return rgb.transpose(undo[orientation]) if orientation in undo else rgb
 
 
-def _notes(image: Any) -> Iterable[str]:
+def losses(image: Any) -> Iterable[str]:
+    """Yield the keys of `NOTES` that apply to a Pillow image.
+
+    Args:
+        image: Image whose pixels have not been converted.
+    """
     # Before the pixels are loaded, the decoder's arguments show the depth.
-    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
+    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", "")):
         yield "deep"
     if image.mode == "CMYK":
         yield "cmyk"

@@ -6,7 +6,7 @@ import torch
 
 import envariant
 from envariant.core import dataset_rows
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Multiclass
 from envariant.data import datasets, from_dataset
 
@@ -119,3 +119,32 @@ def test_pictures_of_hugging_face_arrive_channels_first_and_standardized(monkeyp
     assert large["a"].input_store.streamed
     monkeypatch.undo()
     assert torch.equal(large["a"].inputs, from_dataset(items, size=8, **keys)["a"].inputs)
+
+
+def test_size_needs_pictures():
+    items = [(np.ones((3, 8, 8)), k % 2, k // 4) for k in range(8)]
+    with pytest.raises(EnvariantError, match="size resizes Pillow images, but the items hold arrays"):
+        from_dataset(items, size=4)
+    with pytest.raises(EnvariantError, match="size must be a whole number from 1; got 0"):
+        from_dataset(items, size=0)
+
+
+def test_losses_of_pictures_are_said():
+    Image = pytest.importorskip("PIL.Image")
+    items = [(Image.new("RGBA", (8, 8), (1, 2, 3, 4)), k % 2, k // 4) for k in range(8)]
+    with pytest.warns(
+        EnvariantWarning, match="dataset: some images have transparent pixels; transparency is"
+    ):
+        from_dataset(items)
+
+
+def test_missing_numbers_of_random_items_are_named():
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, k):
+            return torch.rand(3) * (float("nan") if k == 6 else 1), k % 2, k // 4
+
+    with pytest.raises(EnvariantError, match="item 6 holds NaN or infinity"):
+        from_dataset(Noisy())["1"].inputs.sum()

@@ -5,16 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from envariant import data
+from envariant.core import specs
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.tasks import Binary
 from envariant.features import Features, feature_file
 from envariant.features.feature_file import features_in
+from envariant.features.tables import ImageEncoder, image_table
 from envariant.models.base import FeaturizerAndHead
 from envariant.studies.study import Study
 from envariant.training.batch_sampler import BatchSampler, Rows
@@ -246,3 +249,73 @@ def test_batches_are_shared_only_by_replicas_with_equal_seeds(tmp_path):
         shared = sampler.at(3)
         for one, own in zip(shared, alone, strict=True):
             torch.testing.assert_close(one if axes == (None, None) else one[0], own)
+
+
+def test_new_files_of_12_bits_are_read_as_in_training(tmp_path):
+    numbers = np.random.default_rng(0)
+    for name in ("a/cat/0", "a/dog/0", "b/cat/0", "b/dog/0"):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(numbers.integers(0, 4000, (8, 8)).astype(np.uint16)).save(path)
+    source = data.source(f"image-folders('{tmp_path / 'photos'}', size=8, cache='{tmp_path}')")
+    with pytest.warns(EnvariantWarning, match="12-bit"):
+        table = image_table(Features(source, "mlp(hidden=3)", cache=tmp_path))
+    encoder = ImageEncoder(**specs.fill(ImageEncoder, specs.parse(dict(table.embedded)["image"])))
+    files = [str(tmp_path / "photos" / file) for group in source.listing().groups for file in group.files]
+    trained = np.stack([column.values for column in table.columns], axis=1)
+    np.testing.assert_allclose(encoder.embed(files).numpy(), trained, rtol=1e-5)
+    # A brighter image is clipped, and this is said.
+    Image.fromarray(np.full((8, 8), 2**16 - 1, np.uint16)).save(tmp_path / "bright.png")
+    Image.fromarray(np.full((8, 8), 2**12 - 1, np.uint16)).save(tmp_path / "white.png")
+    with pytest.warns(EnvariantWarning, match="1 of 2 images have 16 bits and values above"):
+        bright, white = encoder.embed([str(tmp_path / f"{name}.png") for name in ("bright", "white")])
+    assert torch.equal(bright, white)
+
+
+def test_test_environments_may_be_a_list_or_one_name(tmp_path):
+    expected = Features(images(), nn.Flatten(), cache=tmp_path, test=("c",)).sample(0)["a"].inputs
+    for test in (["c"], "c"):
+        features = Features(images(), nn.Flatten(), cache=tmp_path, test=test)
+        assert features.test == ("c",)
+        assert torch.equal(features.sample(0)["a"].inputs, expected)
+        # They are the test environments of a run, unless the run names others.
+        assert train(features, "erm", steps=1).record.roles["c"] == "test"
+        assert features.with_test_environments(("a",)).sample(0).test == ("a",)
+        assert dataclasses.replace(features, standardize=False).sample(0).test == ("c",)
+
+
+def test_components_without_variance_are_rejected(tmp_path):
+    # Ten rows vary in nine directions; along others, new rows would be divided by about 0.
+    source = images(rows=5)
+    features = Features(source, nn.Flatten(), cache=tmp_path, test=("c",), components=10)
+    with pytest.raises(EnvariantError, match=r"components must be at most 9, because 10 training rows of 48"):
+        features.sample(0)
+    kept = dataclasses.replace(features, components=9).sample(0)
+    assert float(kept["c"].inputs.abs().max()) < 50
+
+
+class Wrong(nn.Module):
+    """Returns what a test asks for."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, inputs):
+        return self.answer(inputs)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda x: {"features": x},
+            "must return a tensor with one row per input; for 2 inputs, it returns dict",
+        ),
+        (lambda x: x.sum(), r"for 2 inputs, it returns shape \(\)"),
+        (lambda x: x.flatten(1) / 0, "backbone returns NaN or infinity for 50 of 50 rows"),
+    ],
+)
+def test_backbones_with_useless_results_are_rejected(tmp_path, answer, message):
+    with pytest.raises(EnvariantError, match=message):
+        Features(images(), Wrong(answer), cache=tmp_path).sample(0)

@@ -1,18 +1,24 @@
 """Text columns of tables, replaced by the features of a text encoder."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from envariant import data
 from envariant.comparison import inputs
 from envariant.comparison.data_check import check_data
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
+from envariant.data.tables.columns import Column
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.table import load, read, read_with_texts
 from envariant.features import Features, HashedWords
 from envariant.features.columns import embedded
+from envariant.features.tables import expanded, image_table
 from envariant.predictors import Linear
+from envariant.reporting.coverage import Coverage
 from envariant.saved_model import SavedModel
 
 WORDS = {False: ("poor", "slow", "broken", "late"), True: ("great", "fast", "solid", "kind")}
@@ -91,6 +97,8 @@ def test_a_saved_model_reads_texts_or_their_features(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(model.predict(pd.DataFrame(columns)), predicted)
     with pytest.raises(EnvariantError, match="price"):
         model.predict(frame[["review"]])
+    with pytest.raises(EnvariantError, match="lacks column 'review'; its columns: price"):
+        model.predict(frame[["price"]])
 
 
 def test_images_become_a_table_and_the_model_reads_files(tmp_path, monkeypatch):
@@ -117,6 +125,11 @@ def test_images_become_a_table_and_the_model_reads_files(tmp_path, monkeypatch):
     assert (predicted == [path.split("/")[-2] for path in paths]).mean() > 0.9
 
 
+def test_a_folder_needs_a_network(tmp_path):
+    with pytest.raises(EnvariantError, match="is a folder; hashed-words needs a table with texts"):
+        inputs.read(tmp_path, None, None, "hashed-words", ())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,3 +143,34 @@ def test_arguments_of_a_comparison_that_do_not_fit(arguments, message, tmp_path)
     frame = reviews().rename(columns={"stars": "a", "shop": "b"})
     with pytest.raises(EnvariantError, match=message):
         inputs.read(frame, **known)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"components": 3}, {"standardize": False}, {"size": 8}, {"dtype": "bfloat16"}]
+)
+def test_settings_of_images_are_errors_for_texts(settings):
+    source = TableSource(read_with_texts(reviews(), "stars", "shop"), "reviews")
+    with pytest.raises(EnvariantError, match=f"{next(iter(settings))} has no effect on texts in a table"):
+        Features(source, HashedWords(features=8), **settings)
+    shop = source.table.environments[0]
+    assert Features(source, HashedWords(features=8), test=(shop,)).table_source.test == (shop,)
+
+
+def test_a_module_of_the_user_is_not_saved_and_this_is_said(tmp_path, monkeypatch):
+    pytest.importorskip("PIL")
+    from PIL import Image
+
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
+    for k in range(4):
+        path = tmp_path / "photos" / "ab"[k % 2] / "xy"[k // 2] / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4), (k, 0, 0)).save(path)
+    features = Features(f"image-folders('{tmp_path / 'photos'}', size=4)", torch.nn.Flatten())
+    with pytest.warns(EnvariantWarning, match="the network Flatten is not saved with the model"):
+        table = image_table(features)
+    column = Column("image", "category", np.zeros(1, np.int32), (str(path),))
+    with pytest.raises(EnvariantError, match=r"Flatten is not saved .* instead of 'image'"):
+        expanded({"image": column}, table.embedded)
+    with pytest.raises(EnvariantError, match="leave components out"):
+        image_table(dataclasses.replace(features, components=1))
+    assert Coverage.of(features, 0).log[-1].startswith("48 features by Flatten")

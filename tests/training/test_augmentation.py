@@ -183,6 +183,8 @@ def test_names_sets_and_compositions_are_read():
     assert augmentation("rand-augment(n=3)") == RandAugment(n=3)
     for text, message in {
         "random-crop": "unknown augmentation 'random-crop'; did you mean 'random-resized-crop'?",
+        "domainbed(scale=0.5)": "augmentation: domainbed has no settings; write its operations with their "
+        "settings instead: random-resized-crop + horizontal-flip + color-jitter + random-grayscale",
         "random-resized-crop(scale=2)": "random-resized-crop: scale must be in (0, 1], ascending; got 2",
         "random-resized-crop(ratio=(2, 1))": "ratio must be positive, ascending",
         "horizontal-flip(p=2)": "horizontal-flip: p must be in [0, 1], got 2",

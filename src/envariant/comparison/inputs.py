@@ -42,9 +42,12 @@ def read(
     if isinstance(data, Features):
         return image_table(data)
     if isinstance(data, str | Path) and Path(data).is_dir():
+        what = "name a file (.csv or .parquet), or set features for images"
+        if features is not None:
+            what = f"{features} needs a table with texts; for images, set features to a network"
         raise EnvariantError(
-            f"compare: {data} is a folder; name a file (.csv or .parquet), or set features for images, such "
-            f"as efficientnet-lite0 or timm(resnet18, pretrained=true)"
+            f"compare: {data} is a folder; {what}, such as efficientnet-lite0 or "
+            f"timm(resnet18, pretrained=true)"
         )
     if target is None or environment is None:
         raise EnvariantError("compare: a table needs target and environment, the names of two columns")
@@ -66,4 +69,13 @@ def _images(data: Any, target: Any, environment: Any, settings: Any) -> Environm
         raise EnvariantError(f"compare: {named[0]} names a column of a table; leave it out for images")
     if isinstance(data, EnvironmentSource):
         return data
-    return ImageFolders(data) if Path(str(data)).is_dir() else source(str(data))
+    if Path(str(data)).is_dir():
+        return ImageFolders(data)
+    try:
+        return source(str(data))
+    except EnvariantError as error:
+        if str(error).startswith("unknown data set"):
+            raise EnvariantError(
+                f"compare: there is no folder '{data}', and no data set of this name"
+            ) from None
+        raise

@@ -113,6 +113,10 @@ class DatasetStore(InputStore):
                     shapes = f"{tuple(value.shape)}, at first {tuple(self.shape)}"
                     raise EnvariantError(f"dataset: item {number} has shape {shapes}")
                 row.copy_(value)
+                if not bool(torch.isfinite(row).all()):
+                    raise EnvariantError(
+                        f"dataset: item {number} holds NaN or infinity; correct or remove it"
+                    )
         return rows
 
 

@@ -1,5 +1,6 @@
 """Environments from one dataset whose items carry a domain label."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -10,9 +11,10 @@ import torch
 from envariant.core import conversion
 from envariant.core.dataset_rows import DatasetStore, Key, read_items
 from envariant.core.environments import Environment, EnvironmentSet
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.input_store import ByteStore, InputStore, image_store, input_store
 from envariant.core.tasks import Task
+from envariant.data.images.decoding import NOTES, losses
 from envariant.data.images.reading import DEVIATION, MEAN
 
 
@@ -49,6 +51,9 @@ def from_dataset(
     Raises:
         EnvariantError: If an item lacks an entry, or inputs differ in shape or are not numbers.
 
+    Warns:
+        EnvariantWarning: If Pillow images lose information, such as transparency.
+
     Example:
         >>> import torch
         >>> from envariant.data import from_dataset
@@ -58,8 +63,18 @@ def from_dataset(
     """
     labeled = isinstance(environment, int | str)
     keys = (inputs, target, environment) if isinstance(environment, int | str) else (inputs, target)
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise EnvariantError(f"{label}: size must be a whole number from 1; got {size!r}")
     pictures = _Pictures(size)
     rows, labels = read_items(dataset, label, keys, pictures)
+    for key in sorted(pictures.losses):
+        message = f"{label}: some images {NOTES[key].partition('; exif')[0]}"
+        warnings.warn(message, EnvariantWarning, stacklevel=2)
+    if size is not None and not pictures.converted:
+        raise EnvariantError(
+            f"{label}: size resizes Pillow images, but the items hold arrays; leave size out, or "
+            f"resize them in the dataset's transform"
+        )
     scale = (MEAN, DEVIATION) if normalize and pictures.converted else (None, None)
     given: Any = labels[1] if labeled else environment
     encoded, task, classes = conversion.targets_of(labels[0], task, label)
@@ -87,6 +102,7 @@ class _Pictures:
 
     def __init__(self, size: int | None) -> None:
         self._size, self.converted = size, False
+        self.losses: set[str] = set()
 
     def __call__(self, value: Any) -> Any:
         if not type(value).__module__.startswith("PIL."):
@@ -98,6 +114,7 @@ class _Pictures:
             raise EnvariantError(
                 "dataset: images have more than 8 bits per value; convert them to arrays in [0, 1]"
             )
+        self.losses.update(losses(value))
         # As in `decoding`, transparency is dropped.
         rgb = (value.convert("RGBA") if value.mode == "P" else value).convert("RGB")
         if self._size is not None:

@@ -45,9 +45,9 @@ def _civilcomments(root: Path) -> "pd.DataFrame":
     import pandas as pd
 
     table = Table(_BASE, root, "all_data_with_identities.csv")
-    mentioned = pd.DataFrame({name: pd.to_numeric(pd.Series(table[name])) >= 0.5 for name in _IDENTITIES})
+    mentioned = pd.DataFrame({name: pd.Series(table.numbers(name)) >= 0.5 for name in _IDENTITIES})
     first = mentioned.idxmax(axis=1).where(mentioned.any(axis=1), "none")
-    toxic = pd.to_numeric(pd.Series(table["toxicity"])) >= 0.5
+    toxic = pd.Series(table.numbers("toxicity")) >= 0.5
     columns = {
         "text": table.texts("comment_text"),
         "target": toxic,
@@ -61,7 +61,7 @@ def _amazon(root: Path) -> "pd.DataFrame":
     import pandas as pd
 
     reviews = Table(_BASE, root, "reviews.csv")
-    splits = Table(_BASE, root, "splits/user.csv")["split"]
+    splits = Table(_BASE, root, "splits/user.csv").numbers("split")
     text = reviews.texts("reviewText")
     if len(splits) != len(text):
         raise EnvariantError(
@@ -71,10 +71,10 @@ def _amazon(root: Path) -> "pd.DataFrame":
     frame = pd.DataFrame(
         {
             "text": text,
-            "target": [int(float(stars)) for stars in reviews["overall"]],
+            "target": [int(stars) for stars in reviews.numbers("overall")],
             "environment": reviews["category"],
             "group": reviews["reviewerID"],
-            "split": [_AMAZON_SPLITS.get(str(int(float(split))), "") for split in splits],
+            "split": [_AMAZON_SPLITS.get(str(int(split)), "") for split in splits],
         }
     )
     return frame[frame["split"] != ""].reset_index(drop=True)

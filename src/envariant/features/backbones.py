@@ -98,18 +98,24 @@ def extractor(backbone: ModelConfig | nn.Module, shape: Sequence[int]) -> Extrac
     network = part.eval().requires_grad_(False)
     try:
         with torch.inference_mode():
-            features = network(torch.zeros(2, *shape)).flatten(1)
+            features: Any = network(torch.zeros(2, *shape))
     except Exception as error:
         raise EnvariantError(
             f"features: {name_of(backbone)} cannot take inputs of shape {tuple(shape)} ({first_line(error)})"
         ) from None
+    if not isinstance(features, Tensor) or features.dim() < 2 or len(features) != 2:
+        got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise EnvariantError(
+            f"features: {name_of(backbone)} must return a tensor with one row per input; for 2 inputs, it "
+            f"returns {got}"
+        )
     # Networks of timm have the pixels of their training in `pretrained_cfg`.
     known: Any = getattr(part, "pretrained_cfg", {})
     mean, deviation = (
         getattr(part, own, known.get(key))
         for own, key in (("pixel_mean", "mean"), ("pixel_deviation", "std"))
     )
-    return Extractor(network, features.shape[1], mean, deviation)
+    return Extractor(network, features.flatten(1).shape[1], mean, deviation)
 
 
 def name_of(backbone: object) -> str:

@@ -163,6 +163,10 @@ def features_of(
 
         def counted(environment: int, first: int) -> Iterator[Tensor]:
             for block in blocks(environment, first):
+                if wrong := int((~torch.isfinite(block).all(dim=1)).sum()):
+                    raise EnvariantError(
+                        f"features: the backbone returns NaN or infinity for {wrong} of {len(block)} rows"
+                    )
                 yield block
                 progress.advance(len(block))
 

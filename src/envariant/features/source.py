@@ -67,15 +67,16 @@ class Features(SpecSource):
         backbone: Name of a model or text encoder, such as `timm(resnet18, pretrained=true)`,
             `efficientnet-lite0`, `minilm` or `hashed-words`; or a model, module or text encoder. If a network
             consists of a featurizer and a head, only the featurizer is used.
-        size: Side in pixels to which images are resized before the backbone. Default: no resizing.
+        size: Side in pixels to which images are resized before the backbone. Default: no resizing. Text
+            columns of a table do not have `size`, `dtype`, `standardize` and `components`.
         text: Columns of a table to embed. Default: all columns of free text.
         dtype: Data type of the stored features: "float32", or "bfloat16", which takes half the space.
         standardize: Whether features are standardized with the mean and standard deviation over the training
             environments.
         components: Number of principal components of the standardized features to use as inputs, each scaled
             to standard deviation 1. They are fitted on the training environments. Default: use all features.
-        test: Names of the test environments, whose rows are not used for standardization. Default: the test
-            environments of the source.
+        test: Names of the default test environments, whose rows are not used for standardization. Default:
+            those of the source.
         batch_size: Rows per forward pass.
         cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
             folder.
@@ -102,15 +103,16 @@ class Features(SpecSource):
     def __post_init__(self) -> None:
         source = source_named(self.source) if isinstance(self.source, str) else self.source
         if not isinstance(source, EnvironmentSource) or isinstance(source, Features):
-            raise EnvariantError(
-                f"features: source must be the name of a source, or one; got {shown(source)}"
-            )
+            got = "features of features" if isinstance(source, Features) else shown(source)
+            raise EnvariantError(f"features: source must be another data source, or its name; got {got}")
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "backbone", backbone_of(self.backbone))
         object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))
         specs.validate(self, self.base, only=("dtype", "standardize", "executor"))
         if self.address is not None and self.executor != "ray":
             raise EnvariantError("features: address needs executor='ray'; leave it out, or set both")
+        if self.test is not None:
+            object.__setattr__(self, "test", tuple(map(str, several(self.test, "features: test"))))
         if self.components is not None and not self.standardize:
             raise EnvariantError(
                 "features: components can only be computed from standardized features; set standardize=True, "
@@ -127,6 +129,13 @@ class Features(SpecSource):
                 f"features: {name_of(self.backbone)} needs {what}; the text encoders are "
                 f"sentence-transformers, minilm and hashed-words"
             )
+        ignored = [
+            f.name
+            for f in dataclasses.fields(self)
+            if f.name in ("size", "dtype", "standardize", "components") and getattr(self, f.name) != f.default
+        ]
+        if is_table and ignored:
+            raise EnvariantError(f"features: {ignored[0]} has no effect on texts in a table; leave it out")
         if self.text and not is_table:
             raise EnvariantError("features: text names columns of a table; leave it out for images")
 
@@ -136,8 +145,8 @@ class Features(SpecSource):
             example = "features(image-folders('photos'), 'timm(resnet18, pretrained=true)')"
             raise EnvariantError(f"features: needs a source and a backbone first, as in {example}")
         given = dict(spec.keywords)
-        if "text" in given:
-            given["text"] = tuple(map(str, several(given["text"], "features: text")))
+        for key in given.keys() & {"text", "test"}:
+            given[key] = tuple(map(str, several(given[key], f"features: {key}")))
         first, backbone = spec.positional[0], str(spec.positional[1])
         nested = specs.parse_as("data", str(first))
         if nested.name == TableSource.base and len(nested.positional) == 1:
@@ -169,8 +178,8 @@ class Features(SpecSource):
     def with_test_environments(self, test: Sequence[str] | None) -> "EnvironmentSource":
         if self._table is not None:
             return self._table.with_test_environments(test)
-        names = None if test is None else tuple(test)
-        return self if names == self.test else dataclasses.replace(self, test=names)
+        unchanged = test is None or tuple(test) == self.test
+        return self if unchanged else dataclasses.replace(self, test=test)
 
     @property
     def columns(self) -> Mapping[str, slice]:
@@ -226,12 +235,16 @@ class Features(SpecSource):
 
     def _standardized(self, seed: int) -> tuple[EnvironmentSet, Standardization | None]:
         raw = self._extracted(seed).environments
-        if not self.standardize:
+        if not self.standardize and self.test is None:
             return raw, None
         # Replicas with the same rows share one object, so that they are stored once.
-        key = ("standardized", id(raw), self.test, self.components)
+        key = ("standardized", id(raw), self.test, self.standardize, self.components)
         if key not in self._samples:
             roles = raw.roles(self.test)
+            raw = raw if self.test is None else dataclasses.replace(raw, test=self.test)
+            if not self.standardize:
+                self._samples[key] = raw, None
+                return self._samples[key]
             stores = [cast("FeatureStore", e.input_store) for e in raw.environments]
             chosen = [s for s, e in zip(stores, raw.environments, strict=True) if roles[e.name] == "train"]
             fitted = Standardization.of(chosen, self.components)
@@ -262,7 +275,7 @@ class Features(SpecSource):
             return None
         encoder = cast("TextEncoder", self.backbone)
         table = embedded(self.source.table, self.text, encoder, self.cache, self._cluster)
-        return TableSource(table, self.name, self.source.test)
+        return TableSource(table, self.name, self.source.test if self.test is None else self.test)
 
     @property
     def _cluster(self) -> Cluster | None:

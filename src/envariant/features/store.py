@@ -8,6 +8,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from envariant.core.errors import EnvariantError
 from envariant.core.input_store import InputStore
 
 # Rows that are processed together.
@@ -61,8 +62,15 @@ class Standardization:
             inputs = fitted(block)
             second += (inputs.T @ inputs).double()
         variances, directions = torch.linalg.eigh(second / count)
-        largest = slice(-min(components, len(center)), None)
-        deviations = variances[largest].clamp(min=1e-12).sqrt()
+        # Rows of other environments would be divided by about 0 along directions without variance.
+        most = int((variances > 1e-6 * variances.max()).sum())
+        if components > most:
+            raise EnvariantError(
+                f"features: components must be at most {most}, because {count:,} training rows of "
+                f"{len(center):,} features vary in {most} directions; got {components}"
+            )
+        largest = slice(-components, None)
+        deviations = variances[largest].sqrt()
         return replace(fitted, basis=(directions[:, largest] / deviations).flip(1).float().contiguous())
 
     def applied(self, store: "FeatureStore") -> "FeatureStore":

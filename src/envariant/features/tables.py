@@ -1,5 +1,7 @@
 """Convert images to feature tables for `compare`, and new images and texts to features for saved models."""
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envariant.core import specs
-from envariant.core.errors import EnvariantError
+from envariant.core.errors import EnvariantError, EnvariantWarning
 from envariant.core.input_store import ByteStore
 from envariant.core.tasks import Regression
 from envariant.data.images import decoding, reading
@@ -19,7 +21,7 @@ from envariant.data.images.base import ImageSource
 from envariant.data.tables.columns import Column
 from envariant.data.tables.table import LogEntry, Table
 from envariant.features.backbones import TextEncoder, extractor, name_of
-from envariant.features.columns import encoded, text_columns
+from envariant.features.columns import encoded, feature_name, text_columns
 from envariant.features.images import Preprocessing
 from envariant.features.lookup import backbone_of
 from envariant.features.source import Features
@@ -42,6 +44,7 @@ class ImageEncoder:
         size: Side in pixels to which images are resized before the backbone. Default: no resizing.
         resize: Method of converting images to squares, as in `ImageSource`.
         exif: Whether to apply the EXIF orientation.
+        bits: Bit depth of grayscale images with more than 8 bits per pixel, as in training.
     """
 
     name: ClassVar[str] = "images"
@@ -51,6 +54,7 @@ class ImageEncoder:
     size: int | None = None
     resize: Literal["square", "center-crop"] = "square"
     exif: bool = False
+    bits: int = 16
 
     def __str__(self) -> str:
         return specs.describe(self.name, self, positional=("backbone", "image_size"))
@@ -60,8 +64,17 @@ class ImageEncoder:
 
         Args:
             paths: Paths of the files.
+
+        Warns:
+            EnvariantWarning: If images lose information when they are decoded.
         """
-        backbone = cast("Any", backbone_of(str(self.backbone)))
+        try:
+            backbone = cast("Any", backbone_of(str(self.backbone)))
+        except EnvariantError:
+            raise EnvariantError(
+                f"features: the network {self.backbone} is not saved with the model; to predict, give its "
+                f"features as columns '{feature_name(IMAGE, 0)}' and so on, instead of '{IMAGE}'"
+            ) from None
         side = self.size or self.image_size
         network = extractor(backbone, (3, side, side))
         mean, deviation = (reading.MEAN, reading.DEVIATION) if self.normalize else (None, None)
@@ -69,13 +82,19 @@ class ImageEncoder:
         expected = None if network.mean is None else (network.mean, network.deviation)
         before = Preprocessing(None, self.size, given, cast("Any", expected))
         parts: list[Tensor] = []
+        counts: Counter[str] = Counter()
         for start in range(0, len(paths), _BATCH):
             files = [Path(path) for path in paths[start : start + _BATCH]]
             square = decoding.Preprocessing(self.image_size, self.resize, self.exif)
-            pixels = torch.from_numpy(np.stack([decoding.decode(file, square)[0] for file in files]))
+            decoded = [decoding.decode(file, square, self.bits) for file in files]
+            counts.update(key for _, keys in decoded for key in keys)
+            pixels = torch.from_numpy(np.stack([image for image, _ in decoded]))
             with torch.inference_mode():
                 inputs = before(ByteStore(pixels, mean, deviation).decode(pixels))
                 parts.append(network.module(inputs).flatten(1).float().clone())
+        for key, count in counts.items():
+            message = f"{count:,} of {len(paths):,} images {decoding.NOTES[key]}"
+            warnings.warn(message, EnvariantWarning, stacklevel=2)
         return torch.cat(parts)
 
 
@@ -84,7 +103,18 @@ def image_table(features: Features) -> Table:
 
     Args:
         features: Features of images or of other arrays.
+
+    Raises:
+        EnvariantError: If the features are principal components.
+
+    Warns:
+        EnvariantWarning: If the backbone is a module, which cannot be saved with a model.
     """
+    if features.components is not None:
+        raise EnvariantError(
+            "compare: components depend on the test environments, which change in a comparison; leave "
+            "components out"
+        )
     sample, source = replace(features, standardize=False).sample(0), features.source
     parts = [environment.inputs.numpy() for environment in sample.environments]
     sizes = [len(part) for part in parts]
@@ -100,6 +130,14 @@ def image_table(features: Features) -> Table:
         target = Column("class", "category", targets.astype(np.int32), labels)
     encoder = ""
     if isinstance(source, ImageSource):
+        if isinstance(features.backbone, torch.nn.Module):
+            warnings.warn(
+                f"features: the network {name_of(features.backbone)} is not saved with the model; to "
+                f"predict, give its features as columns '{feature_name(IMAGE, 0)}' and so on",
+                EnvariantWarning,
+                stacklevel=3,
+            )
+        files = [file for group in source.listing().groups for file in group.files]
         encoder = str(
             ImageEncoder(
                 name_of(features.backbone),
@@ -108,6 +146,7 @@ def image_table(features: Features) -> Table:
                 features.size,
                 source.resize,
                 source.exif,
+                reading.gray_depth(Path(source.root), files, source.workers)[1],
             )
         )
     log = LogEntry("", f"inputs: {len(columns):,} features of {name_of(features.backbone)}")

@@ -54,7 +54,8 @@ class Coverage:
                 source.name, names, listing.classes, np.stack(counts), tuple(source.preprocessing_log())
             )
         sample = source.sample(seed)
-        entries = source.table.preprocessing_log if isinstance(source, TableSource) else ()
+        lines: Any = getattr(source, "preprocessing_log", tuple)
+        entries = source.table.preprocessing_log if isinstance(source, TableSource) else lines()
         sizes = np.array([[len(each)] for each in sample.environments])
         log = tuple(map(str, entries))
         if sample.task.chance is None or sample.task.target_shape:

@@ -12,7 +12,7 @@ from envariant.data.tables.columns import Column
 from envariant.data.tables.encoding import ColumnEncoding
 from envariant.data.tables.kinds import Kind
 from envariant.data.tables.loading import read_columns
-from envariant.data.tables.reading import open_table
+from envariant.data.tables.reading import lacking_columns, open_table
 from envariant.data.tables.target_type import TargetType
 from envariant.features.columns import is_feature
 from envariant.features.tables import expanded
@@ -51,8 +51,13 @@ def read_rows(
         EnvariantError: If a column is missing, or a value does not have the type of its column.
     """
     declared = None if missing_values is None else frozenset(missing_values)
-    header = open_table(data, encoding, declared).header if embedded else ()
+    table = open_table(data, encoding, declared) if embedded else None
+    header = () if table is None else table.header
     raw = [(name, encoder) for name, encoder in embedded if name in header]
+    absent = [name for name, _ in embedded if not any(h == name or is_feature(h, [name]) for h in header)]
+    if table is not None and absent:
+        # The names of their features would say nothing to the user.
+        raise lacking_columns(table.label, absent, header)
     encodings = [each for each in encodings if not is_feature(each.name, [name for name, _ in raw])]
     kinds: dict[str, Kind] = {column.name: column.kind for column in encodings}
     kinds |= {name: "category" for name, _ in raw}

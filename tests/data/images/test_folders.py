@@ -356,7 +356,7 @@ def test_an_unwritable_cache_is_rejected(root, tmp_path):
 def test_a_broken_image_is_named_and_no_partial_cache_is_stored(root, cache):
     (root / "photo" / "cat" / "1.png").write_text("not an image")
     assert refusal(drawn, root) == (
-        f"{root / 'photo' / 'cat' / '1.png'}: cannot be read as an image (cannot identify image file 'it'); "
+        f"{root / 'photo' / 'cat' / '1.png'}: cannot be read as an image (unknown format or damaged); "
         f"replace or remove the file"
     )
     assert not list((cache / "images").glob("*.npy"))

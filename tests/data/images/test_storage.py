@@ -292,3 +292,19 @@ def test_losses_are_reported_when_files_are_read(tmp_path):
     with pytest.warns(EnvariantWarning, match="is the first of the images that have transparent pixels"):
         store.gather(torch.tensor([0]))
     store.gather()
+
+
+def test_depth_of_gray_and_changed_files_are_said_when_files_are_read(tmp_path):
+    for k in range(4):
+        path = tmp_path / "ab"[k % 2] / "xy"[k // 2] / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(path)
+    with pytest.warns(EnvariantWarning, match="values up to 4,000: read as 12-bit images"):
+        sample = ImageFolders(tmp_path, size=8, storage="files").sample(0)
+    assert len(sample["a"].inputs) == 2
+    Image.fromarray(np.full((9, 8), 1, np.uint16)).save(tmp_path / "a" / "x" / "0.png")
+    with pytest.raises(EnvariantError, match=r"0.png: has changed since the data source listed it"):
+        sample["a"].inputs.sum()
+    (tmp_path / "a" / "x" / "0.png").unlink()
+    with pytest.raises(EnvariantError, match=r"0.png: the image does not exist"):
+        sample["a"].inputs.sum()

@@ -8,6 +8,7 @@ import envariant
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass
 from envariant.data import MetadataImages, Wilds, source
+from envariant.data.images import wilds
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -270,6 +271,19 @@ def test_an_incomplete_download_is_rejected(tmp_path):
 def test_an_unknown_wilds_data_set_is_rejected(tmp_path, name, message):
     root = tmp_path / name
     assert refusal(Wilds(root).sample, 0) == message.format(root=root)
+
+
+def test_damaged_numbers_and_times_are_named(tmp_path):
+    (tmp_path / "table.csv").write_text(
+        "toxicity,time\n0.5,2013-01-01T00:00:00Z\nx,2016-01-01T00:00:00Z\n0,y\n"
+    )
+    table = wilds.Table("wilds", tmp_path, "table.csv")
+    assert refusal(table.numbers, "toxicity").endswith(
+        "column 'toxicity' holds 'x' in row 2, which is not a number; download the data set again"
+    )
+    assert refusal(table.years, "time").endswith(
+        "column 'time' holds 'y' in row 3, which is not a time in ISO 8601; download the data set again"
+    )
 
 
 def test_a_table_of_images_trains(root):

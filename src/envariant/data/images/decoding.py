@@ -17,6 +17,7 @@ NOTES: Mapping[str, str] = {
     "frames": "have several frames or pages, of which the first is read",
     "cmyk": "are CMYK, converted to RGB without their color profile",
     "deep": "have 16 bits per color, of which the upper 8 are read",
+    "bright": "have 16 bits and values above those of the images read before, which are clipped",
     "black": "have 16 bits and are nearly black: their values are far below those of the brightest image",
 }
 """Messages about images that lose information in the conversion to 8-bit RGB, by key."""
@@ -104,7 +105,7 @@ def decode(
         with images.open(path, formats=_FORMATS) as image:
             # JPEG can be decoded at a reduced scale, which is much faster; never below twice the size.
             image.draft(None, (2 * preprocessing.shorter, 2 * preprocessing.shorter))
-            notes = [*_notes(image)]
+            notes = [*losses(image)]
             rgb = _rgb(image, bits)
             if preprocessing.exif and "orientation" in notes:
                 notes.remove("orientation")
@@ -112,10 +113,18 @@ def decode(
             square = np.asarray(_square(rgb, preprocessing))
             if ("deep" in notes or image.mode.startswith("I")) and square.max() < 16:
                 notes.append("black")
+            if image.mode.startswith("I") and image.getextrema()[1] >= 2**bits:
+                notes.append("bright")
             return np.ascontiguousarray(square.transpose(2, 0, 1)), tuple(notes)
+    except FileNotFoundError:
+        raise EnvariantError(f"{shown(str(path))}: the image does not exist") from None
     except Exception as error:
         # Pillow's decoders raise many types of error for a damaged file, and MemoryError for a huge one.
-        problem = f"cannot be read as an image ({first_line(error).replace(str(path), 'it')})"
+        unknown = isinstance(error, images.UnidentifiedImageError)
+        reason = (
+            "unknown format or damaged" if unknown else getattr(error, "strerror", None) or first_line(error)
+        )
+        problem = f"cannot be read as an image ({reason.replace(str(path), 'it')})"
         raise EnvariantError(f"{shown(str(path))}: {problem}; replace or remove the file") from None
 
 
@@ -144,9 +153,14 @@ def _upright(rgb: Any, orientation: int) -> Any:
     return rgb.transpose(undo[orientation]) if orientation in undo else rgb
 
 
-def _notes(image: Any) -> Iterable[str]:
-    # Before the pixels are loaded, the bit depth is visible only in the arguments of the decoder.
-    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
+def losses(image: Any) -> Iterable[str]:
+    """Yield the keys of `NOTES` that apply to a Pillow image.
+
+    Args:
+        image: Image whose pixels have not been converted.
+    """
+    # Before the pixels are loaded, the decoder's arguments show the depth.
+    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(getattr(image, "tile", "")):
         yield "deep"
     if image.mode == "CMYK":
         yield "cmyk"
@@ -174,7 +188,7 @@ def _rgb(image: Any, bits: int) -> Any:
         levels = np.asarray(image).astype(np.int64)
         if levels.min() < 0:
             raise ValueError("its pixels are negative numbers of unknown range")
-        return pillow().fromarray((levels >> (bits - 8)).astype(np.uint8)).convert("RGB")
+        return pillow().fromarray((levels >> (bits - 8)).clip(max=255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode == "P" and "transparency" in image.info:

@@ -231,7 +231,12 @@ class ImageFiles(Pixels):
     def read(self, numbers: NDArray[np.int64]) -> Rows:
         rows = np.empty((len(numbers), *self.shape[1:]), np.uint8)
         for row, number in zip(rows, numbers.tolist(), strict=True):
-            path = self._root / self._files[number][0]
+            file, size, time = self._files[number]
+            path = self._root / file
+            if path.is_file() and ((state := path.stat()).st_size, state.st_mtime_ns) != (size, time):
+                raise EnvariantError(
+                    f"{path}: has changed since the data source listed it; run again to use the new file"
+                )
             row[:], keys = decode(path, self._preprocessing, self._bits)
             for key in keys:
                 with self._lock:

@@ -151,12 +151,30 @@ def from_files(
 
     Raises:
         EnvariantError: If a file is missing.
+
+    Warns:
+        EnvariantWarning: If gray images of 16 bits use fewer bits.
     """
     pillow()
-    states = file_states(root, files)
+    states, (largest, bits) = file_states(root, files), gray_depth(root, files, workers)
+    if bits != 16:
+        warnings.warn(f"{shown(str(root))}: {_depth_note(largest, bits)}", EnvariantWarning, stacklevel=3)
+    return ImageFiles(root, states, preprocessing, bits)
+
+
+def gray_depth(root: Path, files: Sequence[str], workers: int | None = None) -> tuple[int, int]:
+    """Return the largest value and the bit depth of grayscale images with more than 8 bits per pixel.
+
+    Without such images, the result is 0 and 16.
+
+    Args:
+        root: Folder of the images.
+        files: Paths relative to the folder.
+        workers: Number of threads. Default: one per available processor.
+    """
     with ThreadPoolExecutor(workers or machine.cores()) as pool, _no_size_warnings():
         largest = largest_gray(root, files, pool)
-    return ImageFiles(root, states, preprocessing, bits_of(largest) if largest else 16)
+    return largest, bits_of(largest) if largest else 16
 
 
 def cache_path(
@@ -289,7 +307,7 @@ def _decoded(
                 yield image
             bars.advance(task, len(paths))
     if bits != 16:
-        notes.append(f"gray images of 16 bits hold values up to {largest:,}: read as {bits}-bit images")
+        notes.append(_depth_note(largest, bits))
     notes += [
         f"{counts[key]:,} of {len(files):,} images {what}" for key, what in NOTES.items() if counts[key]
     ]
@@ -301,6 +319,10 @@ def _no_size_warnings() -> Generator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pillow().DecompressionBombWarning)
         yield
+
+
+def _depth_note(largest: int, bits: int) -> str:
+    return f"gray images of 16 bits hold values up to {largest:,}: read as {bits}-bit images"
 
 
 def _amount(size: float) -> str:

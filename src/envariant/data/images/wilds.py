@@ -201,6 +201,38 @@ class Table:
             raise unknown_name("column", name, self._columns, where=self._where)
         return self._columns[name]
 
+    def numbers(self, name: str) -> "list[float]":
+        """Return a column of numbers.
+
+        Raises:
+            EnvariantError: If a value is not a number.
+        """
+        import pandas as pd
+
+        values = pd.to_numeric(pd.Series(self[name]), errors="coerce")
+        self._check_valid(name, values.notna().tolist(), "a number")
+        return values.tolist()
+
+    def years(self, name: str) -> list[int]:
+        """Return the years of a column of times.
+
+        Raises:
+            EnvariantError: If a value is not a time.
+        """
+        import pandas as pd
+
+        times = pd.to_datetime(pd.Series(self[name]), utc=True, format="ISO8601", errors="coerce")
+        self._check_valid(name, times.notna().tolist(), "a time in ISO 8601")
+        return times.dt.year.tolist()
+
+    def _check_valid(self, name: str, valid: Sequence[bool], what: str) -> None:
+        if not all(valid):
+            row = valid.index(False)
+            raise EnvariantError(
+                f"{self._where}: column '{name}' holds {shown(self[name][row])!r} in row {row + 1}, which is "
+                f"not {what}; download the data set again"
+            )
+
     def together(self, *names: str) -> Iterator[tuple[str, ...]]:
         """Yield the values of several columns, row by row."""
         return zip(*(self[name] for name in names), strict=True)
@@ -240,11 +272,9 @@ def _waterbirds(table: Table) -> Rows:
 
 
 def _fmow(table: Table) -> Rows:
-    import pandas as pd
-
     countries = Table(table.base, table.root, "country_code_mapping.csv")
     regions = dict(zip(countries["alpha-3"], countries["region"], strict=True))
-    years = pd.to_datetime(pd.Series(table["timestamp"]), utc=True, format="ISO8601").dt.year.tolist()
+    years = table.years("timestamp")
     files: list[str] = []
     labels: list[str] = []
     environments: list[str] = []

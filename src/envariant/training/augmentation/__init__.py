@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from envariant.core import specs
-from envariant.core.errors import unknown_name
+from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.terms import split_terms
 from envariant.training.augmentation.affine import RandomAffine, warp
 from envariant.training.augmentation.base import Augmentation, Composed, check_unit_range
@@ -37,7 +37,13 @@ def augmentation(text: str | None) -> Augmentation | None:
     parts: list[Augmentation] = []
     for term in split_terms(text):
         spec = specs.parse_as("augmentation", term)
-        if spec.name in SETS and not spec.positional and not spec.keywords:
+        if spec.name in SETS:
+            if spec.positional or spec.keywords:
+                names = " + ".join(part.base for part in SETS[spec.name])
+                raise EnvariantError(
+                    f"augmentation: {spec.name} has no settings; write its operations with their settings "
+                    f"instead: {names}"
+                )
             parts += SETS[spec.name]
         elif spec.name in AUGMENTATIONS:
             cls = AUGMENTATIONS[spec.name]

@@ -150,7 +150,7 @@ def test_the_recommended_estimator_of_a_user_is_kept_and_served(tmp_path):
     pipeline = make_pipeline(PolynomialFeatures(2), LogisticRegression(C=100))
     comparison = compare(
         table, target="y", environment="site", algorithms=(), candidates={"products": pipeline}, n_trials=1,
-        replicas=4, steps=4, out=tmp_path,
+        replicas=3, steps=4, out=tmp_path,
     )  # fmt: skip
     assert comparison.recommended == "products"
     assert comparison.recommendation.headline == "Use products for a new site"

@@ -1,6 +1,5 @@
 """Data source that weights the training rows by their class, for minibatches and predictors."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -9,13 +8,14 @@ import torch
 from envariant.core import specs
 from envariant.core.attributes import CLASS_WEIGHT, WEIGHT
 from envariant.core.class_weights import ClassWeights
-from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet, EnvironmentSource
+from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
+from envariant.data.derived_source import DerivedSource
 
 
 @final
 @dataclass(frozen=True)
-class ClassWeighting(EnvironmentSource):
+class ClassWeighting(DerivedSource):
     """Data source whose training rows have class weights.
 
     Balanced weights are computed from the class counts over all training environments together.
@@ -26,24 +26,12 @@ class ClassWeighting(EnvironmentSource):
         test: Names of the test environments. Default: the default test environments of the data source.
     """
 
-    source: EnvironmentSource
     weights: ClassWeights
     test: tuple[str, ...] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.source.name
 
     def identity(self) -> str:
         settings = {"weights": str(self.weights)} | ({} if self.test is None else {"test": self.test})
         return str(specs.Spec("class-weighting", (self.source.identity(),), settings))
-
-    def default_settings(self, algorithm: str) -> DefaultSettings:
-        return self.source.default_settings(algorithm)
-
-    @property
-    def columns(self) -> Mapping[str, slice]:
-        return self.source.columns
 
     def sample(self, seed: int) -> EnvironmentSet:
         sample = self.source.sample(seed)

@@ -10,12 +10,11 @@ from torch import Tensor
 from envariant.core import specs
 from envariant.core.environments import (
     ROW_GROUP,
-    DefaultSettings,
     Environment,
     EnvironmentSet,
-    EnvironmentSource,
 )
 from envariant.core.errors import EnvariantError
+from envariant.data.derived_source import DerivedSource
 
 SUFFIX = " (held-out rows)"
 """Suffix of the names of validation environments."""
@@ -23,7 +22,7 @@ SUFFIX = " (held-out rows)"
 
 @final
 @dataclass(frozen=True)
-class ValidationSplit(EnvironmentSource):
+class ValidationSplit(DerivedSource):
     """Data source in which every training environment is split into training and validation rows.
 
     The validation rows become validation environments. The seed of a data draw determines the split.
@@ -35,7 +34,6 @@ class ValidationSplit(EnvironmentSource):
             data source.
     """
 
-    source: EnvironmentSource
     share: float
     test: tuple[str, ...] | None = None
 
@@ -43,20 +41,9 @@ class ValidationSplit(EnvironmentSource):
         if not 0 < self.share < 1:
             raise EnvariantError(f"holdout_fraction must lie above 0 and below 1; got {self.share:g}")
 
-    @property
-    def name(self) -> str:
-        return self.source.name
-
     def identity(self) -> str:
         settings = {"share": self.share} | ({} if self.test is None else {"test": self.test})
         return str(specs.Spec("validation-split", (self.source.identity(),), settings))
-
-    def default_settings(self, algorithm: str) -> DefaultSettings:
-        return self.source.default_settings(algorithm)
-
-    @property
-    def columns(self) -> Mapping[str, slice]:
-        return self.source.columns
 
     def sample(self, seed: int) -> EnvironmentSet:
         environments = self.source.sample(seed)

@@ -1,20 +1,20 @@
 """Data source with a user-selected loss: the name of a loss, a function, or a `Task`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, cast, final
 
-from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
+from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, shown
 from envariant.core.losses import LOSSES, check_applies, loss_named
 from envariant.core.multi_target import MultiLabel, MultiOutputRegression
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
+from envariant.data.derived_source import DerivedSource
 
 
 @final
 @dataclass(frozen=True)
-class WithLoss(EnvironmentSource):
+class WithLoss(DerivedSource):
     """Data source that returns the environments of another source with a different loss.
 
     Attributes:
@@ -22,27 +22,15 @@ class WithLoss(EnvironmentSource):
         loss: Name of a loss, function `loss(logits, targets)`, or `Task`.
     """
 
-    source: EnvironmentSource
     loss: Any
     # Replicas that share their environments share the copy. The original is kept, because its id is the key.
     _copies: dict[int, tuple[EnvironmentSet, EnvironmentSet]] = field(
         default_factory=dict[int, tuple[EnvironmentSet, EnvironmentSet]], compare=False, repr=False
     )
 
-    @property
-    def name(self) -> str:
-        return self.source.name
-
     def identity(self) -> str:
         # The loss is an option of the run, with an identity of its own.
         return self.source.identity()
-
-    def default_settings(self, algorithm: str) -> DefaultSettings:
-        return self.source.default_settings(algorithm)
-
-    @property
-    def columns(self) -> Mapping[str, slice]:
-        return self.source.columns
 
     def sample(self, seed: int) -> EnvironmentSet:
         environments = self.source.sample(seed)

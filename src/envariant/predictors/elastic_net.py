@@ -35,6 +35,7 @@ class ElasticNet(Predictor):
     name: str = "elastic-net"
 
     def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.preprocessing import StandardScaler
 
         inputs, targets, weights = pooled(environments)
@@ -46,7 +47,7 @@ class ElasticNet(Predictor):
         folds = _folds(y, None if groups is None else groups[used], seed, classes=task.chance is not None)
         with warnings.catch_warnings():
             # A path of penalties may stop short of convergence where the penalty is weak.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", ConvergenceWarning)
             if isinstance(task, Regression):
                 coefficients, intercepts = _regression(x, y.astype(np.float64), w, folds)
             else:
@@ -62,7 +63,8 @@ def _folds(y: NDArray[Any], groups: NDArray[Any] | None, seed: int, *, classes: 
     fewest = int(np.bincount(y.astype(np.int64)).max()) if classes else len(y)
     count = max(2, min(_FOLDS, fewest))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        # A class with fewer rows than folds is absent from some validation rows.
+        warnings.simplefilter("ignore", UserWarning)
         if groups is not None and len(np.unique(groups)) >= 2:
             count = min(count, len(np.unique(groups)))
             return list(GroupKFold(count, shuffle=True, random_state=seed).split(y, y, groups))

@@ -7,6 +7,7 @@ from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
     "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
+    "rex-2020": "REx paper (V-REx, MM-REx): Colored MNIST by the readme's and by the paper's settings",
 }
 
 

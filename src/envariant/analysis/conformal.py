@@ -256,8 +256,8 @@ def environment_jackknife(
     residual of row i, and E the number of environments. The upper end for a new row x is the weighted
     (1−α)-quantile of μ_{−e(i)}(x) + R_i over all training rows i; the lower end is the weighted α-quantile of
     μ_{−e(i)}(x) − R_i. Each of the n_e rows of environment e has weight 1 / ((E+1) n_e); the remaining weight
-    1 / (E+1) is at +∞ and −∞, respectively. Coverage is at least 1 − 2α, usually about 1 − α (Barber et al.
-    2021; Lee et al. 2023). The ends are infinite if α < 1 / (E+1).
+    1 / (E+1) is at +∞ for the upper end and at −∞ for the lower end. Coverage is at least 1 − 2α, usually
+    about 1 − α (Barber et al. 2021; Lee et al. 2023). The ends are infinite if α < 1 / (E+1).
 
     Args:
         residuals: Absolute residual |y_i − μ_{−e(i)}(x_i)| of each training row, `[m]`.

@@ -177,7 +177,7 @@ def expected_confusion(probabilities: ArrayLike, threshold: float = 0.5) -> Expe
     arXiv 2401.08348.
 
     Args:
-        probabilities: Calibrated probability of class 1 of each row without label, `[rows]`.
+        probabilities: Calibrated probability of class 1 for each row, without labels, `[rows]`.
         threshold: Smallest probability for which class 1 is predicted.
 
     Raises:

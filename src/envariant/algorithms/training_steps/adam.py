@@ -1,7 +1,7 @@
 """Adam as a pure function, for training steps that update parameters themselves. Kingma & Ba 2014.
 
-The run's optimizer updates all parameters of all replicas in place. Some training steps instead need updates
-of a few parameters within a step; they store Adam's moments in their state.
+The run's optimizer updates all parameters of all replicas in place. Some training steps, however, must update
+a few parameters within a step. They use these functions and store Adam's moments in their state.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -53,11 +53,12 @@ class ADRMX(TrainingStep):
         environment: Weight of CE(G d, e).
         remix: Weight of Remix.
         adversary: δ, weight of CE(D(c), e).
-        discriminator_steps: k, number of times that D is updated per update of the others. In step n, counted
-            from 1, D is updated if n mod (1 + k) < k, and the other networks otherwise.
+        discriminator_steps: k, number of times that D is updated per update of the other networks. In step n,
+            counted from 1, D is updated if n mod (1 + k) < k, and the other networks otherwise.
         depth: Number of linear layers of D.
         width: Width of D's hidden layers.
-        max_rows: Largest number of rows of each environment in SC; a new random subset at each step.
+        max_rows: Maximum number of rows per environment in SC; larger environments are subsampled at random
+            at each step.
     """
 
     name: ClassVar[str] = "adrmx"

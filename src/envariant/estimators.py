@@ -112,8 +112,9 @@ class InvariantEstimator(BaseEstimator, ABC):
             X: Numeric inputs `[rows, columns]`: an array or a DataFrame.
             y: Targets `[rows]`.
             environments: Environment labels `[rows]` of any type, or the name of the environment column of
-                the DataFrame `X`, which is not used as an input. Default: no environments; ERM is trained
-                with a warning, unless the algorithm accepts one environment or `infer_environments` is set.
+                the DataFrame `X`; this column is not used as an input. Default: no environments; ERM is then
+                trained with a warning, unless the algorithm accepts one environment or `infer_environments`
+                is set.
 
         Returns:
             The fitted estimator.

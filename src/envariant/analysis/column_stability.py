@@ -124,10 +124,10 @@ def measure_stability(
     the target. For each column, the score statistic for separate slopes is Σ_e U_e² / V_e, with score U_e and
     information V_e in environment e. The statistic is compared with its values in data simulated by the joint
     model: with labels drawn from the model's probabilities or, for real-valued targets, with random signs of
-    the residuals (Liu 1988). An unstable column then gets one
-    slope per environment in the model, and the other columns are tested again, so that its instability is not
-    attributed to them. Neither covariate shift nor a change of prevalence makes a column unstable.
-    Interactions that differ between environments are not tested.
+    the residuals (Liu 1988). An unstable column then gets one slope per environment in the model, and the
+    other columns are tested again, so that its instability is not attributed to them. Neither covariate shift
+    nor a change of prevalence makes a column unstable. Interactions that differ between environments are not
+    tested.
 
     The reported slopes of a column are estimated separately in each environment, with the slopes of all
     other columns fixed at their estimates in the model. The method is Firth's penalized likelihood (1993) for

@@ -291,7 +291,7 @@ def missingness_differences(
 def local_categories(
     columns: Mapping[str, ArrayLike], environments: ArrayLike, *, categorical: Collection[str] = ()
 ) -> tuple[LocalCategories, ...]:
-    """Find categories that occur in one environment only and are unknown to models trained elsewhere.
+    """Find categories that occur in one environment only, and so are unknown to models trained elsewhere.
 
     A category is reported if the probability that all of its rows are in one environment by chance is below
     0.0001. A column is skipped if none of its categories occurs in two environments.

@@ -34,7 +34,7 @@ def with_run_options(
 
     Args:
         names: Names of the training options, in the order of their flags. In the command's help, these flags
-            precede the command's parameters, unless one of these parameters is required or positional.
+            precede the command's parameters, unless the command has a required or positional parameter.
         defaults: Default values for this command, by option name; other options keep the default of
             `RunSpec`.
     """

@@ -200,8 +200,8 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
     standard error is that of the mean paired difference to the best method, over environments and replicas.
 
     Args:
-        scores: In-domain scores of all replicas, by method and environment. Only methods with
-            scores in the largest number of environments are considered.
+        scores: In-domain scores of all replicas, by method and environment. Only methods with scores in the
+            largest number of environments are considered.
         metric: Metric of the scores.
     """
     # Scores of few validation rows may be undefined, such as the AUROC of one class.

@@ -174,7 +174,7 @@ class _Tests:
     weights: Array | None = None
 
     def labels(self, seed: int) -> list[Remedy]:
-        """Measure the gain of labels, for the smallest number with at least 90 % of the largest gain."""
+        """Measure the gain for the smallest number of labels with at least 90 % of the largest gain."""
         regression = self.score == "RMSE"
         gains = gain_from_labels(
             *self.own.pair, n_resamples=_RESAMPLES, regression=regression, seed=seed, groups=self.groups

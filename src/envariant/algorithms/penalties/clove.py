@@ -21,8 +21,8 @@ class CLOvE(Penalty):
 
     Wald et al. 2021. E is the number of environments, and N the number of rows i, j of environment e in the
     batch. f_i is the probability of the predicted class of row i; c_i is 1 if that class is correct, else 0,
-    and has no gradient. The square of the calibration error is used, because the error itself has
-    infinite slope at 0.
+    and has no gradient. The square of the calibration error is used, because the error itself has infinite
+    slope at 0.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper).

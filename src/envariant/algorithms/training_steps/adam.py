@@ -82,7 +82,7 @@ def where(condition: Tensor, first: Any, second: Any) -> Any:
 
 
 def part(params: Parameters, *prefixes: str) -> dict[str, Tensor]:
-    """Return only the parameters of the named networks; a network's name is the prefix of its parameters."""
+    """Return only the parameters whose names begin with one of the given network names."""
     return {k: v for k, v in params.items() if k.split(".")[0] in prefixes}
 
 

@@ -42,11 +42,11 @@ class ADRMX(TrainingStep):
     CE is the cross-entropy for the class y or the environment e. h are the model's features. A second
     featurizer computes features d, which describe the environment, and c = h − d is the difference. A, B and
     G are heads with three layers, and D is a discriminator. SC is a supervised contrastive loss between rows
-    of one class. Remix is the cross-entropy of A on the sum of c of one row and d of another row of the same
-    class. D and the other networks have separate Adam optimizers with β = (0.5, 0.9) and are updated
-    alternately. The released code pairs wrong rows in Remix, because it uses positions within a class as
-    positions in the batch; this is corrected here. The paper's learning rate is three times the learning rate
-    of ERM.
+    of one class. Remix is the cross-entropy of A on the sum of one row's c and another row's d, for two rows
+    of the same class. D and the other networks have separate Adam optimizers with β = (0.5, 0.9) and are
+    updated alternately. The released code pairs wrong rows in Remix, because it uses positions within a class
+    as positions in the batch; this is corrected here. The paper's learning rate is three times the learning
+    rate of ERM.
 
     Attributes:
         contrast: Weight of both SC terms.

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 Link = Literal["identity", "logit"]
 
 LEVEL = 0.02
-"""Significance level of the tests, strict because a column blamed falsely may be left out."""
+"""Significance level of the tests; it is strict, because a column reported by mistake may be omitted."""
 
 NOTABLE: Mapping[Link, float] = {"identity": 0.15, "logit": 0.3}
 """Smallest relevant difference of two slopes, by link."""

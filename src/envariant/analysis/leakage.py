@@ -17,7 +17,7 @@ Array = NDArray[Any]
 Measure = Literal["missingness", "AUROC", "rank correlation", "accuracy", "R²"]
 
 THRESHOLD = 0.99
-"""Smallest score reported as leakage; for accuracies, smallest share of the baseline's errors avoided."""
+"""Smallest score reported as leakage; for accuracies, smallest share of avoided baseline errors."""
 
 # Smallest number of rows in a column, and smallest mean number of rows per category.
 _FEWEST = 30

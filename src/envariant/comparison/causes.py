@@ -34,7 +34,7 @@ PARTS: tuple[Part, ...] = ("level", "slope", "ranking")
 """Parts of a drop: repaired by an intercept, by a slope, or by neither."""
 
 MOST_ENVIRONMENTS = 12
-"""Largest number of environments whose drop is explained, those with the worst scores."""
+"""Maximum number of environments whose drop is explained: those with the worst scores."""
 
 # Smallest share of a drop, and smallest bias of a probability, that is named.
 _MAIN_SHARE, _SMALL_SHARE, _SMALL_BIAS = 0.6, 0.25, 0.02

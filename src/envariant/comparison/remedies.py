@@ -36,7 +36,7 @@ Kind = Literal["labels", "method", "columns", "class shares", "collect"]
 ScoreName = Literal["accuracy", "log loss", "RMSE"]
 
 STABLE_COLUMNS = "stable-columns"
-"""Method without the columns whose relation with the target changes."""
+"""Name of the method that omits columns whose relation with the target changes."""
 
 # Share of the rarer of two classes below which accuracy hardly changes, so that log loss is reported.
 _RARE = 0.2

@@ -306,7 +306,7 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
 
 
 def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return a table per algorithm of the hyperparameters that vary, with one row per run in `last`."""
+    """Return a table of the varying hyperparameters of each algorithm, with one row per run in `last`."""
     listing = store.listing().set_index("id")
     tables: dict[str, pd.DataFrame] = {}
     for name, runs in last.groupby("algorithm", sort=False):

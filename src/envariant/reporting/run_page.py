@@ -188,7 +188,7 @@ def _by_replica(result: TrainingResult, environment: str) -> dict[int, float]:
 
 
 def _numbers(finished: dict[str, TrainingResult]) -> list[BigNumber]:
-    """Return the scores of the first run (ERM, if ERM was run) and of the run best in its worst environment."""
+    """Return the scores of the first run (ERM, if ERM was run) and of the run with the best worst score."""
     scores = {name: each for name, result in finished.items() if (each := _scores(result))[1]}
     if not scores:
         return []

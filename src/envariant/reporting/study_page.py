@@ -133,7 +133,8 @@ def _headline(comparison: Comparison, metric: str) -> str:
     if len(better) == 1:
         return f"{best} is significantly better than ERM, by {gain:.3f} {metric}"
     return (
-        f"{len(better)} of {len(tested)} algorithms are better than ERM, {best} most: by {gain:.3f} {metric}"
+        f"{len(better)} of {len(tested)} algorithms are significantly better than ERM; {best} gains most, "
+        f"{gain:.3f} {metric}"
     )
 
 

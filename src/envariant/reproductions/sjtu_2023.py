@@ -376,7 +376,7 @@ def irm_power(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-why", "Causes of stall and decay")
 def irm_why(runner: Runner) -> Iterator[Finding]:
-    """Examine why IRM's test accuracy decays, reaches a plateau or stalls, which the report does not explain."""
+    """Examine why IRM's test accuracy decays, reaches a plateau or stalls; the report gives no reason."""
     reset = f"adam(reset={SWITCH})"
     optimizers: dict[str, dict[str, Any]] = {
         "unchanged": {},

@@ -30,7 +30,7 @@ def network_of(
     record, settings = result.record, result.record.spec
     if replica in result.checkpoints and replica not in result.finished:
         state = result.checkpoints[replica]
-        why = state.failure or f"{state.trained or state.step} of {settings.steps} steps made"
+        why = state.failure or f"{state.trained or state.step} of {settings.steps} steps completed"
         raise EnvariantError(f"replica {replica}: has not finished ({why}); choose a finished replica")
     network = result.model(replica)
     try:

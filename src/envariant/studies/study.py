@@ -125,8 +125,8 @@ class Study(Displayed):
         count = len(self.data) * len(algorithms) * self.n_trials * self.replicas
         if count > MAX_RUNS:
             raise EnvariantError(
-                f"study: {len(self.data)} data × {len(algorithms)} algorithms × {self.n_trials:,} trials × "
-                f"{self.replicas:,} replicas are {count:,} runs; at most {MAX_RUNS:,} can be planned"
+                f"study: {len(self.data)} data sets × {len(algorithms)} algorithms × {self.n_trials:,} "
+                f"trials × {self.replicas:,} replicas are {count:,} runs; at most {MAX_RUNS:,} can be planned"
             )
 
     def run(
@@ -312,7 +312,7 @@ class Study(Displayed):
             label = text_of(each)
             if label in labeled:
                 remedy = "name it once" if isinstance(each, str) else "give objects different names"
-                raise EnvariantError(f"study: {key} hold '{label}' twice; {remedy}")
+                raise EnvariantError(f"study: '{label}' occurs twice in {key}; {remedy}")
             labeled[label] = each
         return labeled
 

@@ -106,7 +106,7 @@ def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, 
     layers = [*drawn(band, data, "low"), line, points.add_params(pick)]
     chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=HEIGHT)
     ends = "; ".join(f"{row.label} {number(row.ood_score.mean)}" for row in rows[-8:])
-    return styled(chart, f"{metric}, {names[1]}, in the order of time: {ends}.")
+    return styled(chart, f"{metric}, {names[1]}, in chronological order: {ends}.")
 
 
 def _scores(

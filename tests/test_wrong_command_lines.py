@@ -256,7 +256,7 @@ WRONG = [
     ("compare t.csv -t died -e died", "a column can have one role only"),
     ("compare t.csv -t '' -e hospital", "-t: is empty"),
     (f"{COMPARE} --task ranking", "--task", '"binary", "multiclass", "regression"'),
-    (f"{COMPARE} --algorithms irm irm", "study: algorithms hold 'irm' twice"),
+    (f"{COMPARE} --algorithms irm irm", "study: 'irm' occurs twice in algorithms"),
     (f"{COMPARE} --algorithms boosted-treess", "did you mean 'boosted-trees'?"),
     (f"{COMPARE} --algorithms 'vrex(coefficient=-1)'", "VREx: coefficient must be at least 0, got -1"),
     (f"{COMPARE} --metric acc", "unknown metric 'acc'"),

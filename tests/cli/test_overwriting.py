@@ -160,11 +160,11 @@ def test_models_and_exports(compare, tmp_path):
             call(path)
     other = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**other, "target": "other"}, indent=1))
-    with pytest.raises(EnvariantError, match=r"model.json: exists"):
+    with pytest.raises(EnvariantError, match=r"model.json: already exists"):
         model.to_onnx(tmp_path / "model.onnx")
     (tmp_path / "model.json").unlink()
     (tmp_path / "model.onnx").write_text(MINE)
-    with pytest.raises(EnvariantError, match=r"model.onnx: exists"):
+    with pytest.raises(EnvariantError, match=r"model.onnx: already exists"):
         model.to_onnx(tmp_path / "model.onnx")
 
 

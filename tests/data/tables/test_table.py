@@ -565,7 +565,7 @@ def test_invalid_text_files_are_rejected(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.csv", "a,b,site,y\nü,1,2,3\n".encode("latin-1"), r"is not utf-8 text \(it holds byte 0xfc\); set its encoding"),
+        ("x.csv", "a,b,site,y\nü,1,2,3\n".encode("latin-1"), r"is not utf-8 text \(it holds byte 0xfc\); if it is a text file, set its encoding"),
         ("x.csv", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "is not utf-8 text .* if it is a text file, set its encoding"),
         ("x.csv.gz", b"no gzip", "cannot be read as a table"),
         ("x.csv.gz", gzip.compress(HEADER.encode() * 5000, mtime=0)[:40], "cannot be read as a table"),

@@ -141,7 +141,7 @@ def pool_small(
         gone = "".join(f". {entry}" for entry in log if "without a value" in entry.what)
         raise EnvariantError(
             f"{label}: column '{environment.name}' has {len(large)} environment(s) of at least {min_rows} "
-            f"rows ({shown}) and {len(small)} smaller; two of that size are needed, one of them for testing. "
+            f"rows ({shown}) and {len(small)} smaller; two are needed, one of them for testing. "
             f"Lower min_rows, or choose another column{gone}"
         )
     codes = table[environment.values]

@@ -207,7 +207,7 @@ class InvariantEstimator(BaseEstimator, ABC):
             return settings
         if labeled:
             raise EnvariantError(
-                f"{name}: needs at least {needed} environments; environments has {environments}. "
+                f"{name}: needs at least {needed} environments, but environments contains {environments}. "
                 f"Pass more, or use algorithm='erm'"
             )
         if self.infer_environments:

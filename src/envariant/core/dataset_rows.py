@@ -227,5 +227,5 @@ def _require_memory(row: Tensor, count: int, where: str) -> None:
     machine.require_memory(
         row.numel() * row.element_size() * count,
         f"{where}: {count:,} {'item' if count == 1 else 'items'} of shape {shape}",
-        "give smaller or fewer items",
+        "use smaller or fewer items",
     )

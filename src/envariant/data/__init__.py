@@ -49,7 +49,7 @@ SOURCES: dict[str, tuple[str, str]] = {
     ),
     "colored-digits": (
         "colored.digits:ColoredDigits",
-        "The construction of Colored MNIST on 1,797 digits of 8×8 pixels: offline and tiny.",
+        "A small version of Colored MNIST with 1,797 digits of 8×8 pixels; needs no download.",
     ),
     "colored-digits-grayscale": ("colored.digits:ColoredDigits", "Colored digits without colors."),
     "table": (
@@ -64,13 +64,16 @@ SOURCES: dict[str, tuple[str, str]] = {
     "wilds": ("images.wilds:Wilds", "An image data set of WILDS in its own folder."),
     "features": (
         ".features:Features",
-        "Features of images, or of the text columns of a table, by a frozen backbone; extracted once.",
+        "Features of images, or of the text columns of a table, extracted once by a frozen backbone.",
     ),
     "domainbed": (
         "images.domainbed:DomainBed",
         "PACS, VLCS, OfficeHome, TerraIncognita, DomainNet or SVIRO in the folder of DomainBed.",
     ),
-    "spawrious": ("images.spawrious:Spawrious", "Spawrious: breeds of dogs on exchanged backgrounds."),
+    "spawrious": (
+        "images.spawrious:Spawrious",
+        "Spawrious: dog breeds whose backgrounds change in the test environment.",
+    ),
 }
 """Class (imported at first use) and description of every source, by name."""
 

@@ -145,7 +145,9 @@ class ImageSource(SpecSource):
         specs.validate(self, self.base, only=("normalize", "resize", "exif", "storage"))
         for key, value in (("size", self.size), ("workers", 1 if self.workers is None else self.workers)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise EnvariantError(f"{self.base}: {key} must be a whole number from 1; got {value!r}")
+                raise EnvariantError(
+                    f"{self.base}: {key} must be a whole number of at least 1; got {value!r}"
+                )
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:

@@ -121,7 +121,8 @@ def _opened(
 
     needed = math.prod(shape)
     remedy = (
-        f"name a folder with {_amount(needed)} of free space as cache or in the variable {CACHE_VARIABLE}"
+        f"set the option cache, or the environment variable {CACHE_VARIABLE}, to a folder with "
+        f"{_amount(needed)} of free space"
     )
     with writing(path.parent, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,9 @@ def _opened(
                     PixelFile.write(path, shape, images, notes, remedy)
                 cached = PixelFile.open(path, shape)
     if cached is None:
-        raise EnvariantError(f"images: the cache file {path} cannot be read back; name another cache")
+        raise EnvariantError(
+            f"images: the cache file {path} cannot be read back; choose another cache folder"
+        )
     return cached
 
 
@@ -202,8 +205,8 @@ def _check_disk(folder: Path, needed: int, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise EnvariantError(
-            f"{folder}: the decoded images need {_amount(needed)} and {_amount(free)} are free; {remedy}, or "
-            f"use storage=files, which decodes images whenever they are used",
+            f"{folder}: the decoded images need {_amount(needed)}, but only {_amount(free)} are free; "
+            f"{remedy}, or use storage=files, which decodes images whenever they are used",
             retryable=True,
         )
     if needed >= _LARGE_CACHE:
@@ -232,8 +235,8 @@ def check_memory(where: str, rows: int, size: int) -> None:
     largest -= largest % 8 if largest >= 16 else 0
     hint = f"use storage=disk or size={largest}" if largest >= 8 else "use storage=disk"
     raise EnvariantError(
-        f"{where}: {rows:,} images of {size}×{size} need {_amount(needed)} of memory and {_amount(free)} are "
-        f"free; {hint}"
+        f"{where}: {rows:,} images of {size}×{size} need {_amount(needed)} of memory, but only "
+        f"{_amount(free)} are free; {hint}"
     )
 
 
@@ -248,13 +251,15 @@ def storage_for(rows: int, size: int, cache: Path) -> tuple[Storage, str]:
     needed, free = rows * 3 * size**2, machine.memory()
     if free is None or needed <= MEMORY_SHARE * free:
         return "memory", ""
-    amount = f"{rows:,} images of {size}×{size} are {_amount(needed)}, more than a quarter of the free memory"
+    amount = (
+        f"{rows:,} images of {size}×{size} need {_amount(needed)}, more than a quarter of the free memory"
+    )
     space = shutil.disk_usage(next(each for each in cache.parents if each.is_dir())).free
     if cache.is_file() or needed <= space:
         return "disk", f"{amount}; they are decoded once, and read from disk in batches (storage=disk)"
     return "files", (
-        f"{amount}, and {_amount(space)} are free for the cache; images are decoded whenever they are used "
-        f"(storage=files)"
+        f"{amount}, and the cache has only {_amount(space)} of free space; images are decoded whenever they "
+        f"are used (storage=files)"
     )
 
 

@@ -124,7 +124,8 @@ def _opened(
 
     needed = math.prod(shape)
     remedy = (
-        f"name a folder with {_amount(needed)} of free space as cache or in the variable {CACHE_VARIABLE}"
+        f"name a folder with {_amount(needed)} of free space as cache or in the variable {CACHE_VARIABLE}, "
+        f"or use storage=files, which decodes images whenever they are used and needs no cache"
     )
     with writing(path.parent, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,8 +252,7 @@ def _check_disk(folder: Path, needed: int, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise EnvariantError(
-            f"{folder}: the decoded images need {_amount(needed)} and {_amount(free)} are free; {remedy}, or "
-            f"use storage=files, which decodes images whenever they are used",
+            f"{folder}: the decoded images need {_amount(needed)} and {_amount(free)} are free; {remedy}",
             retryable=True,
         )
     if needed >= _LARGE_CACHE:

@@ -10,7 +10,6 @@ each environment, and d inputs,
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -46,7 +45,6 @@ def select(
     steps: int,
     *,
     dtype: torch.dtype = torch.float32,
-    report: Callable[[int, int], None] | None = None,
 ) -> Selected:
     """Run IRM with every weight of `REGS`, and select by the risk in a validation environment.
 
@@ -55,7 +53,6 @@ def select(
         validation: Moments of the validation environment, of shape `[problems]`.
         steps: Number of full-batch steps.
         dtype: Type of the computation. The program uses float32.
-        report: Function called after each batch with the numbers of finished and of all trainings.
     """
     problems, count = len(train.square), len(REGS)
     index = torch.arange(problems).repeat_interleave(count)
@@ -63,8 +60,6 @@ def select(
     batches: list[Tensor] = []
     for some, reg in zip(index.split(_BATCH), regs.split(_BATCH), strict=True):
         batches.append(featurizers(train[some].to(dtype), reg, steps).sum(-1).double())
-        if report is not None:
-            report(sum(map(len, batches)), len(index))
     weights = torch.cat(batches).view(problems, count, -1)
     # The first of equals, as the program's strict comparison.
     best = validation[:, None].risk(weights).argmin(dim=1)

@@ -17,6 +17,7 @@ from envariant.data.images.domainbed import DomainBed
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
+from envariant.data.linear_sem import LinearSEM
 from envariant.data.tables.bundled import heart_disease
 from envariant.data.wilds_texts import wilds_table
 
@@ -52,6 +53,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "A small version of Colored MNIST with 1,797 digits of 8×8 pixels; needs no download.",
     ),
     "colored-digits-grayscale": ("colored.digits:ColoredDigits", "Colored digits without colors."),
+    "linear-sem": (
+        "linear_sem:LinearSEM",
+        "Linear structural equation models of the IRM paper, such as linear-sem(FOU), in 8 setups.",
+    ),
     "table": (
         "tables.source:TableSource",
         "A CSV or Parquet file with a target column and an environment column.",
@@ -125,6 +130,7 @@ __all__ = [
     "DomainBed",
     "Facts",
     "ImageFolders",
+    "LinearSEM",
     "MetadataImages",
     "Spawrious",
     "SpecSource",

@@ -6,6 +6,7 @@ from envariant.core.errors import unknown_name
 from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
+    "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
     "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
 }
 

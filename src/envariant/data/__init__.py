@@ -17,6 +17,7 @@ from envariant.data.images.domainbed import DomainBed
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
+from envariant.data.linear_unit_tests import LinearUnitTests
 from envariant.data.tables.bundled import heart_disease
 from envariant.data.wilds_texts import wilds_table
 
@@ -52,6 +53,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "The construction of Colored MNIST on 1,797 digits of 8×8 pixels: offline and tiny.",
     ),
     "colored-digits-grayscale": ("colored.digits:ColoredDigits", "Colored digits without colors."),
+    "linear-unit-tests": (
+        "linear_unit_tests:LinearUnitTests",
+        "Linear unit tests for invariance, such as linear-unit-tests(example2s): six problems.",
+    ),
     "table": (
         "tables.source:TableSource",
         "A CSV or Parquet file with a target column and an environment column.",
@@ -121,6 +126,7 @@ __all__ = [
     "DomainBed",
     "Facts",
     "ImageFolders",
+    "LinearUnitTests",
     "MetadataImages",
     "Spawrious",
     "SpecSource",

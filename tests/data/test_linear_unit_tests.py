@@ -52,7 +52,6 @@ def test_roles_and_reference_scores():
         "E0": "train", "E1": "train", "E0 validation": "validation", "E1 validation": "validation",
         "E0 test": "test", "E1 test": "test",
     }  # fmt: skip
-    assert (x["E1 validation"].origin, x["E1 test"].origin) == ("E1", "")
     known = {p: LinearUnitTests(p, rows=10).sample(0).known for p in PROBLEMS}
     assert known["example1"].optimum == pytest.approx(10.43333, abs=1e-5)
     assert known["example2s"].optimum == 1

@@ -98,12 +98,7 @@ class LinearUnitTests(SpecSource):
         environments: dict[Split, list[Environment]] = {}
         for split, parts in self._splits(drawn, scramble, generator):
             suffix = "" if split == "train" else f" {split}"
-            environments[split] = [
-                Environment(
-                    f"E{e}{suffix}", inputs, targets, origin=f"E{e}" if suffix == " validation" else ""
-                )
-                for e, (inputs, targets) in enumerate(parts)
-            ]
+            environments[split] = [Environment(f"E{e}{suffix}", *part) for e, part in enumerate(parts)]
         return EnvironmentSet(
             self.name,
             tuple(each for split in SPLITS for each in environments[split]),

@@ -18,6 +18,7 @@ from envariant.data.images.folders import ImageFolders
 from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
 from envariant.data.linear_sem import LinearSEM
+from envariant.data.linear_unit_tests import LinearUnitTests
 from envariant.data.tables.bundled import heart_disease
 from envariant.data.wilds_texts import wilds_table
 
@@ -56,6 +57,10 @@ SOURCES: dict[str, tuple[str, str]] = {
     "linear-sem": (
         "linear_sem:LinearSEM",
         "Linear structural equation models of the IRM paper, such as linear-sem(FOU), in 8 setups.",
+    ),
+    "linear-unit-tests": (
+        "linear_unit_tests:LinearUnitTests",
+        "Linear unit tests for invariance, such as linear-unit-tests(example2s): six problems.",
     ),
     "table": (
         "tables.source:TableSource",
@@ -131,6 +136,7 @@ __all__ = [
     "Facts",
     "ImageFolders",
     "LinearSEM",
+    "LinearUnitTests",
     "MetadataImages",
     "Spawrious",
     "SpecSource",

@@ -255,7 +255,8 @@ def _check_disk(folder: Path, needed: int, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise EnvariantError(
-            f"{folder}: the decoded images need {_amount(needed)}, but only {_amount(free)} are free; {remedy}",
+            f"{folder}: the decoded images need {_amount(needed)}, but only {_amount(free)} are free; "
+            f"{remedy}",
             retryable=True,
         )
     if needed >= _LARGE_CACHE:

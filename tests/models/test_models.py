@@ -172,7 +172,7 @@ def test_rows_of_a_batch_are_independent(text):
         (MLP(hidden=256), "mlp(hidden=256)"),
         (MLP(256, 3), "mlp(hidden=256, depth=3)"),
         (MLP(hidden=(8, 4)), "mlp(hidden=(8, 4))"),
-        (MLP(activation="tanh", dropout=0.2), "mlp(activation='tanh', dropout=0.2)"),
+        (MLP(activation="tanh", dropout=0.2), "mlp(activation=tanh, dropout=0.2)"),
         (LeNet(), "lenet"),
         (MNISTCNN(), "mnist-cnn"),
     ],

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import envariant
+from envariant.algorithms import recipe
 from envariant.core.errors import EnvariantError
 from envariant.data import source
 from envariant.data.spirals import Spirals
+from envariant.models import MLP, model_config
 
 
 def sha(tensors):
@@ -54,7 +55,6 @@ def test_source_by_name_has_bounds_and_suggests_settings():
     assert source("spirals(environments=32, deviation=0.1)").name == "spirals(environments=32, deviation=0.1)"
     with pytest.raises(EnvariantError, match="spirals: environments must be"):
         source("spirals(environments=0)")
-    small = source("spirals(environments=2, rows=8, test_rows=4)")
-    result = envariant.train(small, "and-mask", steps=1)
-    assert result.record.spec.model.startswith("mlp(hidden=256, depth=3")
-    assert result.record.spec.batch_size == 256
+    suggested = source("spirals").default_settings("and-mask")
+    assert model_config(suggested.model) == MLP(256, 3, activation="leaky-relu", init="kaiming-normal")
+    assert recipe("and-mask").build(suggested.hyperparameters)

@@ -174,7 +174,7 @@ WRONG = [
     ("train -d 'colored-mnist(size=30)'", "colored-mnist: size must be 28, 14 or 7; got 30"),
     ("train -d 'colored-digits(label_noise=2)'", "colored-digits: label_noise must lie in [0, 1]; got 2"),
     ("train -d 'colored-digits(noise=0.1)'", "unknown setting 'noise'; did you mean 'label_noise'?"),
-    ("train -d 'colored-digits(train_flips=(0.1, 0.1))'", "train_flips must differ from one another"),
+    ("train -d 'colored-digits(test_flips=(0.9, 0.9))'", "test_flips must differ from one another"),
     ("train -d 'colored-digits(train_flips=0.1)' -a irm", "irm: needs at least 2 training environments"),
     ("train -d colored-digits --mnist nowhere", "--mnist: MNIST folder nowhere: there is no such folder"),
     ("train -d table", "table: needs the path of a file first, as in table('patients.csv', target=died"),

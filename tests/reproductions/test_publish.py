@@ -15,7 +15,6 @@ from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import (
     CaptionedFigure,
     CaptionedTable,
-    Claim,
     Reproduction,
     section,
 )
@@ -31,6 +30,7 @@ from envariant.reproductions.summaries import (
     show_runs,
     show_sweep,
 )
+from envariant.reproductions.verdicts import statement
 
 DIGITS = Run("colored-digits", "erm", {"model": "mlp(hidden=4)", "steps": 6, "evaluate_every": 1})
 
@@ -46,8 +46,8 @@ def first(runner):
     )
     yield from show_runs(runs, "Two runs & a caption.")
     yield "A paragraph with <script>."
-    yield Claim("It holds.", ood_score(runs["l2 = 0"]).mean > -1, "1 > 0")
-    yield Claim("It does not.", False, "0 < 1")
+    yield statement("It holds.", ood_score(runs["l2 = 0"]).mean > -1, "1 > 0")
+    yield statement("It does not.", False, "0 < 1")
 
 
 @section("second", "The second section")
@@ -58,7 +58,7 @@ def second(runner):
     yield CaptionedTable(
         "table", TextTable(("a|b", "c"), (("x, y", f"{ood_score(run).mean!r}"),), ("A note.",)), "A table"
     )
-    yield Claim("Fine.", True, "")
+    yield statement("Fine.", True, "")
 
 
 SMALL = Reproduction(
@@ -73,20 +73,20 @@ def pages(folder):
 
 def test_page_has_every_section_in_order_and_escapes_texts(tmp_path):
     results = list(perform(SMALL, tmp_path, "quick"))
-    assert [result.count for result in results] == ["1 of 2 confirmed", "1 of 1 confirmed"]
+    assert [result.count for result in results] == ["1 holds, 1 undecided", "1 holds"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'<details class="section" id="([^"]+)"', page)[:2] == ["first", "second"]
     assert "It states &lt;b&gt;this&lt;/b&gt;. And that." in page
     assert "A small &lt;reproduction&gt;" in page
     assert "A paragraph with &lt;script&gt;." in page
     assert page.count('<figure class="chart">') == 1
-    assert "2 of 3 claims confirmed" in page
+    assert "2 of 3 claims reproduced or hold" in page
     assert page.count("data:image/png;base64,") == 1
-    assert ">confirmed<" in page
-    assert ">not confirmed<" in page
+    assert ">holds<" in page
+    assert ">undecided<" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page[: page.rindex("<script>")]), "nothing is fetched"
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "- **not confirmed**: It does not. (0 < 1)" in markdown
+    assert "- **undecided**: It does not. (0 < 1)" in markdown
     assert "| a\\|b | c |" in markdown
     header, line = csv.reader(
         (tmp_path / "tables" / "second-table.csv").read_text(encoding="utf-8").splitlines()
@@ -212,7 +212,7 @@ def test_command_runs_a_section_without_training(tmp_path, here):
     done = here("reproduce", "sjtu-2023", "--only", "derivation", "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     output = json.loads(done.stdout)
-    assert [claim["verdict"] for claim in output["sections"]["derivation"]] == ["confirmed", "confirmed"]
+    assert [claim["verdict"] for claim in output["sections"]["derivation"]] == ["holds", "holds"]
     assert (tmp_path / "report.html").exists()
 
 

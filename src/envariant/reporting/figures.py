@@ -4,6 +4,7 @@ Charts of numeric results are in `charts`.
 """
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def _caption(axes: Axes, fact: Facts) -> None:
     theory = fact.theory
     lines = (
         f"{fact.role}, {fact.rows:,} rows",
-        f"color = label in {fact.color_agreement:.1%}",
+        "no color" if math.isnan(fact.color_agreement) else f"color = label in {fact.color_agreement:.1%}",
         f"best by color {theory.color_only:.0%}, shape {theory.shape_only:.0%}, both {theory.bayes:.0%}",
     )
     for height, line in zip((0.58, 0.38, 0.18), lines, strict=True):

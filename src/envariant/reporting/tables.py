@@ -116,7 +116,7 @@ def facts(environments: Sequence[Facts]) -> TextTable:
         theory = each.theory
         shares = (each.label_one, each.color_agreement, each.shape_agreement)
         accuracies = (theory.color_only, theory.shape_only, theory.bayes)
-        numbers = (f"{number:.3f}" for number in (*shares, *accuracies))
+        numbers = (NONE if math.isnan(n) else f"{n:.3f}" for n in (*shares, *accuracies))
         rows.append((each.environment, each.role, f"{each.rows:,}", *numbers))
     notes = (
         "label 1, color = label, shape = label: shares of the sampled rows.",

@@ -1,7 +1,7 @@
 """Building blocks of reproductions: sections, and the claims, figures and tables that they contain.
 
 A section is a function that trains runs and yields figures, tables, paragraphs and claims in reading order.
-Whether a claim holds is determined from the results.
+The verdict on a claim is computed from the results.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,27 +13,7 @@ from matplotlib.figure import Figure
 from envariant.reporting.charts import Chart
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.runner import Runner
-
-
-@final
-@dataclass(frozen=True)
-class Claim:
-    """Claim of a publication that its reproduction tests.
-
-    Attributes:
-        text: Claim as a sentence.
-        holds: Whether the results support the claim.
-        numbers: Results on which `holds` is based, as text.
-    """
-
-    text: str
-    holds: bool
-    numbers: str
-
-    @property
-    def verdict(self) -> str:
-        """Verdict as text: "confirmed" or "not confirmed"."""
-        return "confirmed" if self.holds else "not confirmed"
+from envariant.reproductions.verdicts import Claim
 
 
 @final

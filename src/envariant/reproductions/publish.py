@@ -27,17 +27,23 @@ from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import (
     CaptionedFigure,
     CaptionedTable,
-    Claim,
     Finding,
     Reproduction,
     Section,
 )
+from envariant.reproductions.computations import Computation
 from envariant.reproductions.runner import Profile, Runner, RunNotStoredError
+from envariant.reproductions.verdicts import VERDICTS, Claim
 from envariant.training.result import TrainingResult
 
 _MOST_BULLETS = 4
+_COMPUTED = "All other computations of this page; each file contains inputs, result, hardware and versions"
 _METHOD = (
-    "Whether a claim is confirmed is computed from the numbers below it. [a, b] is a 95 % interval "
+    "Verdicts are computed from the numbers below each claim. Reproduced: the published numbers and ours "
+    "agree, that is, their means differ by at most two standard errors of the difference. Holds: the "
+    "statement is true of our results, although numbers may differ. Not reproduced: our results contradict "
+    "it. Undecided: our results are compatible with both. In the quick profile, only deterministic results "
+    "can be reproduced or not reproduced. [a, b] is a 95 % interval "
     "(Student's t) over replicas; differences are paired between replicas of the same number, which "
     "have the same data. In tables of runs, ± is the standard deviation over replicas (divisor n − 1), "
     "and “worst” is the score in the worst environment of each replica, averaged over replicas. All "
@@ -68,10 +74,13 @@ class SectionResult:
 
     @property
     def count(self) -> str:
-        """Number of confirmed claims as text, for example "2 of 3 confirmed"."""
-        if not self.done:
-            return "not run"
-        return f"{sum(claim.holds for claim in self.claims)} of {len(self.claims)} confirmed"
+        """Number of claims with each verdict as text, for example "1 reproduced, 2 undecided"."""
+        return _counts(self.claims) if self.done else "not run"
+
+
+def _counts(claims: Sequence[Claim]) -> str:
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "no claims"
 
 
 def perform(
@@ -118,10 +127,12 @@ def perform(
     rendered = {name: _render(result, out) for name, result in results.items()}
     for i, section in enumerate(requested):
         report(f"section {i + 1} of {len(requested)}: {section.name}")
-        results[section.name] = result = SectionResult(section, tuple(section.find(runner)), done=True)
+        results[section.name] = result = _found(section, runner)
         rendered[section.name] = _render(result, out)
         runs = {**archive.runs, **runner.runs}
-        page = _page(reproduction, profile, [(each, rendered[name]) for name, each in results.items()], runs)
+        computed = {**archive.computations, **runner.computations}
+        found = [(each, rendered[name]) for name, each in results.items()]
+        page = _page(reproduction, profile, found, runs, computed)
         write_text(render_page(page), out / "report.html")
         write_text(_markdown(reproduction, list(results.values()), profile), out / "report.md")
         yield result
@@ -132,24 +143,27 @@ def _page(
     profile: Profile,
     sections: Sequence[tuple[SectionResult, Sequence[Block]]],
     runs: Mapping[str, TrainingResult],
+    computations: Mapping[str, Computation],
 ) -> Page:
-    """Return the HTML page with the number of confirmed claims and the findings of every section."""
+    """Return the HTML page with the number of claims per verdict and the findings of every section."""
     claims = [claim for result, _ in sections for claim in result.claims]
-    confirmed, done = sum(claim.holds for claim in claims), sum(result.done for result, _ in sections)
-    failed = [f"Not confirmed: {claim.text} ({claim.numbers})" for claim in claims if not claim.holds]
-    more = len(failed) - _MOST_BULLETS
-    last = [f"{more + 1} more claims are not confirmed; see below"] if more > 0 else []
+    supported, done = sum(claim.supported for claim in claims), sum(result.done for result, _ in sections)
+    # Claims that are not reproduced come before undecided ones.
+    rest = sorted((c for c in claims if not c.supported), key=lambda c: VERDICTS.index(c.verdict))
+    bullets = [f"{c.verdict.capitalize()}: {c.text} ({c.numbers})" for c in rest]
+    more = len(bullets) - _MOST_BULLETS
+    last = [f"{more + 1} more claims are not reproduced or undecided; see below"] if more > 0 else []
     table = "All runs of this page; each folder contains settings, history, seeds and trained weights"
     return Page(
         "reproduction",
         reproduction.title,
         reproduction.lead,
-        f"{confirmed} of {len(claims)} claims confirmed" if claims else "No claim tested yet",
+        f"{supported} of {len(claims)} claims reproduced or hold" if claims else "No claim tested yet",
         numbers=(
-            BigNumber("claims confirmed", f"{confirmed} of {len(claims)}", "computed from the runs"),
+            BigNumber("claims reproduced or hold", f"{supported} of {len(claims)}", _counts(claims)),
             BigNumber("sections run", f"{done} of {len(sections)}", f"profile {profile}"),
         ),
-        bullets=[*failed[: _MOST_BULLETS - len(last)], *last],
+        bullets=[*bullets[: _MOST_BULLETS - len(last)], *last],
         sections=[
             *(
                 PageSection(
@@ -165,7 +179,9 @@ def _page(
                 Block("note", _METHOD),
             )),
             PageSection("machine", "Runs, machine and versions", (
-                Block.table(_runs(runs), table), *(Block("note", line) for line in _provenance(runs))
+                *([Block.table(_runs(runs), table)] if runs else []),
+                *([Block.table(_computed(computations), _COMPUTED)] if computations else []),
+                *(Block("note", line) for line in _provenance(runs, computations)),
             )),
         ],
     )  # fmt: skip
@@ -179,11 +195,19 @@ def _missing(reproduction: Reproduction, result: SectionResult) -> list[Block]:
 
 
 def _stored(section: Section, archive: Runner) -> SectionResult:
-    """Return the result of a section from stored runs; without findings if any of its runs is missing."""
+    """Return the result of a section from stored results; without findings if any of them is missing."""
     try:
-        return SectionResult(section, tuple(section.find(archive)), done=True)
+        return _found(section, archive)
     except RunNotStoredError:
         return SectionResult(section, (), done=False)
+
+
+def _found(section: Section, runner: Runner) -> SectionResult:
+    """Return the findings of a section, with the verdicts that the profile of the runner permits."""
+    findings = tuple(
+        each.in_profile(runner.profile) if isinstance(each, Claim) else each for each in section.find(runner)
+    )
+    return SectionResult(section, findings, done=True)
 
 
 def _render(result: SectionResult, out: Path) -> list[Block]:
@@ -272,13 +296,20 @@ def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
     return TextTable(header, tuple(rows))
 
 
-def _provenance(runs: Mapping[str, TrainingResult]) -> list[str]:
-    """Return one line per combination of hardware and package versions, with the number of runs."""
+def _computed(computations: Mapping[str, Computation]) -> TextTable:
+    """Return a table of stored computations, with one row each: file, inputs and computing time."""
+    rows = tuple(
+        (file, ", ".join(f"{key}={value}" for key, value in c.inputs.items()), f"{c.seconds:,.1f} s")
+        for file, c in sorted(computations.items())
+    )
+    return TextTable(("file", "inputs", "computing time"), rows)
+
+
+def _provenance(runs: Mapping[str, TrainingResult], computations: Mapping[str, Computation]) -> list[str]:
+    """Return one line per combination of hardware and package versions, with the number of results."""
     counts: dict[str, int] = {}
-    for result in runs.values():
-        record = result.record
-        line = ", ".join(
-            f"{key} {value}" for key, value in (*record.hardware.items(), *record.versions.items())
-        )
+    machines = [{**r.record.hardware, **r.record.versions} for r in runs.values()]
+    for machine in (*machines, *(c.machine for c in computations.values())):
+        line = ", ".join(f"{key} {value}" for key, value in machine.items())
         counts[line] = counts.get(line, 0) + 1
-    return [f"{line}: {number_of(count, 'run')}." for line, count in counts.items()]
+    return [f"{line}: {number_of(count, 'result')}." for line, count in counts.items()]

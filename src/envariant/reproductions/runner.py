@@ -1,7 +1,8 @@
-"""Train the runs of a reproduction; every run is stored and trained only once.
+"""Obtain the results of a reproduction; every result is stored and computed only once.
 
-A run's folder is named after a hash of its settings. Sections that need the same run therefore share it, and
-an interrupted reproduction can be resumed.
+A run's folder is named after a hash of its settings, and the file of any other computation after a hash of
+its inputs. Sections that need the same result therefore share it, and an interrupted reproduction can be
+resumed.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from envariant import data as sources
 from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
+from envariant.reproductions import computations
 from envariant.training.result import TrainingResult
 from envariant.training.store.reader import FILE
 from envariant.training.train import train
@@ -28,7 +30,7 @@ V = TypeVar("V")
 
 @final
 class RunNotStoredError(Exception):
-    """Error raised if a `Runner` with `stored_only=True` does not find a requested run."""
+    """Error raised if a `Runner` with `stored_only=True` does not find a requested run or computation."""
 
 
 @final
@@ -55,17 +57,20 @@ class Run:
 class Runner:
     """Object that trains the runs of a reproduction, stores them, and reuses stored runs.
 
+    Other computations are stored and reused in the same way.
+
     Args:
-        folder: Folder of the runs.
+        folder: Folder of the runs and computations.
         profile: Size of the experiments: "quick" or "full".
         mnist: Folder of the MNIST files. Default: download to the cache.
-        stored_only: Whether runs are only loaded, never trained. If a run is missing, `RunNotStoredError` is
-            raised.
-        report: Function called with a line of text before each run of a sweep, to report progress. Default:
-            no report.
+        stored_only: Whether results are only loaded, never computed. If a run or computation is missing,
+            `RunNotStoredError` is raised.
+        report: Function called with a line of text before each run of a sweep and before each computation, to
+            report progress. Default: no report.
 
     Attributes:
         runs: Mapping from folder name to the result of each requested run.
+        computations: Mapping from file name to each requested computation.
     """
 
     def __init__(
@@ -77,9 +82,11 @@ class Runner:
         stored_only: bool = False,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        self.folder, self.profile, self.mnist = folder, profile, mnist
+        self.folder, self.mnist = folder, mnist
+        self.profile: Profile = profile
         self.stored_only = stored_only
         self.runs: dict[str, TrainingResult] = {}
+        self.computations: dict[str, computations.Computation] = {}
         self._report = report
 
     def pick(self, *, quick: V, full: V) -> V:
@@ -113,6 +120,34 @@ class Runner:
                     out=self.folder / name,
                 )  # fmt: skip
         return self.runs[name]
+
+    def compute(
+        self, name: str, inputs: Mapping[str, Any], function: Callable[..., Any], version: int = 1
+    ) -> Any:
+        """Return the result of `function(**inputs)`: load it if it is stored, otherwise compute and store it.
+
+        Args:
+            name: Name of the computation, which is part of the file name.
+            inputs: Arguments of the function; numbers, strings, lists or dictionaries. They must determine
+                the result.
+            function: Function that returns numbers, strings, lists or dictionaries; tuples become lists.
+            version: Version number of the function. Increase it when its results change.
+
+        Raises:
+            RunNotStoredError: If `stored_only` is True and the result is not stored.
+            EnvariantError: If inputs or result have other types, or the stored file is damaged.
+        """
+        path = computations.file_of(self.folder, name, inputs, version)
+        if path.name not in self.computations:
+            stored = computations.load(path)
+            if stored is None and self.stored_only:
+                raise RunNotStoredError(f"{path.name}: is not stored")
+            if stored is None:
+                if self._report is not None:
+                    self._report(f"computation: {name}")
+                stored = computations.perform(path, name, inputs, version, function)
+            self.computations[path.name] = stored
+        return self.computations[path.name].result
 
     def sweep(self, runs: Mapping[K, Run]) -> dict[K, TrainingResult]:
         """Train several runs; runs that are already stored are loaded instead.

@@ -20,7 +20,6 @@ from envariant.reproductions import derivations
 from envariant.reproductions.base import (
     CaptionedFigure,
     CaptionedTable,
-    Claim,
     Finding,
     Reproduction,
     section,
@@ -43,6 +42,7 @@ from envariant.reproductions.summaries import (
     signed,
     training_environments,
 )
+from envariant.reproductions.verdicts import statement
 from envariant.training.result import TrainingResult
 
 THIRDS, PAPER, GRAY = "colored-mnist:thirds", "colored-mnist", "colored-mnist-grayscale"
@@ -104,12 +104,12 @@ def overview(runner: Runner) -> Iterator[Finding]:
         abs(fact.color_agreement - (1 - flip)) < 5 * math.sqrt(flip * (1 - flip) / fact.rows)
         for fact, flip in zip(facts, source.flips, strict=True)
     )
-    yield Claim(
+    yield statement(
         "Colors agree with labels in 80 %, 90 % and 10 % of the rows.",
         close,
         ", ".join(f"{fact.environment} {fact.color_agreement:.3f}" for fact in facts),
     )
-    yield Claim(
+    yield statement(
         "A rule that holds in all environments is right in at most 75 % of the rows.",
         all(fact.theory.shape_only == BOUND and abs(fact.shape_agreement - BOUND) < 0.02 for fact in facts),
         "labels agree with the shape in " + ", ".join(f"{fact.shape_agreement:.3f}" for fact in facts),
@@ -124,12 +124,12 @@ def lenet(runner: Runner) -> Iterator[Finding]:
     """
     result = runner.train(_lenet(runner))
     yield from show_runs({"LeNet, ERM": result}, "Accuracy during training.")
-    yield Claim(
+    yield statement(
         "Training accuracy is high.",
         id_score(result).low > BOUND,
         f"{id_score(result)}, above the bound of every rule that holds in all environments",
     )
-    yield Claim(
+    yield statement(
         "Test accuracy is far below chance.",
         ood_score(result).high < 0.4,
         f"{ood_score(result)}; chance is 0.5",
@@ -144,8 +144,10 @@ def augmentation(runner: Runner) -> Iterator[Finding]:
     runs = {"LeNet, ERM": plain, "with augmentation": augmented}
     yield from show_runs(runs, "Rotation up to ±15°, shear up to ±10°, scale 0.8 to 1.2.")
     change = gain(augmented, plain)
-    yield Claim("Augmentation increases test accuracy slightly.", change.low > 0, f"{signed(change)}, paired")
-    yield Claim(
+    yield statement(
+        "Augmentation increases test accuracy slightly.", change.low > 0, f"{signed(change)}, paired"
+    )
+    yield statement(
         "It does not solve the problem.",
         ood_score(augmented).high < 0.4,
         f"test {ood_score(augmented)}; chance is 0.5",
@@ -185,18 +187,22 @@ def derivation(runner: Runner) -> Iterator[Finding]:
         "sides", TextTable(header, lines, notes), "Both sides of step 5 of the report, in float64"
     )
     worst = max(case.disagreement for case in cases)
-    yield Claim(
-        "The distance is the squared gradient.", worst < 1e-10, f"largest relative difference {worst:.1e}"
+    yield statement(
+        "The distance is the squared gradient.",
+        worst < 1e-10,
+        f"largest relative difference {worst:.1e}",
+        exact=True,
     )
     best, points, penalties = derivations.penalty_along(seed=0)
     chart = charts.lines({"D": (points, penalties)}, "w", "D(Φ, w)")
     yield CaptionedFigure("penalty", chart, f"The penalty as w moves away from the optimum, {best:.3f}.")
     lowest = penalties.index(min(penalties))
     valley = penalties == sorted(penalties[:lowest], reverse=True) + sorted(penalties[lowest:])
-    yield Claim(
+    yield statement(
         "The penalty grows as w moves away from the optimum in both directions.",
         valley and abs(points[lowest] - best) < 0.05,
         f"lowest at w = {points[lowest]:.3f} of {len(points)} points",
+        exact=True,
     )
 
 
@@ -211,13 +217,13 @@ def irm_base(runner: Runner) -> Iterator[Finding]:
     plain = runner.train(_lenet(runner))
     name = f"IRM, {steps:,} steps"
     yield from show_runs({name: long}, f"Coefficient 1 until step {SWITCH}, then that of the paper.")
-    yield Claim(
+    yield statement(
         "Test accuracy is far above LeNet's.",
         ood_score(long).low > ood_score(plain).high,
         f"{ood_score(long)}, LeNet {ood_score(plain)}",
     )
     slope, start = ood_slope(long, 2 * SWITCH), ood_score_at(long, 2 * SWITCH)
-    yield Claim(
+    yield statement(
         "Test accuracy decreases as training continues.",
         slope.high < 0,
         f"{signed(slope)} per 100 steps from step {2 * SWITCH}, where it is {start}, to step {steps}",
@@ -247,7 +253,7 @@ def irm_stuck(runner: Runner) -> Iterator[Finding]:
     yield score_table(runs)
     stuck = runs["from the first step"]
     loss = id_score(stuck, "loss").mean
-    yield Claim(
+    yield statement(
         "The loss converges to ln 2 = 0.6931.", abs(loss - LN2) < 2e-3, f"mean training loss {loss:.5f}"
     )
     yield from _diagnosed(stuck)
@@ -277,21 +283,21 @@ def irm_coefficient(runner: Runner) -> Iterator[Finding]:
     yield from show_sweep(late, "coefficient", captions[0], scale="log", name="late")
     yield from show_sweep(early, "coefficient", captions[1], scale="log", name="early")
     small, large = late[values[0]], early[values[-1]]
-    yield Claim(
+    yield statement(
         "Too small: training accuracy above the theoretical 75 %, test accuracy as LeNet's.",
         id_score(small).mean > BOUND and ood_score(small).mean < 0.4,
         f"at {short(values[0])} training {id_score(small)}, test {ood_score(small)}",
     )
     good = [short(c) for c, result in late.items() if ood_score(result).mean > 0.6] or ["none"]
     above = [short(c) for c, result in late.items() if id_score(result).mean > BOUND] or ["none"]
-    yield Claim(
+    yield statement(
         "There is a range in between that works.",
         good != ["none"],
         f"applied late: training accuracy above 75 % up to {above[-1]}, test accuracy above 0.6 from "
         f"{good[0]} to {good[-1]}",
     )
     chance = abs(id_score(large, "loss").mean - LN2) < 5e-3
-    yield Claim(
+    yield statement(
         "Too large: random guessing.",
         chance and abs(ood_score(large).mean - 0.5) < 0.1,
         f"at {short(values[-1])} from the first step test {ood_score(large)}, loss "
@@ -307,9 +313,9 @@ def irm_stages(runner: Runner) -> Iterator[Finding]:
     yield from show_runs(
         {"1 → 1e4 → 1e6": staged, "one switch": base}, f"Switches at {SWITCH} and {2 * SWITCH}."
     )
-    yield Claim("Three stages work.", ood_score(staged).low > 0.5, f"test {ood_score(staged)}")
+    yield statement("Three stages work.", ood_score(staged).low > 0.5, f"test {ood_score(staged)}")
     change = gain(staged, base)
-    yield Claim("They are better than one switch.", change.low > 0, f"{signed(change)}, paired")
+    yield statement("They are better than one switch.", change.low > 0, f"{signed(change)}, paired")
 
 
 def _stages(runner: Runner) -> Run:
@@ -339,14 +345,14 @@ def irm_growth(runner: Runner) -> Iterator[Finding]:
     gains = {
         name: gain(results["polynomial"], result) for name, result in results.items() if name != "polynomial"
     }
-    yield Claim(
+    yield statement(
         "Polynomial growth is best.",
         all(change.low > 0 for change in gains.values()),
         "; ".join(f"over {name} {signed(change)}" for name, change in gains.items()),
     )
     overflowing = runner.train(_irm(runner, f"exp(1, 2, after={SWITCH})", replicas=1))
     largest = math.log(np.finfo(np.float32).max)
-    yield Claim(
+    yield statement(
         "Exponential growth soon overflows.",
         any(d.name == "coefficient overflow" for d in overflowing.diagnoses),
         f"float32 overflows after {largest / math.log(2):.0f} steps of doubling, or "
@@ -365,9 +371,11 @@ def irm_power(runner: Runner) -> Iterator[Finding]:
     )
     yield from show_sweep(results, "p", f"λ = t^p from step {SWITCH} on.")
     best = max(results, key=lambda p: ood_score(results[p]).mean)
-    yield Claim("A high power works well.", best >= 2, f"best p = {best:g}: test {ood_score(results[best])}")
+    yield statement(
+        "A high power works well.", best >= 2, f"best p = {best:g}: test {ood_score(results[best])}"
+    )
     change = gain(results[best], results[1.0])
-    yield Claim("It is better than linear growth, p = 1.", change.low > 0, f"{signed(change)}, paired")
+    yield statement("It is better than linear growth, p = 1.", change.low > 0, f"{signed(change)}, paired")
     similar = [p for p, result in results.items() if gain(results[best], result).low <= 0]
     powers_text = ", ".join(f"{p:g}" for p in similar)
     yield f"Not significantly worse than the best, by their intervals: p = {powers_text}."
@@ -414,19 +422,19 @@ def irm_why(runner: Runner) -> Iterator[Finding]:
     )
     plain, sharp, fresh = (results[name] for name in ("unchanged", "ε = 1e-12", "Adam reset at the switch"))
     apart = [ood_score_at(r, soon).mean - ood_score_at(plain, soon).mean for r in (sharp, fresh)]
-    yield Claim(
+    yield statement(
         "The stall comes from Adam's ε: a loss divided by 1e5 has gradients of that size.",
         abs(apart[0]) > 0.05,
         f"at step {soon} an ε of 1e-12 changes the test accuracy by {apart[0]:+.3f}",
     )
-    yield Claim(
+    yield statement(
         "The stall comes from Adam's state: mean squared gradients from before the division keep the steps "
         "small.",
         apart[1] > 0.05,
         f"at step {soon} a reset at the switch changes the test accuracy by {apart[1]:+.3f}",
     )
     low = results["λ = 1e3, Adam reset"]
-    yield Claim(
+    yield statement(
         "The decay comes from a λ that is too small: the color is learned again.",
         ood_slope(low, late).high < 0 and ood_slope(fresh, late).low > ood_slope(low, late).high,
         f"per 100 steps {signed(ood_slope(low, late))} at λ = 1e3, {signed(ood_slope(fresh, late))} at the "
@@ -449,14 +457,16 @@ def irm_best(runner: Runner) -> Iterator[Finding]:
     yield from show_runs(
         {_chosen(runner): best, "the paper's": base}, "The selected schedule, with another seed.", "best"
     )
-    yield Claim("Its mean test accuracy is 0.67 or more.", ood_score(best).mean >= 0.67, f"{ood_score(best)}")
+    yield statement(
+        "Its mean test accuracy is 0.67 or more.", ood_score(best).mean >= 0.67, f"{ood_score(best)}"
+    )
     change, slope, start = (
         gain(best, base),
         ood_slope(best, late := (LATER + LONG) // 2),
         ood_score_at(best, late),
     )
-    yield Claim("It is better than the paper's schedule.", change.low > 0, f"{signed(change)}, paired")
-    yield Claim(
+    yield statement("It is better than the paper's schedule.", change.low > 0, f"{signed(change)}, paired")
+    yield statement(
         "It does not decay.",
         slope.high >= 0,
         f"{signed(slope)} per 100 steps from step {late}, where it is {start}, to step {LONG}",
@@ -492,7 +502,7 @@ def and_mask(runner: Runner) -> Iterator[Finding]:
     yield from show_runs(
         {f"τ = {t:g}": r for t, r in results.items()}, "The two training sets as environments."
     )
-    yield Claim(
+    yield statement(
         "AND-mask resists the colors.",
         any(ood_score(results[t]).low > 0.5 for t in (0.5, 1.0)),
         "; ".join(f"τ = {t:g}: test {ood_score(r)}" for t, r in results.items()),
@@ -510,7 +520,7 @@ def and_mask(runner: Runner) -> Iterator[Finding]:
     caption = "The report's variant: channels as environments, one τ and one replica per row"
     yield score_table(named, "channels", caption)
     scores = interval([ood_score(result).mean for result in channels.values()])
-    yield Claim(
+    yield statement(
         "With color channels as environments it resists them.",
         scores.low > 0.5,
         f"test {scores} over the sampled τ",
@@ -523,8 +533,11 @@ def _mask_example() -> Iterator[Finding]:
     header = ("entry", "M₁", "M₂", "M₃", "mean sign", "mask by hand", "kept by the library")
     title = f"The report's 3×3 example, τ = {derivations.EXAMPLE_THRESHOLD:g}"
     yield CaptionedTable("example", TextTable(header, example.rows()), title)
-    yield Claim(
-        "Its mask is the middle column.", example.mask == example.kept == ((0, 1, 0),) * 3, f"{example.mask}"
+    yield statement(
+        "Its mask is the middle column.",
+        example.mask == example.kept == ((0, 1, 0),) * 3,
+        f"{example.mask}",
+        exact=True,
     )
     pairs = [derivations.hessians(4, spread, seed) for seed, spread in enumerate((0.0, 0.2, 1.0, 3.0))]
     numbers = tuple(
@@ -535,8 +548,11 @@ def _mask_example() -> Iterator[Finding]:
         "hessians", TextTable(header, numbers), "Two quadratic losses with diagonal Hessians of size 4"
     )
     ratio = derivations.largest_ratio(2000, seed=1)
-    yield Claim(
-        "0 ≤ det H_A∧B ≤ det H_A+B.", 0 <= ratio <= 1, f"largest ratio {ratio:.6f} of 2,000 random pairs"
+    yield statement(
+        "0 ≤ det H_A∧B ≤ det H_A+B.",
+        0 <= ratio <= 1,
+        f"largest ratio {ratio:.6f} of 2,000 random pairs",
+        exact=True,
     )
 
 
@@ -570,14 +586,14 @@ def vrex(runner: Runner) -> Iterator[Finding]:
     )
     yield CaptionedFigure("risks", chart, "Difference between the risks of the two training environments.")
     largest = max(results)
-    yield Claim("β = 0 is ERM.", ood_score(results[0.0]).mean < 0.4, f"test {ood_score(results[0.0])}")
-    yield Claim(
+    yield statement("β = 0 is ERM.", ood_score(results[0.0]).mean < 0.4, f"test {ood_score(results[0.0])}")
+    yield statement(
         "A very large β makes the risks equal.",
         gaps[largest] < gaps[0.0] / 5,
         f"|R₁ − R₂| is {gaps[0.0]:.3f} at β = 0 and {gaps[largest]:.4f} at β = {short(largest)}",
     )
     best = max(results, key=lambda b: ood_score(results[b]).mean)
-    yield Claim(
+    yield statement(
         f"V-REx reaches 0.64, the report {report:g}, the paper {paper:.3f}.",
         ood_score(results[best]).mean >= 0.64,
         f"β = {short(best)}: test {ood_score(results[best])}",
@@ -654,7 +670,7 @@ def summary(runner: Runner) -> Iterator[Finding]:
     scores = {name: ood_score(result) for name, result in methods.items()}
     oracle = scores.pop("grayscale oracle")
     top = max(scores, key=lambda name: scores[name].mean)
-    yield Claim(
+    yield statement(
         "Penalties across environments are best, and remain below a model that sees no color.",
         top.startswith(("IRM", "V-REx")) and scores[top].mean < oracle.mean,
         f"{top} {scores[top]}; grayscale oracle {oracle}",
@@ -716,7 +732,7 @@ REPRODUCTION = Reproduction(
     "full batches).",
     conditions={
         "quick": "two replicas of each run, MLPs 64 wide, fewer values in each sweep, LeNet for 150 steps. "
-        "Intervals from two replicas are wide, so claims about small differences are not confirmed.",
+        "Intervals from two replicas are wide, so claims about small differences are undecided.",
         "full": "five replicas of each run and eight of the best schedule, MLPs 128 wide (the report's "
         "V-REx, which is 256 wide, is included), all values, LeNet for 1,000 steps.",
     },

@@ -101,7 +101,7 @@ def test_chance_and_optimum_are_known(drawn):
     [
         ({"label_noise": 1.2}, "colored-digits: label_noise must lie in [0, 1]; got 1.2"),
         ({"train_flips": (-0.1, 0.2)}, "must lie in [0, 1]; got -0.1"),
-        ({"train_flips": (0.1, 0.1)}, "must differ from one another"),
+        ({"test_flips": (0.9, 0.9)}, "must differ from one another"),
     ],
 )
 def test_invalid_settings_are_rejected(settings, message):

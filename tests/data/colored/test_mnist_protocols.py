@@ -1,5 +1,6 @@
 """Colored MNIST on the real digits: the counts that each program's own order of random numbers gives."""
 
+import hashlib
 import math
 import re
 
@@ -299,6 +300,43 @@ def test_erm_and_oracle_default_settings_match_the_protocol(gray, sentence):
     assert stated in PAPER["grayscale_oracle" if gray else "erm"]
 
 
+def test_gray_environment_is_that_of_the_rex_code(irm):
+    """Compare with counts and a digest of the released program (NumPy and torch seed 0)."""
+    drawn = colored_mnist(gray_test=True).sample(0)
+    assert drawn.names == ("flip-0.2", "flip-0.1", "flip-0.9", "gray")
+    assert drawn.test == ("flip-0.9", "gray")
+    for ours, plain in zip(drawn.environments, irm.environments, strict=False):
+        assert torch.equal(ours.inputs, plain.inputs)
+    gray = drawn.environments[-1]
+    assert hashlib.sha256(gray.inputs.numpy().tobytes()).hexdigest()[:16] == "ec3e9db63d87b208"
+    assert gray.targets[:8].tolist() == [1, 1, 1, 0, 0, 0, 0, 1]
+    assert int(gray.targets.sum()) == 5183
+    assert int((gray.targets == gray.attributes["shape"]).sum()) == 7517
+    facts = colored_mnist(gray_test=True).facts(drawn)[-1]
+    assert math.isnan(facts.color_agreement)
+    assert (facts.theory.color_only, facts.theory.bayes) == (0.5, 0.75)
+
+
+def test_strided_test_environments_are_those_of_the_rex_code():
+    flips = tuple(k / 10 for k in range(11))
+    drawn = colored_mnist(test_flips=flips, strided_tests=True).sample(0)
+    tests = drawn.environments[2:]
+    assert [len(each) for each in tests] == [1000] * 10 + [999]
+    counts = {
+        "y": [487, 507, 480, 527, 512, 500, 464, 518, 501, 530, 485],
+        "color": [1000, 905, 790, 693, 629, 487, 416, 296, 222, 105, 0],
+        "shape": [761, 732, 753, 737, 790, 730, 763, 767, 740, 767, 735],
+    }
+    assert [int(each.targets.sum()) for each in tests] == counts["y"]
+    for name in ("color", "shape"):
+        assert [int((each.targets == each.attributes[name]).sum()) for each in tests] == counts[name]
+
+
+def test_training_environments_may_have_equal_flips():
+    drawn = colored_mnist(train_flips=(0.5, 0.5)).sample(0)
+    assert drawn.names == ("flip-0.5", "flip-0.5-2", "flip-0.9")
+
+
 def test_domainbed_has_its_own_defaults():
     training = published.protocol("domainbed")["training"]
     found = ColoredMNIST("domainbed").default_settings("erm")
@@ -315,6 +353,12 @@ def test_domainbed_has_its_own_defaults():
         ((), {"label_noise": 1.2}, "label_noise must lie in [0, 1]; got 1.2"),
         ((), {"train_flips": (0.1, -0.2)}, "train_flips must lie in [0, 1]; got -0.2"),
         ((), {"test_flips": (0.9, 0.9)}, "test_flips must differ from one another; got (0.9, 0.9)"),
+        (("thirds",), {"gray_test": True}, "gray_test is available in protocol 'irm' only"),
+        (
+            (),
+            {"gray": True, "gray_test": True},
+            "gray_test needs color; all images of colored-mnist-grayscale:irm(gray_test=true) are gray",
+        ),
         ((), {"size": 13}, "size must be 28, 14 or 7; got 13"),
         ((), {"size": 0}, "size must be 28, 14 or 7; got 0"),
     ],

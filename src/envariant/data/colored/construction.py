@@ -83,14 +83,17 @@ def names(
 ) -> list[str]:
     """Name every environment by its flip probability, such as `flip-0.2`.
 
-    If a test environment has the flip probability of a training environment, its name is `test-flip-0.2`.
+    If a test environment has the flip probability of a training environment, its name is `test-flip-0.2`. If
+    training environments have the same flip probability, the second is named `flip-0.2-2`, and so on.
 
     Args:
         train: Color flip probability of each training environment.
         test: Color flip probability of each test environment.
         name: Function that maps a flip probability to an environment name.
     """
-    return [*map(name, train), *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
+    repeats = [list(train[:i]).count(flip) for i, flip in enumerate(train)]
+    trained = [name(flip) + (f"-{n + 1}" if n else "") for flip, n in zip(train, repeats, strict=True)]
+    return [*trained, *(f"{'test-' if flip in train else ''}{name(flip)}" for flip in test)]
 
 
 def colored_environment(
@@ -121,6 +124,13 @@ def colored_environment(
     inputs[torch.arange(len(images)), color.long()] = images
     attributes = {"digit": digits, "shape": shape.long(), "color": color.long()}
     return Environment(name, inputs, label.float(), attributes)
+
+
+def both_channels(environment: Environment) -> Environment:
+    """Return a copy of an environment in which both channels contain the image; it is named `gray`."""
+    image = environment.inputs.sum(dim=1, keepdim=True).expand_as(environment.inputs).clone()
+    attributes = {name: values for name, values in environment.attributes.items() if name != "color"}
+    return Environment("gray", image, environment.targets, attributes)
 
 
 def grayscale(environment: Environment) -> Environment:
@@ -170,7 +180,7 @@ class Facts:
         role: Default role of the environment, "train" or "test".
         rows: Number of rows.
         label_one: Share of rows with label 1.
-        color_agreement: Share of rows whose color equals the label.
+        color_agreement: Share of rows whose color equals the label; NaN for images without color.
         shape_agreement: Share of rows whose label equals the noise-free label.
         theory: Exact accuracies and risks of the environment.
     """
@@ -242,7 +252,8 @@ class ColoredSource(DigitSource):
                 raise EnvariantError(f"{where} be numbers in [0, 1]; got {value}")
             if not 0 <= value <= 1:
                 raise EnvariantError(f"{where} lie in [0, 1]; got {value:g}")
-        if len(set(values)) < len(values):
+        # Equal training environments are a control: then no color is stable, and none is spurious.
+        if key == "test_flips" and len(set(values)) < len(values):
             raise EnvariantError(f"{where} differ from one another; got {values}")
 
     @property
@@ -306,19 +317,24 @@ class ColoredSource(DigitSource):
             sample: Environments returned by `sample`.
         """
 
+        roles = sample.roles()
+        return [
+            self._facts_of(environment, roles[environment.name], flip)
+            # Images without color come last. A color that is not shown predicts as little as a random one.
+            for environment, flip in zip(sample.environments, (*self.flips, 0.5), strict=False)
+        ]
+
+    def _facts_of(self, environment: Environment, role: str, flip: float) -> Facts:
         def share(agrees: Tensor) -> float:
             return float(agrees.double().mean())
 
-        roles = sample.roles()
-        return [
-            Facts(
-                environment.name,
-                roles[environment.name],
-                len(environment),
-                share(environment.targets == 1),
-                share(environment.attributes["color"] == environment.targets),
-                share(environment.attributes["shape"] == environment.targets),
-                theory(self.label_noise, flip),
-            )
-            for environment, flip in zip(sample.environments, self.flips, strict=True)
-        ]
+        color = environment.attributes.get("color")
+        return Facts(
+            environment.name,
+            role,
+            len(environment),
+            share(environment.targets == 1),
+            float("nan") if color is None else share(color == environment.targets),
+            share(environment.attributes["shape"] == environment.targets),
+            theory(self.label_noise, flip),
+        )

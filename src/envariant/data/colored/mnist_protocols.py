@@ -38,6 +38,10 @@ class ColoredMNIST(construction.ColoredSource):
         protocol: "irm", "domainbed" or "thirds".
         size: Height and width of an image in pixels: 28, 14 (every second pixel) or 7 (every fourth pixel).
             Default: the size of the protocol.
+        gray_test: Whether to add a test environment `gray`, in which both color channels contain the image, as
+            in the REx and Fishr code; only in protocol "irm".
+        strided_tests: Whether test environment k, of at most ten, consists of the rows k, k + 10, k + 20, … of
+            the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
         folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
     """
 
@@ -45,6 +49,8 @@ class ColoredMNIST(construction.ColoredSource):
     protocol: str = "irm"
     train_flips: Flips = field(default=(), kw_only=True)
     size: int | None = None
+    gray_test: bool = False
+    strided_tests: bool = False
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +61,11 @@ class ColoredMNIST(construction.ColoredSource):
         object.__setattr__(self, "size", defaults.size if self.size is None else self.size)
         super().__post_init__()
         check_size(self.base, self.size)
+        for option in ("gray_test", "strided_tests"):
+            if getattr(self, option) and self.protocol != "irm":
+                raise EnvariantError(f"{self.base}: {option} is available in protocol 'irm' only")
+        if self.gray_test and self.gray:
+            raise EnvariantError(f"{self.base}: gray_test needs color; all images of {self.name} are gray")
 
     @property
     def name(self) -> str:
@@ -93,6 +104,9 @@ def check_size(where: str, size: int | None) -> None:
         raise EnvariantError(f"{where}: size must be 28, 14 or 7; got {size}")
 
 
+_STRIDE = 10
+
+
 @lru_cache(maxsize=2)
 def _digits(folder: Path | None) -> mnist.MNIST:
     # Cached, because reading and verifying the files takes longer than sampling.
@@ -105,10 +119,16 @@ def _sample_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterato
     generator = torch.Generator().manual_seed(seed)
     parts = len(source.train_flips)
     rows = [order[i::parts] for i in range(parts)]
-    rows += [np.arange(50_000, 60_000)] * len(source.test_flips)
+    held_out = np.arange(50_000, 60_000)
+    strides = [held_out[k::_STRIDE] for k in range(len(source.test_flips))]
+    rows += strides if source.strided_tests else [held_out] * len(source.test_flips)
     names = construction.names(source.train_flips, source.test_flips)
     for name, index, flip in zip(names, rows, source.flips, strict=True):
         yield source.drawn(name, digits.train_images[index], digits.train_labels[index], flip, generator)
+    if source.gray_test:
+        # The code draws colors at the flip probability of its test environment, and does not show them.
+        images, labels = digits.train_images[held_out], digits.train_labels[held_out]
+        yield construction.both_channels(source.drawn("gray", images, labels, 0.9, generator))
 
 
 def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:

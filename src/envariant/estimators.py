@@ -112,8 +112,9 @@ class InvariantEstimator(BaseEstimator, ABC):
             X: Numeric inputs `[rows, columns]`: an array or a DataFrame.
             y: Targets `[rows]`.
             environments: Environment labels `[rows]` of any type, or the name of the environment column of
-                the DataFrame `X`, which is not used as an input. Default: no environments; ERM is trained
-                with a warning, unless the algorithm accepts one environment or `infer_environments` is set.
+                the DataFrame `X`; this column is not used as an input. Default: no environments; ERM is then
+                trained with a warning, unless the algorithm accepts one environment or `infer_environments`
+                is set.
 
         Returns:
             The fitted estimator.
@@ -278,8 +279,8 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
     Args:
         algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (`envariant algorithms`
             lists all names), recipe, part such as `VREx()`, or `Algorithm`.
-        hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name; these values
-            override values in `algorithm`.
+        hyperparameters: Values by hyperparameter name, for an algorithm given by name. They override values
+            in `algorithm`.
         model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
             module, or module with initial weights.
         loss: Name such as `focal(gamma=2)`, function of logits and targets, or `Task`. Default: the
@@ -288,8 +289,9 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
             fifth of the steps.
         batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
             "auto": all rows of tables with at most 5,000 rows, otherwise 256 per environment.
-        learning_rate: Number, schedule such as "cosine(1e-3)", or mapping from parameter group to these.
-        weight_decay: L2 coefficient applied by the optimizer, or mapping from parameter group to these.
+        learning_rate: Number or schedule, such as "cosine(1e-3)"; or a mapping whose keys are parameter
+            groups and whose values are numbers or schedules.
+        weight_decay: L2 coefficient applied by the optimizer; or a mapping from parameter group to number.
         optimizer: `adam`, `adamw`, `sgd(momentum=0.9)`, `OptimizerConfig` or `torch.optim` class. Default:
             adam, unless the algorithm computes parameter updates itself.
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
@@ -309,7 +311,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         environments_: Names of the training environments; "all" if `fit` received none.
         environment_column_: Name of the environment column, if any; `predict` accepts `X` with or without it.
         settings_: Settings of training: algorithm, hyperparameters, model and task.
-        weights_: Mapping from name to array with the trained weights of the network.
+        weights_: Trained weights of the network, as arrays by parameter name.
         mean_: Mean of each input column.
         scale_: Standard deviation of each input column.
         result_: `TrainingResult` of the run; None in an unpickled estimator.
@@ -361,13 +363,13 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
 
     Args:
         algorithm: Name, recipe, part or `Algorithm`.
-        hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name.
+        hyperparameters: Values by hyperparameter name, for an algorithm given by name.
         model: Name, `ModelConfig`, function that returns a new module, or module.
         loss: Name such as `huber` or `poisson`, function, or `Task`. Default: the squared error.
         steps: Number of optimizer updates.
         batch_size: Number of rows per environment and step, "full" or "auto".
-        learning_rate: Number, schedule such as "cosine(1e-3)", or mapping from parameter group to these.
-        weight_decay: L2 coefficient applied by the optimizer, or mapping from parameter group to these.
+        learning_rate: Number or schedule, or mapping of these by parameter group.
+        weight_decay: L2 coefficient applied by the optimizer, or mapping of these by parameter group.
         optimizer: Name, `OptimizerConfig` or `torch.optim` class.
         precision: Precision of matrix products in training: "float32", "bfloat16" or "auto".
         device: Device to train on: "cpu", "cuda" or "auto".

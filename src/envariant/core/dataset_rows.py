@@ -1,4 +1,4 @@
-"""Read datasets of other libraries; random rows, and rows that do not fit in memory, stay in the dataset."""
+"""Read datasets of other libraries; random rows, and rows that do not fit in memory, are read at each use."""
 
 import random
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -131,7 +131,7 @@ def read_items(
     Args:
         dataset: Dataset with a length, or an iterable; its items are tuples, lists or dictionaries.
         where: Name of the dataset, for error messages.
-        keys: Positions or names in an item: first of the inputs, then of each kind of label.
+        keys: Positions or names of the entries of an item: the inputs first, then each kind of label.
         convert: Function applied to the inputs of every item. Default: none.
 
     Raises:
@@ -186,7 +186,7 @@ def _seed(seed: int) -> None:
 
 
 def _parts(item: Any, keys: Sequence[Key], where: str, convert: Convert | None) -> tuple[Tensor, list[Any]]:
-    """Return the input as a tensor, and the labels of an item."""
+    """Return the input of an item as a tensor, and the labels of the item."""
     named = isinstance(item, Mapping)
     last = max((key for key in keys if isinstance(key, int)), default=-1)
     if (not named and not isinstance(item, tuple | list)) or (not named and len(item) <= last):

@@ -30,8 +30,8 @@ class Loss(ABC):
     Attributes:
         name: Name of the loss in options.
         for_classes: Whether targets are classes or labels; otherwise they are real numbers.
-        in_unit: Whether the loss is computed from targets in their original unit, even if they are
-            standardized.
+        in_unit: Whether the loss is computed from targets in their original unit, even if the model is
+            trained on standardized targets.
         note: Remark that is added to runs with this loss; "" for none.
     """
 

@@ -418,7 +418,7 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
 
 
 def _prefix(node: ast.expr) -> str:
-    """Return the words before the last hyphen of a name, joined by hyphens; "" if there are others."""
+    """Return the text of a name with hyphens; "" if the expression is not a name."""
     match node:
         case ast.Name(id=name):
             return name

@@ -141,7 +141,7 @@ class Texts(Extractable):
 
     Attributes:
         encoder: Text encoder.
-        identity: Identity of its weights in the calling process.
+        identity: Identity of the encoder's weights in the calling process.
         texts: Distinct texts.
     """
 

@@ -183,7 +183,7 @@ def features_of(
 def batches(
     store: InputStore, network: nn.Module, batch_size: int, first: int, last: int
 ) -> Iterator[Tensor]:
-    """Yield the features of the rows from `first` to before `last`, one batch at a time.
+    """Yield the features of the rows from `first` to `last` − 1, one batch at a time.
 
     Args:
         store: Inputs of an environment.
@@ -208,7 +208,7 @@ def batches(
 @final
 @dataclass(frozen=True, eq=False)
 class SourceRows(Extractable):
-    """Rows of a source, which every worker reads from the source itself and checks by its identity.
+    """Rows of a source; each worker reads the source itself, after checking that its identity is the same.
 
     Attributes:
         source: Data source.

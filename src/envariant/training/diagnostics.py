@@ -1,7 +1,7 @@
 """Detect problems of a run from its measured values, and suggest causes and remedies.
 
 Each diagnosis is computed from the measured values of one replica. Some diagnoses use scores in test
-environments. Their texts state that selecting models by such a diagnosis would be oracle selection.
+environments. Their messages state that selecting models by such a diagnosis would be oracle selection.
 """
 
 import math

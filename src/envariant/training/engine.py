@@ -1,7 +1,7 @@
 """Engine: train replicas and yield an event after every step and evaluation.
 
 The caller stores results and shows progress. If the caller stops iterating, training stops. `Execution` sets
-how many replicas train as one program. This number changes results only by rounding.
+how many replicas train as one program. This number affects results only through rounding.
 """
 
 import gc

@@ -266,7 +266,7 @@ class Network:
         }
 
     def _kernels(self) -> AbstractContextManager[Any]:
-        """Return a context manager that sets the precision of matrix products and the recurrent kernels."""
+        """Return a context manager that sets the precision and, for recurrent layers, the kernels."""
         rounding = torch.autocast(
             self.device.type,
             torch.bfloat16,

@@ -75,10 +75,10 @@ class TrainingResult(Displayed):
     Attributes:
         record: Options, data and provenance of the run.
         rows: All measured values.
-        checkpoints: Mapping from replica to its state at the last step, or at the step selected by `keep`.
+        checkpoints: State of each replica, by index, at the last step or at the step selected by `keep`.
         build_model: Function that builds the first replica's network with initial weights. Default: build the
             network from its name.
-        kept: Mapping from step to the states of the replicas at this step, kept by `keep="every(…)"`.
+        kept: States of the replicas at the steps kept by `keep="every(…)"`, by step.
         sample: Environments of the first replica; None if the run was loaded from disk.
     """
 
@@ -111,12 +111,12 @@ class TrainingResult(Displayed):
 
     @property
     def failures(self) -> dict[int, str]:
-        """Mapping from diverged replica to the reason for its divergence."""
+        """Reasons for divergence, by index of the diverged replica."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
     def stopped(self) -> dict[int, str]:
-        """Mapping from replica that was stopped early to a sentence with the step and the reason."""
+        """Sentence with the step and the reason, for each replica that was stopped early, by index."""
         return {k: c.stopped for k, c in sorted(self.checkpoints.items()) if c.stopped is not None}
 
     @property
@@ -179,7 +179,7 @@ class TrainingResult(Displayed):
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
-        """Return the worst score of each finished replica, and the environments with these scores."""
+        """Return each finished replica's worst score over environments, and the environment of each score."""
         metric, worst = self.record.metric, min if self.record.higher_is_better else max
         scores = {name: self.final(name, metric).values for name in self.record.roles}
         names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))

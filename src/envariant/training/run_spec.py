@@ -354,7 +354,7 @@ class RunSpec(BaseModel, Displayed):
         """Return a content hash of the run, which does not depend on file locations.
 
         Args:
-            identities: Content hashes, by name, of options that their string does not describe completely.
+            identities: Content hashes, by name, of options whose strings do not describe them completely.
         """
         meaning = {
             key: identities.get(key, plain(value))

@@ -38,11 +38,12 @@ class ColoredMNIST(construction.ColoredSource):
         protocol: "irm", "domainbed" or "thirds".
         size: Height and width of an image in pixels: 28, 14 (every second pixel) or 7 (every fourth pixel).
             Default: the size of the protocol.
-        gray_test: Whether to add a test environment `gray`, in which both color channels contain the image, as
-            in the REx and Fishr code; only in protocol "irm".
-        strided_tests: Whether test environment k, of at most ten, consists of the rows k, k + 10, k + 20, … of
-            the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
-        folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
+        gray_test: Whether to add a test environment `gray`, in which both color channels contain the image,
+            as in the REx and Fishr code; only in protocol "irm".
+        strided_tests: Whether test environment k, of at most ten, consists of the rows k, k + 10, k + 20, …
+            of the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
+        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
+            or a download.
     """
 
     base: ClassVar[str] = "colored-mnist"
@@ -144,7 +145,7 @@ def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> I
 
 
 def _agreement(flip: float) -> str:
-    """Return DomainBed's name: "+90%" if color and label agree in 90 % of rows, "-90%" if 90 % differ."""
+    """Return DomainBed's name: "+90%" if color equals label in 90 % of rows, "-90%" if it differs in 90 %."""
     return f"+{100 - 100 * flip:.6g}%" if flip <= 0.5 else f"-{100 * flip:.6g}%"
 
 
@@ -164,7 +165,7 @@ def _sample_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iter
 
 
 def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    """Return an algorithm's settings in the IRM and REx papers; for other algorithms, the settings of ERM."""
+    """Return the published settings of an algorithm; for algorithms without any, the settings of ERM."""
     paper = published.protocol("colored_mnist_irm")
     eiil = paper["eiil_settings"]
     coefficient = Step(1.0, paper["penalty_weight"], at=paper["anneal_steps"])

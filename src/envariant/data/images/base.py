@@ -78,7 +78,7 @@ class Listing:
 
 @final
 class _Shared:
-    """Weak reference to the last sample, so that all replicas use one copy of the rows."""
+    """Weak reference to the last sample, so that all replicas share one copy of the rows."""
 
     def __init__(self) -> None:
         self._last: weakref.ref[EnvironmentSet] | None = None
@@ -97,11 +97,12 @@ class _Shared:
 
 @dataclass(frozen=True)
 class ImageSource(SpecSource):
-    """Base class of image sources, written as `base('folder', size=64, …)`.
+    """Base class of image sources. In a string, a source is written `NAME('folder', size=64, …)`.
 
-    Images are converted to RGB and resized bilinearly to a square. Much larger JPEG files are first decoded
-    at a reduced scale, at least twice as large as `size`. The alpha channel is discarded, and 16-bit values
-    are converted to 8 bits. As in DomainBed, EXIF orientation is ignored; set `exif` to apply it.
+    Images are converted to RGB and resized bilinearly to a square. JPEG images that are much larger are first
+    decoded at a reduced scale, at which they are still at least twice as large as `size`. The alpha channel
+    is discarded, and 16-bit values are converted to 8 bits. As in DomainBed, EXIF orientation is ignored; set
+    `exif` to apply it.
 
     Attributes:
         root: Folder of the images; stored as an absolute path.

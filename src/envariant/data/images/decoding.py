@@ -139,7 +139,7 @@ def _square(rgb: Any, preprocessing: Preprocessing) -> Any:
 
 
 def _upright(rgb: Any, orientation: int) -> Any:
-    """Undo an EXIF orientation, from 2 to 8."""
+    """Undo an EXIF orientation, a number from 2 to 8."""
     methods = pillow().Transpose
     undo = {
         2: methods.FLIP_LEFT_RIGHT,

@@ -159,7 +159,8 @@ class PixelFile(Pixels):
             path: Path of the file.
             shape: Shape of all images together.
             images: Iterable of the images, in order.
-            notes: Messages to store with the images. They may be added until the last image has been read.
+            notes: Messages to store with the images. The list may grow until the last image has been taken
+                from `images`.
             remedy: Advice in the error message if the file cannot be written.
 
         Raises:

@@ -63,8 +63,8 @@ def open_cache(
 ) -> PixelFile:
     """Open the cache file of images; decode the images and write the file if necessary.
 
-    Grayscale images with more than 8 bits per pixel are scaled by a common factor. It is chosen by the
-    largest value in all of these images, rounded up to 10, 12, 14 or 16 bits.
+    Grayscale images with more than 8 bits per pixel are scaled by a common factor. The factor corresponds to
+    the smallest bit depth (8, 10, 12, 14 or 16) that can represent the largest value in all of these images.
 
     Args:
         root: Folder of the images.
@@ -153,7 +153,7 @@ def from_files(
         EnvariantError: If a file is missing.
 
     Warns:
-        EnvariantWarning: If gray images of 16 bits use fewer bits.
+        EnvariantWarning: If 16-bit grayscale images contain only values that need fewer bits.
     """
     pillow()
     states, (largest, bits) = file_states(root, files), gray_depth(root, files, workers)
@@ -165,7 +165,7 @@ def from_files(
 def gray_depth(root: Path, files: Sequence[str], workers: int | None = None) -> tuple[int, int]:
     """Return the largest value and the bit depth of grayscale images with more than 8 bits per pixel.
 
-    Without such images, the result is 0 and 16.
+    If there are no such images, return 0 and 16.
 
     Args:
         root: Folder of the images.
@@ -238,7 +238,7 @@ def check_memory(where: str, rows: int, size: int) -> None:
 
 
 def storage_for(rows: int, size: int, cache: Path) -> tuple[Storage, str]:
-    """Choose the storage by free memory and disk space; return it with the reason, which is "" for memory.
+    """Choose the storage by free memory and disk space; return it and the reason, which is "" for memory.
 
     Args:
         rows: Number of images.
@@ -284,7 +284,7 @@ def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_res
 def _decoded(
     root: Path, files: Sequence[str], preprocessing: Preprocessing, workers: int | None, notes: list[str]
 ) -> Generator[np.ndarray]:
-    """Decode images in several threads; yield each in order, `[3, size, size]`; finally extend `notes`."""
+    """Decode images in threads, and yield them in order, `[3, size, size]`; at the end, extend `notes`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from envariant.core.console import SafeConsole

@@ -36,7 +36,7 @@ class Rows:
     remarks: tuple[str, ...] = ()
 
     def listing(self, where: str) -> Listing:
-        """Group the images by environment; an environment with several splits is divided into one per split.
+        """Group the images by environment, and divide environments with several splits into one per split.
 
         The training split keeps the name of the environment. The names of other splits are appended in
         parentheses, as in "hospital (val)".

@@ -84,6 +84,11 @@ SOURCES: dict[str, tuple[str, str]] = {
         "images.spawrious:Spawrious",
         "Spawrious: dog breeds whose backgrounds change in the test environment.",
     ),
+    "spirals": (
+        "spirals:Spirals",
+        "Interlocked spirals with a signature that is a shortcut: the synthetic data of the AND-mask paper.",
+    ),
+    "spawrious": ("images.spawrious:Spawrious", "Spawrious: breeds of dogs on exchanged backgrounds."),
 }
 """Class (imported at first use) and description of every source, by name."""
 

@@ -37,7 +37,7 @@ PLUGINS = Plugins[type[EnvironmentSource]](
 SOURCES: dict[str, tuple[str, str]] = {
     "colored-mnist": (
         "colored.mnist_protocols:ColoredMNIST",
-        "Colored MNIST on the original digits, protocols :irm (default), :domainbed and :thirds.",
+        "Colored MNIST on the original digits, protocols :irm (default), :domainbed, :thirds and :eqrm.",
     ),
     "colored-mnist-grayscale": (
         "colored.mnist_protocols:ColoredMNIST",

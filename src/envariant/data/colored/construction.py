@@ -316,7 +316,6 @@ class ColoredSource(DigitSource):
         Args:
             sample: Environments returned by `sample`.
         """
-
         roles = sample.roles()
         return [
             self._facts_of(environment, roles[environment.name], flip)

@@ -70,6 +70,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "images.domainbed:DomainBed",
         "PACS, VLCS, OfficeHome, TerraIncognita, DomainNet or SVIRO in the folder of DomainBed.",
     ),
+    "spirals": (
+        "spirals:Spirals",
+        "Interlocked spirals with a signature that is a shortcut: the synthetic data of the AND-mask paper.",
+    ),
     "spawrious": ("images.spawrious:Spawrious", "Spawrious: breeds of dogs on exchanged backgrounds."),
 }
 """Class (imported at first use) and description of every source, by name."""

@@ -1,4 +1,4 @@
-"""Names of row attributes that the library uses, and computation of the row weights for training."""
+"""Names of the row attributes that the library uses; training weights of rows."""
 
 from collections.abc import Mapping
 from typing import Any

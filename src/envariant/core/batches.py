@@ -56,7 +56,7 @@ class EnvironmentBatch:
         return (values if len(set(self.sizes)) == 1 else self.per_environment_mean(values)).mean()
 
     def row_weights(self, like: Tensor) -> Float[Tensor, " rows"]:
-        """Return row weights with the same sum in every environment; all are 1 if the sizes are equal.
+        """Return row weights that have the same sum in every environment; all are 1 if sizes are equal.
 
         Args:
             like: Tensor with the dtype and device of the result.
@@ -88,7 +88,7 @@ class EnvironmentBatch:
             features: Input of the model's head; its width is 0 if no part of the algorithm needs features.
             logits: Output of the model.
             context: Step number, learning rate and random numbers of the step.
-            auxiliary_networks: Mapping from name to auxiliary network, for the penalty (or other part of the
+            auxiliary_networks: Auxiliary networks by name, for use by the penalty (or other part of the
                 algorithm) that receives the batch.
         """
         losses = self.task.losses(logits, self.targets)
@@ -109,8 +109,8 @@ class PredictedBatch:
             regression.
         risks: Mean loss of each environment `[environments]`.
         context: Step number, learning rate and random numbers of the step.
-        auxiliary_networks: Mapping from name to auxiliary network (a function), for the penalty (or other
-            part of the algorithm) that receives the batch.
+        auxiliary_networks: Auxiliary networks by name, as functions, for use by the penalty (or other part of
+            the algorithm) that receives the batch.
     """
 
     batch: EnvironmentBatch

@@ -61,7 +61,8 @@ def class_weights(value: object) -> ClassWeights | None:
     """Convert "balanced", weights in the order of the classes, or weights by class name, to `ClassWeights`.
 
     Raises:
-        ValueError: If the value is not allowed. The caller puts the name of the option before the message.
+        ValueError: If the value is not allowed. The message does not name the option; the caller adds its
+            name.
     """
     if value is None or isinstance(value, ClassWeights):
         return value
@@ -96,7 +97,9 @@ def class_weights(value: object) -> ClassWeights | None:
 
 
 def _name(key: object) -> str:
-    """Return the name of a class: 1.0 is the class "1"."""
+    """Return the name of a class: 1.0 is the class "1", and True is the class "true"."""
+    if isinstance(key, bool):
+        return str(key).lower()
     return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
 
 

@@ -74,7 +74,7 @@ def _folded(label: str) -> str:
 
 
 def _without_accents(label: str) -> str:
-    """Return a label without accents; marks of other scripts, such as vowels, are kept."""
+    """Return a label without accents; marks of other scripts, such as vowel signs, are kept."""
     return label if label.isascii() else unicodedata.normalize("NFD", label).translate(_ACCENTS)
 
 
@@ -86,7 +86,7 @@ def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
         what: Data set and role of the labels, such as "arrays: targets".
 
     Warns:
-        EnvariantWarning: For the first groups of such labels, one warning per group.
+        EnvariantWarning: One warning per group of such labels, for a limited number of groups.
     """
     for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
         text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
@@ -317,7 +317,7 @@ def tensor_of(values: Any, what: str) -> Tensor:
         tensor = torch.as_tensor(values)
         return tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError):
-        pack = "combine a dictionary of tensors by envariant.models.pack_inputs"
+        pack = "combine a dictionary of tensors with envariant.models.pack_inputs"
         remedy = pack if several else "encode words as numbers first"
         raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None
 
@@ -331,7 +331,7 @@ def side_by_side(columns: Mapping[str, Any], names: Sequence[str], label: str) -
     """Concatenate columns that contain numbers or arrays into one tensor of inputs, `[rows, …]`.
 
     Args:
-        columns: Mapping from name to column.
+        columns: Columns by name.
         names: Names of the columns to concatenate, in order.
         label: Name of the data set, for error messages.
 

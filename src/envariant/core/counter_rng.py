@@ -1,9 +1,9 @@
 """Counter-based random number generator: a pure function of seed, step, stream and index.
 
-There is no generator state. A replica therefore gets the same numbers in a resumed run, alone, or in a stack
-of replicas, and the numbers of a whole stack need only a few tensor operations. The mixing function is that
-of splitmix64 (Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored as signed integers, because
-PyTorch lacks many operations on unsigned integers.
+There is no generator state. A replica therefore gets the same numbers whether it runs alone, in a stack of
+replicas, or in a resumed run. The numbers for a whole stack are computed in a few tensor operations. The
+mixing function is that of splitmix64 (Steele, Lea & Flood 2014). Unsigned 64-bit integers are stored as
+signed integers, because PyTorch lacks many operations on unsigned integers.
 """
 
 from collections.abc import Generator, Sequence
@@ -46,8 +46,8 @@ def integers(
 ) -> Int[Tensor, "*keys count"]:
     """Return one random integer from 0 to `below - 1` for every key and every entry of `below`.
 
-    Each integer is the remainder of 63 random bits. For `below` up to a million, the probabilities
-    of two integers differ by less than 10⁻¹².
+    Each integer is the remainder of 63 random bits. For `below` up to a million, the probabilities of any two
+    integers differ by less than 10⁻¹².
 
     Args:
         keys: Keys returned by `step_keys`.

@@ -11,8 +11,8 @@ class DefaultSettings:
     """Default training settings of a data set for one algorithm, taken from a protocol or paper.
 
     Attributes:
-        hyperparameters: Hyperparameters of the algorithm by name. Switch points of schedules are for a run of
-            `steps` updates; they are scaled if a run has another length.
+        hyperparameters: Hyperparameters of the algorithm by name. Switch points of schedules refer to a run
+            of `steps` updates, and are rescaled for runs of other lengths.
         model: Model, such as `mlp(hidden=64)`.
         optimizer: Optimizer, such as `adam`.
         steps: Number of optimizer updates.

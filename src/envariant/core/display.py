@@ -38,7 +38,7 @@ class Summary:
 
     Attributes:
         title: Type and name of the object, or its headline.
-        facts: Mapping from label to text, such as {"task": "binary"}; entries with empty text are left out.
+        facts: Facts as text, by label, such as {"task": "binary"}; entries with empty text are left out.
         brief: Facts shown only in consoles, where the table is not shown.
         lines: Sentences below the title.
         header: Names of the columns of a table, shown in notebooks only.

@@ -38,7 +38,7 @@ def of_environment(name: str, store: InputStore, targets: Tensor, more: Mapping[
         name: Name of the environment.
         store: Inputs of the environment.
         targets: Targets of the environment, `[rows, …]`.
-        more: Additional facts: mapping from label to text.
+        more: Additional facts as text, by label.
     """
     facts = {"rows": f"{len(targets):,}", "inputs": _inputs(store), "targets": _range(targets)}
     return Summary(f"Environment '{name}'", {**facts, **more})

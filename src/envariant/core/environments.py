@@ -40,7 +40,7 @@ __all__ = [
 
 
 class EnvironmentSource(Displayed, ABC):
-    """Base class of data sources, which return a set of environments for a seed."""
+    """Base class of data sources; a data source returns a set of environments for a given seed."""
 
     @property
     @abstractmethod
@@ -83,7 +83,7 @@ class EnvironmentSource(Displayed, ABC):
 
     @property
     def columns(self) -> Mapping[str, slice]:
-        """Mapping from table column to its positions in the inputs; empty if the data are not a table."""
+        """Positions in the inputs of each table column, by name; empty if the data are not a table."""
         return {}
 
     def plot(self, seed: int = 0, most: int = 12) -> Any:
@@ -177,15 +177,16 @@ class EnvironmentSet(EnvironmentSource):
             inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Byte images are scaled to
                 [0, 1].
             targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with at
-                most 20 distinct values, are classes. Other targets give a regression task, and
-                targets `[rows, outputs]` a multi-label task if all are 0 or 1, else a regression with several
-                outputs. The set's attribute `classes` contains the labels of the classes, in order.
+                most 20 distinct values, are classes. All other values `[rows]` give a regression task.
+                Targets `[rows, outputs]` give a multi-label task if all are 0 or 1, and otherwise a
+                regression with several outputs. The set's attribute `classes` contains the labels of the
+                classes, in order.
             environments: Environment label of each row `[rows]`, of any type.
             task: Prediction task. Default: inferred from the targets. With a given task, numeric targets are
                 used unchanged.
             label: Name of the set.
             test: Labels of the default test environments.
-            names: Mapping from environment label to environment name. Default: the label is the name.
+            names: Environment names by environment label. Default: the label is the name.
             sample_weight: Sampling weight of each row `[rows]`, at least 0. Default: equal weights.
 
         Raises:
@@ -228,9 +229,9 @@ class EnvironmentSet(EnvironmentSource):
         """Build a set of environments from PyTorch datasets, one per environment.
 
         Args:
-            datasets: Mapping from environment name to dataset. An item is a tuple of input and target;
-                additional entries are ignored. Each dataset is read once, but rows with random transforms
-                are read whenever they are used.
+            datasets: Datasets by environment name. Each item is a tuple of input and target; additional
+                entries are ignored. Each dataset is read once, but rows with random transforms are read
+                whenever they are used.
             task: Prediction task. Default: inferred from the targets.
             label: Name of the set.
             test: Names of the default test environments.

@@ -119,7 +119,7 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
     Args:
         folder: Folder of the files.
-        names: Glob pattern; only temporary files for target files whose names match it are removed.
+        names: Glob pattern of the names of the target files; only their temporary files are removed.
 
     Raises:
         OSError: If the folder cannot be written.

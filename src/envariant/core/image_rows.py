@@ -31,8 +31,8 @@ def prepared(rows: Tensor, where: str) -> Tensor:
         where: Name of the data set, for warnings.
 
     Warns:
-        EnvariantWarning: If inputs that are not byte images look like images with channels last, or with
-            values up to 65535.
+        EnvariantWarning: If inputs that are not byte images look like images whose channels are the last
+            axis, or whose values are not scaled to [0, 1].
     """
     if not may_be_images(rows) or not len(rows):
         return rows

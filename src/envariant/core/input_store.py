@@ -49,7 +49,7 @@ class InputStore(ABC):
     @property
     @abstractmethod
     def encoding(self) -> Hashable:
-        """Return a hashable key of the storage format; rows of stores with equal keys share one decoding."""
+        """Return a hashable key of the storage format; stores with equal keys decode rows in the same way."""
 
     @abstractmethod
     def gather(self, index: Int[Tensor, " selected"] | None = None) -> Shaped[Tensor, "selected *shape"]:
@@ -298,7 +298,7 @@ def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
     """Check that all environments have inputs of the same shape and storage format.
 
     Args:
-        stores: Mapping from environment to its input store.
+        stores: Input stores by environment.
         label: Name of the data set, for error messages.
 
     Raises:

@@ -30,8 +30,8 @@ class Loss(ABC):
     Attributes:
         name: Name of the loss in options.
         for_classes: Whether targets are classes or labels; otherwise they are real numbers.
-        in_unit: Whether the loss is computed from targets in their original unit, even if they are
-            standardized.
+        in_unit: Whether the loss is computed from targets in their original unit, even if the model is
+            trained on standardized targets.
         note: Remark that is added to runs with this loss; "" for none.
     """
 
@@ -221,7 +221,7 @@ def check_applies(loss: object, *, to_classes: bool, task: str) -> None:
     if known.get(name, to_classes) != to_classes:
         kind = "classes" if known[name] else "numbers"
         usable = ", ".join(each for each, classes in known.items() if classes == to_classes)
-        raise EnvariantError(f"loss {name}: is for {kind}, and the data are {task}; use one of {usable}")
+        raise EnvariantError(f"loss {name}: is for {kind}, but the task is {task}; use one of {usable}")
 
 
 def content(value: Any) -> str:

@@ -12,7 +12,7 @@ from envariant.core.specs import Percent
 
 
 def in_order(first: float | Percent, last: float | Percent) -> bool:
-    """Return whether `first` is before `last`; True if one is a step number and the other a percentage."""
+    """Return whether `first` is before `last`; True if only one of them is a percentage."""
     if isinstance(first, Percent) and isinstance(last, Percent):
         first, last = first.value, last.value
     return isinstance(first, Percent) or isinstance(last, Percent) or first < last
@@ -25,8 +25,8 @@ class Cosine(Schedule):
 
     η is `end`, W is `warmup`, and T is `until`; from step T on, the value is η. With the defaults, this is
     PyTorch's `CosineAnnealingLR(T_max=T)`. During the warm-up, the value is value·(t + 1)/W, as in WiSE-FT's
-    code. If `start` is above 0, it is value·(start + (1 − start)·t/W), as in PyTorch's `LinearLR`; with
-    start=1, the value is constant during the warm-up.
+    code. If `start` is above 0, the value during the warm-up is value·(start + (1 − start)·t/W), as in
+    PyTorch's `LinearLR`; with start=1, it is constant.
 
     Attributes:
         value: Value at the end of the warm-up, from which the decay starts.
@@ -197,7 +197,7 @@ class OneCycle(Schedule):
 
 
 def _eased(start: float, end: float, share: float) -> float:
-    """Return the value at a share of the way from `start` to `end` along a cosine; the share is at most 1."""
+    """Interpolate from `start` to `end` along half a cosine period; a share of 1 or more gives `end`."""
     left = (1 + math.cos(math.pi * min(1.0, share))) / 2
     value = left * start + (1 - left) * end
     return min(CAP, max(-CAP, value))  # Rounding may exceed the cap.

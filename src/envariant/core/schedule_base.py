@@ -179,7 +179,7 @@ def _scales(point: int | Percent, old: int) -> bool:
 
 
 def _each(points: Any, old: int, new: int) -> Any:
-    """Convert step numbers in a run of `old` steps to shares of the run, for a new run of `new` steps."""
+    """Convert step numbers in a run of `old` steps to percentages, for use in a run of `new` steps."""
     if isinstance(points, tuple):
         return tuple(_each(point, old, new) for point in cast("tuple[Any, ...]", points))
     if not _scales(points, old):
@@ -189,5 +189,5 @@ def _each(points: Any, old: int, new: int) -> Any:
 
 
 def absolute(point: int | Percent, steps: int) -> int:
-    """Return a switch point as a step number; a share of the run is rounded, with halves rounded up."""
+    """Return a switch point as a step number; a percentage is rounded to the nearest step, halves up."""
     return math.floor(point.value * steps / 100 + 0.5) if isinstance(point, Percent) else point

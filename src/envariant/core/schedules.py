@@ -77,7 +77,7 @@ class Step(Schedule):
 class Stages(Schedule):
     """Piecewise constant schedule: `values[0]`, then `values[i]` from step `at[i-1]` on.
 
-    A stage without steps, because its relative switch points coincide in a short run, is skipped.
+    In a short run, relative switch points may coincide; a stage that then has no steps is skipped.
     """
 
     name: ClassVar[str] = "stages"

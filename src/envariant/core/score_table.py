@@ -55,7 +55,7 @@ class ScoreTable(Displayed):
     Attributes:
         metric: Name of the metric.
         higher_is_better: Whether higher scores are better.
-        values: Mapping from method to environment to replica number to score.
+        values: Scores by method, environment and replica number, as nested mappings.
         columns: Names of the environments, in order.
         title: Beginning of the caption, such as "Scores by environment".
         averaged: Names of the environments in the average. Default: all.

@@ -129,7 +129,7 @@ class Nested(Range):
 
 
 def ranges(cls: type[Any]) -> dict[str, Range]:
-    """Return a mapping from field name to the search range declared in a class."""
+    """Return the search ranges that a class declares, by field name."""
     return {
         name: declared
         for name, hint in get_type_hints(cls, include_extras=True).items()

@@ -29,8 +29,8 @@ class StepContext:
         learning_rate: Learning rate of the run's optimizer at this step.
         key: Key of the step's random numbers; None for algorithms that are not `stochastic`.
         part: Index of the current part of the algorithm; every part has separate random numbers.
-        weight_decay: Twice the algorithm's L2 coefficient `l2`. A training step that updates parameters
-            itself adds this multiple of each parameter to its gradient.
+        weight_decay: Twice the algorithm's L2 coefficient `l2`. A training step that updates the parameters
+            without the optimizer adds this multiple of each parameter to the parameter's gradient.
     """
 
     step: Any = 0
@@ -74,7 +74,7 @@ class StepContext:
         if self.key is None:
             raise EnvariantError(
                 "algorithm: draws random numbers but is not declared stochastic; set stochastic = True in "
-                "the part that draws"
+                "the part that draws them"
             )
         stream = _PARTS + self.part * _DRAWS + draw
         return (

@@ -123,7 +123,7 @@ class Task(ABC):
     def scores(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> Float[Tensor, " rows"]:
-        """Return each row's score: 1 or 0 for a correct or wrong class, or the squared error for regression.
+        """Return each row's score: 1 if the class is correct, else 0; for regression, the squared error.
 
         Args:
             logits: Logits; for regression, predictions as returned by `predictions`.
@@ -173,8 +173,8 @@ class Task(ABC):
     def identity(self) -> str:
         """Return a string for hashing; it differs between tasks with different losses.
 
-        The string is empty for `Binary` and `Multiclass`: the data types of their targets differ, which
-        changes the hash of the data.
+        The string is empty for `Binary` and `Multiclass` with their default losses: their targets differ in
+        data type, so the hash of the data already distinguishes them.
         """
         if self.has_default_loss:
             # Targets of classes differ in type, so the data tell them apart.

@@ -17,6 +17,8 @@ from envariant.data.images.domainbed import DomainBed
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
+from envariant.data.linear_sem import LinearSEM
+from envariant.data.linear_unit_tests import LinearUnitTests
 from envariant.data.tables.bundled import heart_disease
 from envariant.data.wilds_texts import wilds_table
 
@@ -49,9 +51,17 @@ SOURCES: dict[str, tuple[str, str]] = {
     ),
     "colored-digits": (
         "colored.digits:ColoredDigits",
-        "The construction of Colored MNIST on 1,797 digits of 8×8 pixels: offline and tiny.",
+        "A small version of Colored MNIST with 1,797 digits of 8×8 pixels; needs no download.",
     ),
     "colored-digits-grayscale": ("colored.digits:ColoredDigits", "Colored digits without colors."),
+    "linear-sem": (
+        "linear_sem:LinearSEM",
+        "Linear structural equation models of the IRM paper, such as linear-sem(FOU), in 8 setups.",
+    ),
+    "linear-unit-tests": (
+        "linear_unit_tests:LinearUnitTests",
+        "Linear unit tests for invariance, such as linear-unit-tests(example2s): six problems.",
+    ),
     "table": (
         "tables.source:TableSource",
         "A CSV or Parquet file with a target column and an environment column.",
@@ -64,7 +74,7 @@ SOURCES: dict[str, tuple[str, str]] = {
     "wilds": ("images.wilds:Wilds", "An image data set of WILDS in its own folder."),
     "features": (
         ".features:Features",
-        "Features of images, or of the text columns of a table, by a frozen backbone; extracted once.",
+        "Features of images, or of the text columns of a table, extracted once by a frozen backbone.",
     ),
     "domainbed": (
         "images.domainbed:DomainBed",
@@ -74,7 +84,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "spirals:Spirals",
         "Interlocked spirals with a signature that is a shortcut: the synthetic data of the AND-mask paper.",
     ),
-    "spawrious": ("images.spawrious:Spawrious", "Spawrious: breeds of dogs on exchanged backgrounds."),
+    "spawrious": (
+        "images.spawrious:Spawrious",
+        "Spawrious: dog breeds whose backgrounds change in the test environment.",
+    ),
 }
 """Class (imported at first use) and description of every source, by name."""
 
@@ -87,7 +100,8 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
     Args:
         text: Name of the source, optional protocol after a colon, and optional settings in parentheses.
-        folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
+        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
+            or a download.
 
     Raises:
         EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be
@@ -125,6 +139,8 @@ __all__ = [
     "DomainBed",
     "Facts",
     "ImageFolders",
+    "LinearSEM",
+    "LinearUnitTests",
     "MetadataImages",
     "Spawrious",
     "SpecSource",

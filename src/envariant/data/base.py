@@ -9,7 +9,7 @@ from envariant.core.specs import Spec
 
 
 class SpecSource(EnvironmentSource):
-    """Base class of data sources specified by text such as `base(setting=value, …)`.
+    """Base class of data sources that are written as a string `NAME(setting=value, …)`.
 
     A subclass is a frozen dataclass whose fields are the settings. Fields that do not affect the data, such
     as the folder of a cache, are declared with `compare=False` and are not settings.
@@ -26,7 +26,8 @@ class SpecSource(EnvironmentSource):
 
         Args:
             spec: Name and settings of the data source.
-            folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
+            folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the
+                cache or a download.
 
         Raises:
             EnvariantError: If a setting is unknown or invalid.

@@ -8,7 +8,7 @@ CACHE_VARIABLE = "ENVARIANT_CACHE"
 
 
 def cache_folder(folder: Path | str | None = None) -> Path:
-    """Return `folder` if given, else the folder set in `ENVARIANT_CACHE`, else the system's cache folder."""
+    """Return `folder` if given, else the environment variable `ENVARIANT_CACHE`, else the system's folder."""
     selected = folder or os.environ.get(CACHE_VARIABLE)
     if not selected:
         import pooch

@@ -1,4 +1,4 @@
-"""Data source that weights the training rows by their class, for minibatches and predictors."""
+"""Data source that weights training rows by class; minibatches and predictors use the weights."""
 
 from dataclasses import dataclass
 from typing import final

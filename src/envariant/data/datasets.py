@@ -38,10 +38,11 @@ def from_dataset(
     Args:
         dataset: Dataset whose items are tuples, lists or dictionaries. Pillow images in them become RGB
             bytes, channels first.
-        environment: Position or name of the domain label in an item, or the label of every item.
+        environment: Position or name of the domain label in an item, or a sequence with one label per item.
         inputs: Position or name of the inputs in an item.
         target: Position or name of the target in an item.
-        size: Side to which Pillow images are resized. Default: unchanged; all must have the same size.
+        size: Side in pixels of the square to which Pillow images are resized. Default: images are not
+            resized, and must all have the same size.
         normalize: Whether to standardize Pillow images with ImageNet's mean and standard deviation of each
             channel; otherwise their pixels lie in [0, 1].
         task: Prediction task. Default: inferred from the targets.
@@ -64,7 +65,7 @@ def from_dataset(
     labeled = isinstance(environment, int | str)
     keys = (inputs, target, environment) if isinstance(environment, int | str) else (inputs, target)
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise EnvariantError(f"{label}: size must be a whole number from 1; got {size!r}")
+        raise EnvariantError(f"{label}: size must be a whole number of at least 1; got {size!r}")
     pictures = _Pictures(size)
     rows, labels = read_items(dataset, label, keys, pictures)
     for key in sorted(pictures.losses):

@@ -60,7 +60,8 @@ class ValidationSplit(DerivedSource):
             tuple(parts),
             environments.task,
             test=tuple(name for name, role in roles.items() if role == "test"),
-            validation=tuple(part.name for part in parts if part.name not in environments.names),
+            # New parts, and the validation environments of the data itself.
+            validation=tuple(p.name for p in parts if roles.get(p.name, "validation") == "validation"),
             known=environments.known,
             classes=environments.classes,
         )
@@ -108,7 +109,7 @@ def held_out_rows(
 def _held_out_groups(
     groups: Mapping[str, Tensor], share: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Select random groups with about the requested share of each environment's rows; return the rows."""
+    """Select random groups that contain about the given share of each environment's rows; return the rows."""
     numbers, row_group = torch.cat([*groups.values()]).unique(return_inverse=True)
     sizes = [len(each) for each in groups.values()]
     environment = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))

@@ -20,9 +20,10 @@ def wilds_table(folder: str | Path) -> "pd.DataFrame":
     """Read the texts of civilcomments or amazon as a table: text, target, environment and split.
 
     In civilcomments, the target is whether most readers found the comment toxic. The environment is the first
-    of eight identities that at least half of the readers saw mentioned, or "none"; a column for each identity
-    tells whether it is mentioned. In amazon, the target is the number of stars, the environment is the
-    product category, and `group` is the reviewer; the split is the official one, by reviewer.
+    of eight identities that, according to at least half of the readers, the comment mentions; it is "none" if
+    there is no such identity. For each identity, a column states whether the comment mentions it. In amazon,
+    the target is the number of stars, the environment is the product category, and `group` is the reviewer;
+    the split is the official one, by reviewer.
 
     Args:
         folder: Folder of the data set, such as `civilcomments_v1.0`.

@@ -57,9 +57,10 @@ class Extractor:
     Attributes:
         module: Network from inputs `[rows, *shape]` to features `[rows, width]`.
         width: Number of features.
-        mean: Mean by which the network expects each channel, with pixels in [0, 1], to be centered; None if
+        mean: Mean that the network expects to be subtracted from each channel, for pixels in [0, 1]; None if
             unknown.
-        deviation: Standard deviation by which the network expects each channel to be scaled; None if unknown.
+        deviation: Standard deviation by which the network expects each channel to be divided; None if
+            unknown.
     """
 
     module: nn.Module

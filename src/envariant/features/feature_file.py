@@ -52,7 +52,9 @@ def features_in(path: Path, shape: tuple[int, int], dtype: DType, blocks: Blocks
                 _write(path, shape, dtype, blocks, remedy)
                 stored = _read(path, shape, dtype)
     if stored is None:
-        raise EnvariantError(f"features: the cache file {path} cannot be read back; name another cache")
+        raise EnvariantError(
+            f"features: the cache file {path} cannot be read back; choose another cache folder"
+        )
     return stored
 
 
@@ -121,7 +123,7 @@ def _write(path: Path, shape: tuple[int, int], dtype: DType, blocks: Blocks, rem
 
 
 def _resumed(part: Path, row_bytes: int) -> tuple[int, int]:
-    """Return the number of complete rows of a partial file and their bytes; bad journal entries end them."""
+    """Return how many rows and bytes of a partial file are valid, up to the first bad journal entry."""
     rows = size = 0
     journal = part.with_suffix(".journal")
     if not part.is_file() or not journal.is_file():

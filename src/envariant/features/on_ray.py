@@ -35,7 +35,7 @@ class Extractable(ABC):
 
     @abstractmethod
     def features(self, environment: int, first: int, last: int) -> Tensor:
-        """Return the features of the rows from `first` to before `last`, float32 `[rows, width]`.
+        """Return the features of the rows from `first` to `last` − 1, float32 `[rows, width]`.
 
         Args:
             environment: Index of the environment.
@@ -106,7 +106,7 @@ class Cluster:
 
 
 def divided(first: int, rows: int, size: int) -> list[tuple[int, int]]:
-    """Divide the rows from `first` on into blocks; return the first row and the end of each block.
+    """Divide the rows from `first` onward into blocks; return the first row and the end of each block.
 
     Args:
         first: First row.

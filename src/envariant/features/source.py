@@ -54,7 +54,7 @@ class _Extracted:
 @final
 @dataclass(frozen=True, repr=False)
 class Features(SpecSource):
-    """Features of a frozen backbone, written as `features(image-folders('photos'), 'timm(resnet18)')`.
+    """Features of a frozen backbone, such as `features(image-folders('photos'), 'timm(resnet18)')`.
 
     Each row is passed once through the backbone, in evaluation mode and without gradients. The features are
     stored in the cache under a digest of rows, backbone, weights and preprocessing. An interrupted extraction
@@ -67,8 +67,8 @@ class Features(SpecSource):
         backbone: Name of a model or text encoder, such as `timm(resnet18, pretrained=true)`,
             `efficientnet-lite0`, `minilm` or `hashed-words`; or a model, module or text encoder. If a network
             consists of a featurizer and a head, only the featurizer is used.
-        size: Side in pixels to which images are resized before the backbone. Default: no resizing. Text
-            columns of a table do not have `size`, `dtype`, `standardize` and `components`.
+        size: Side in pixels to which images are resized before the backbone. Default: no resizing. `size`,
+            `dtype`, `standardize` and `components` cannot be set for the text columns of a table.
         text: Columns of a table to embed. Default: all columns of free text.
         dtype: Data type of the stored features: "float32", or "bfloat16", which takes half the space.
         standardize: Whether features are standardized with the mean and standard deviation over the training
@@ -121,10 +121,12 @@ class Features(SpecSource):
         for key in ("size", "components", "batch_size"):
             value = 1 if getattr(self, key) is None else getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise EnvariantError(f"features: {key} must be a whole number from 1; got {value!r}")
+                raise EnvariantError(f"features: {key} must be a whole number of at least 1; got {value!r}")
         reads_text, is_table = isinstance(self.backbone, TextEncoder), isinstance(source, TableSource)
         if reads_text != is_table:
-            what = "a table, for a text encoder" if reads_text else "images or other arrays, not a table"
+            what = (
+                "a table, because it encodes texts" if reads_text else "images or other arrays, not a table"
+            )
             raise EnvariantError(
                 f"features: {name_of(self.backbone)} needs {what}; the text encoders are "
                 f"sentence-transformers, minilm and hashed-words"
@@ -355,7 +357,7 @@ def _rebuilt(fields: Mapping[str, Any]) -> Features:
 
 
 def _nested(text: str) -> Any:
-    """Return a spec that can be written inside of another one; other text is returned unchanged."""
+    """Parse text to a spec that can be nested in another one; if that is impossible, return the text."""
     try:
         spec = specs.parse(text)
         return spec if specs.parse(f"x({spec})") == specs.Spec("x", (spec,)) else text

@@ -76,7 +76,8 @@ class Standardization:
     def applied(self, store: "FeatureStore") -> "FeatureStore":
         """Return a store with standardized rows.
 
-        Principal components are computed now; without them, rows are standardized when they are decoded.
+        Principal components are computed immediately. Without them, rows are standardized when they are
+        decoded.
 
         Args:
             store: Raw features.

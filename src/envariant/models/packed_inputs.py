@@ -18,7 +18,7 @@ class InputPacking:
     """Order and shapes of the tensors in packed inputs.
 
     Attributes:
-        shapes: Mapping from the name of a tensor to the shape of one row.
+        shapes: Shape of one row of each tensor, by name.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -72,7 +72,7 @@ def pack_inputs(inputs: Mapping[str, Any]) -> tuple[Tensor, InputPacking]:
     """Pack several tensors into one, for models whose `forward` takes a dictionary of tensors.
 
     Args:
-        inputs: Mapping from name to numbers `[rows, …]`.
+        inputs: Numbers `[rows, …]` by name.
 
     Returns:
         Packed inputs `[rows, numbers]` in float32, and the packing, whose method `model` adapts a module.

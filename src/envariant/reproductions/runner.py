@@ -19,8 +19,8 @@ from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.reproductions import computations
 from envariant.training.result import TrainingResult
-from envariant.training.stored_start import FromRun
 from envariant.training.store.reader import FILE
+from envariant.training.stored_start import FromRun
 from envariant.training.train import train
 
 Profile = Literal["quick", "full"]
@@ -42,9 +42,9 @@ class Run:
     Attributes:
         data: Name of a data set.
         algorithm: Name of an algorithm with its hyperparameters, such as `irm(coefficient=1e4)`.
-        settings: Mapping from the names of other arguments of `train` to their values.
+        settings: Other arguments of `train`, by name.
         start: Run whose final weights are the initial weights of the same replicas. It is trained first, and
-            may be shared by several runs.
+            several runs may share it. Its default number of replicas is that of this run.
     """
 
     data: str
@@ -119,7 +119,7 @@ class Runner:
                 self.runs[name] = self._stored(name, settings["replicas"])
             else:
                 if run.start is not None:
-                    start = run.start.but(replicas=settings["replicas"])
+                    start = run.start.but(**{"replicas": settings["replicas"], **run.start.settings})
                     self.train(start)
                     settings["init"] = FromRun(str(self.folder / _folder(start, start.settings)))
                 # With automatic choice by timing, results would not be bit-identical between calls.

@@ -170,8 +170,8 @@ class BatchSampler:
     Attributes:
         sizes: Number of rows of each training environment in a batch.
         axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
-        of_a_pass: Number of batches per epoch, that is, to draw as many rows as the training environments
-            contain.
+        of_a_pass: Number of batches per epoch, that is, until as many rows have been drawn as the training
+            environments contain.
 
     Raises:
         EnvariantError: If rows have sampling weights and `batch_size` is None.

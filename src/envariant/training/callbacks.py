@@ -32,7 +32,7 @@ class TrainingState:
 
     Attributes:
         record: Record of the run: options, data and provenance.
-        labels: Mapping from replica to its name and settings.
+        labels: Name and settings of each replica, by index.
         replicas: Indices of the replicas; in a study, IDs of the runs.
         step: Number of completed updates.
         rows: Metric values from this evaluation, one per row. Metrics reported by the algorithm have the role
@@ -53,7 +53,7 @@ class TrainingState:
 
     @property
     def states(self) -> Mapping[int, ReplicaState]:
-        """Mapping from replica to its parameters, buffers and reason for divergence."""
+        """Parameters, buffers and reason for divergence of each replica, by index."""
         return self.checkpoint.states()
 
     @property
@@ -118,7 +118,7 @@ class CallbackRunner:
     Args:
         callbacks: One callback, several callbacks, or None.
         record: Record of the run.
-        labels: Mapping from replica to its name and settings.
+        labels: Name and settings of each replica, by index.
 
     Raises:
         EnvariantError: If an object is not a callback.

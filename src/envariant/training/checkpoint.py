@@ -95,13 +95,13 @@ class Checkpoint:
             gradient; "clipped", the number of clipped gradients since the last measurement; and "failed_at",
             the step at which each replica diverged, or −1.
         metrics: Names of the columns of `watch["metrics"]`.
-        failures: Mapping from replica to its divergence, if reported.
+        failures: Reported divergences, by replica.
         seconds: Training time of the stack, in seconds.
         eval_params: Parameters used for prediction; empty if they equal `params`.
         eval_buffers: Buffers used for prediction; empty if they equal `buffers`.
         averaging: State of the averaging rule (`training.averaging`).
         selection: Best validation scores and their weights (`ValidationWatch.state`).
-        stops: Mapping from replica that stopped before the last step to the step and the reason.
+        stops: Steps and reasons of replicas that stopped before the last step, by replica.
         waited: Part of the training time spent waiting for rows on disk, in seconds.
     """
 
@@ -137,7 +137,7 @@ class Checkpoint:
         return self.measured if ended is None else ended.step
 
     def states(self) -> dict[int, ReplicaState]:
-        """Return a mapping from replica to its state; tensors are views of the checkpoint's tensors."""
+        """Return the state of each replica, by index; tensors are views of the checkpoint's tensors."""
         states: dict[int, ReplicaState] = {}
         last = (self.eval_params or self.params, self.eval_buffers or self.buffers)
         kept = self.selection.get("kept")

@@ -75,7 +75,8 @@ def clipping(value: object) -> Clipping | None:
     """Convert a number (the largest norm) or a string such as `norm(1.0)` to a `Clipping` object.
 
     Raises:
-        ValueError: If the value is not allowed. The caller puts the name of the option before the message.
+        ValueError: If the value is not allowed. The message does not name the option; the caller adds its
+            name.
     """
     if value is None or isinstance(value, Clipping):
         return value

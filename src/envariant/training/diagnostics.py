@@ -1,7 +1,7 @@
 """Detect problems of a run from its measured values, and suggest causes and remedies.
 
 Each diagnosis is computed from the measured values of one replica. Some diagnoses use scores in test
-environments. Their texts state that selecting models by such a diagnosis would be oracle selection.
+environments. Their messages state that selecting models by such a diagnosis would be oracle selection.
 """
 
 import math
@@ -258,8 +258,8 @@ def _vanished(record: Record, curves: Curves) -> _Finding | None:
     evidence = f"the gradient's root mean square is {size:.1e}; it was {first[1]:.1e} at step {first[0]}"
     return _Finding(
         evidence,
-        "the loss is divided by a large coefficient, so that gradients become as small as Adam's epsilon, "
-        "and much smaller than the earlier gradients that Adam averages, which makes its steps too small; or "
+        "the loss is divided by a large coefficient, so that gradients become as small as Adam's epsilon and "
+        "much smaller than the earlier gradients in Adam's averages, and Adam's steps become too small; or "
         "nothing is left to learn",
         "reset Adam where the coefficient jumps, as in adam(reset=190); do not divide the loss "
         "(normalize_loss=false); or use a smaller epsilon",

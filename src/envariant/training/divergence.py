@@ -35,7 +35,7 @@ def divergence(failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str,
 
 
 def _causes(step: int) -> str:
-    """Return the usual causes of a divergence; before the first update, the learning rate is none."""
+    """Return the usual causes of a divergence at a step; the learning rate cannot be the cause at step 0."""
     if step:
         return "usual causes: the learning rate or a coefficient is too large"
     return (

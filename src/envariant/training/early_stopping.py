@@ -12,7 +12,7 @@ from envariant.core.errors import EnvariantError, shown
 @final
 @dataclass(frozen=True)
 class Patience:
-    """Rule that stops a replica if its validation metric has not improved in a number of evaluations.
+    """Rule that stops a replica after a number of evaluations without a better validation metric.
 
     The metric is computed on the validation rows set aside by `holdout_fraction`, and averaged over training
     environments.

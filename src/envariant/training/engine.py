@@ -1,7 +1,7 @@
 """Engine: train replicas and yield an event after every step and evaluation.
 
 The caller stores results and shows progress. If the caller stops iterating, training stops. `Execution` sets
-how many replicas train as one program. This number changes results only by rounding.
+how many replicas train as one program. This number affects results only through rounding.
 """
 
 import gc
@@ -179,7 +179,7 @@ def _built(
             return [(m,) for m in members], (f"continued one at a time ({first_line(error)})",)
         if count == 1:
             raise EnvariantError(
-                f"memory: replica {members[0].index} alone needs more than there is; use a smaller "
+                f"memory: replica {members[0].index} alone needs more than is available; use a smaller "
                 f"batch_size or model"
             ) from error
         if checkpoint is not None:

@@ -5,8 +5,8 @@ processor fully, and stacks of them are slower than sequential execution. The re
 by rounding, which accumulates over long runs. The choice is therefore stored with the result, and a resumed
 run uses the same mode.
 
-1. Execution is sequential for one replica, few steps, a model with random numbers such as dropout, or a large
-   step (`_LARGE_STEP`).
+1. Execution is sequential if there is only one replica, there are few steps, the model uses random numbers
+   (as in dropout), or a step is large (`_LARGE_STEP`).
 2. Otherwise, replicas are stacked: as many as fit in memory and, on a CPU, in its caches.
 
 The rules do not measure time, so the choice does not depend on the load of the machine. If memory runs out
@@ -212,7 +212,7 @@ def _stack(
         if isinstance(request, Auto):
             return Execution("sequential", 1, f"a stack does not fit in {budget / 1e9:.3g} GB")
         raise EnvariantError(
-            f"memory: {fewest} replicas need about {holes * needed.of(fewest) / 1e9:.3g} GB and "
+            f"memory: {fewest} replicas need about {holes * needed.of(fewest) / 1e9:.3g} GB, but only "
             f"{budget / 1e9:.3g} GB are allowed; raise memory, or set execution to sequential"
         )
     if isinstance(request, Stacked) and request.group is not None:

@@ -76,7 +76,7 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 
 def restored(initial: Mapping[str, Any], saved: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move saved tensors to a device, and add empty mappings, which are missing from saved files.
+    """Move saved tensors to a device, and restore empty mappings, which saved files omit.
 
     Args:
         initial: Nested mappings of tensors with the structure of the result.

@@ -64,7 +64,7 @@ class KeepBest(KeepRule):
 @final
 @dataclass(frozen=True)
 class KeepEvery(KeepRule):
-    """Rule that keeps the weights of every n-th step and of the last step; all of these are also evaluated.
+    """Rule that keeps the weights of every n-th step and of the last step; these steps are also evaluated.
 
     Attributes:
         steps: Number of updates n.

@@ -37,7 +37,7 @@ class LinearProbe(Initializer):
     then starts from the initial featurizer and this head.
 
     Attributes:
-        candidates: Number of values of C, between 1e-7 and 1e2.
+        candidates: Number of values of C, spaced logarithmically from 1e-7 to 1e2.
         iterations: Maximum number of L-BFGS iterations for each value of C.
     """
 

@@ -27,7 +27,7 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class OptimizerConfig(ABC):
-    """Configuration of an optimizer without learning rate and weight decay, which may differ by replica.
+    """Configuration of an optimizer. Learning rate and weight decay are excluded; they may differ by replica.
 
     Attributes:
         name: Name of the optimizer, such as `adam`.
@@ -63,7 +63,7 @@ class OptimizerConfig(ABC):
         """
 
     def resets_at(self, step: int) -> bool:
-        """Return whether the optimizer state is cleared at a step, the number of completed updates."""
+        """Return whether the optimizer state is cleared when `step` updates have been completed."""
         del step
         return False
 
@@ -145,7 +145,7 @@ class StackedOptimizer:
             self._params.copy_(torch.where(alive[:, None], self._params, before))
 
     def _by_number(self, values: Float[Tensor, "replicas segments"]) -> Tensor:
-        """Return the values of the segments as one value for each number; of one segment, unchanged."""
+        """Expand one value per segment to one value per number of a row; a single segment is not expanded."""
         return values if self._segment is None else values.index_select(1, self._segment)
 
     def state(self) -> dict[str, Tensor]:

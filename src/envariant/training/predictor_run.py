@@ -34,7 +34,7 @@ class _Fitted:
 
     @cached_property
     def _logits(self) -> Mapping[str, Tensor]:
-        """Logits of all rows by environment; empty if rows cannot be predicted together, or are many.
+        """Logits of all rows by environment; empty if there are too many rows, or they are not independent.
 
         Hundreds of small environments are predicted in one call, because a call takes milliseconds.
         """

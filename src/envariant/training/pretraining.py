@@ -70,11 +70,11 @@ class RFC(Initializer):
     """Rich feature construction. Zhang, Lopez-Paz, Bottou 2022 (arXiv 2203.15516); defaults as in their code.
 
     The first model is trained by ERM and stopped early. Each later round trains a new model that minimizes
-    the largest mean loss over groups of rows: for each earlier model, the correctly and the incorrectly
-    predicted rows. Finally, one featurizer with one head per model is trained to imitate the predictions of
-    all models. Half of the training rows are sampled from rows that all models predict correctly or all
-    predict incorrectly, half from the other rows. The initial weights are this featurizer and the mean of the
-    heads.
+    the largest mean loss over groups of rows. Each earlier model defines two groups: the rows that it
+    predicts correctly, and those that it predicts incorrectly. Finally, one featurizer with one head per
+    model is trained to imitate the predictions of all models. For this training, half of the rows are sampled
+    from those that all models predict correctly or all predict incorrectly; the other half is sampled from
+    the remaining rows. The initial weights are this featurizer and the mean of the heads.
 
     Attributes:
         rounds: Number of models to imitate.

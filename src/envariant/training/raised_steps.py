@@ -1,4 +1,4 @@
-"""Check whether a finished run can be continued with more steps, because nothing depends on their number."""
+"""Check that a finished run can be continued to more steps: no setting may depend on the number of steps."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,7 +17,7 @@ _NOT_COMPARED = ("model", "adapt", "steps", "evaluate_every")
 
 
 def check_raised_steps(requested: RunSpec, source: EnvironmentSource, before: int, now: int) -> None:
-    """Check that the first `before` steps of a run do not change if its total number of steps is `now`.
+    """Check that the first `before` steps of a run stay the same if its total number of steps becomes `now`.
 
     Args:
         requested: Options of the run.
@@ -38,7 +38,7 @@ def check_raised_steps(requested: RunSpec, source: EnvironmentSource, before: in
 
 
 def differences(first: ResolvedRun, second: ResolvedRun) -> Sequence[tuple[str, str, str]]:
-    """Return name and both values of every setting, other than the number of steps, that differs in two runs.
+    """Return name and both values of each setting that differs between two runs, except the number of steps.
 
     Args:
         first: Resolved run.

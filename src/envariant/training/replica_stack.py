@@ -245,7 +245,7 @@ class ReplicaStack:
         return losses.tolist()
 
     def _note_stop(self, k: int, rows: Sequence[HistoryRow]) -> None:
-        """Keep the weights if they are the best, and stop a replica if a rule of the run says so."""
+        """Keep the weights if they are the best, and stop a replica if a rule of the run requires it."""
         reason = self._watch.observe(k, self.step, rows, self._eval_weights)
         if self._average is not None:
             reason = self._average.rule.ended(self._average.state, k) or reason

@@ -1,7 +1,8 @@
 """Replicas: independent runs, each with its own seeds and hyperparameters.
 
-A replica has three seeds. For every algorithm, replicas with the same number use the same data draw, the same
-batches and, with the same model, the same initial weights. Their results therefore differ only by algorithm.
+A replica has three seeds. Replicas with the same number use the same data draw and the same batches, whatever
+the algorithm; if they also have the same model, they use the same initial weights. Their results therefore
+differ only by algorithm.
 """
 
 from collections.abc import Callable, Mapping

@@ -124,7 +124,8 @@ def resolve_algorithm(
 
     Args:
         requested: String such as `vrex + and-mask`, or an algorithm, recipe, part or predictor.
-        hyperparameters: Hyperparameters that override the defaults; only for names, recipes and compositions.
+        hyperparameters: Hyperparameters that override the defaults; allowed only if `requested` is a name,
+            recipe or composition.
         source: Data source whose default settings apply.
         steps: Number of steps of the run. Suggested schedules are scaled to this number, and switch points in
             percent are converted to steps. Default: schedules stay unchanged.
@@ -388,7 +389,7 @@ def _initializer(requested: object) -> Initializer | None:
 
 
 def algorithm_identity(requested: object) -> str:
-    """Return a string for hashing that is equal for algorithms with the same computations.
+    """Return a string for hashing that is equal for algorithms that perform the same computations.
 
     Raises:
         EnvariantError: If the algorithm is unknown, or has a setting that cannot be compared by content.

@@ -75,10 +75,10 @@ class TrainingResult(Displayed):
     Attributes:
         record: Options, data and provenance of the run.
         rows: All measured values.
-        checkpoints: Mapping from replica to its state at the last step, or at the step selected by `keep`.
+        checkpoints: State of each replica, by index, at the last step or at the step selected by `keep`.
         build_model: Function that builds the first replica's network with initial weights. Default: build the
             network from its name.
-        kept: Mapping from step to the states of the replicas at this step, kept by `keep="every(…)"`.
+        kept: States of the replicas at the steps kept by `keep="every(…)"`, by step.
         sample: Environments of the first replica; None if the run was loaded from disk.
     """
 
@@ -111,12 +111,12 @@ class TrainingResult(Displayed):
 
     @property
     def failures(self) -> dict[int, str]:
-        """Mapping from diverged replica to the reason for its divergence."""
+        """Reasons for divergence, by index of the diverged replica."""
         return {k: c.failure for k, c in sorted(self.checkpoints.items()) if c.failure is not None}
 
     @property
     def stopped(self) -> dict[int, str]:
-        """Mapping from replica that was stopped early to a sentence with the step and the reason."""
+        """Sentence with the step and the reason, for each replica that was stopped early, by index."""
         return {k: c.stopped for k, c in sorted(self.checkpoints.items()) if c.stopped is not None}
 
     @property
@@ -179,7 +179,7 @@ class TrainingResult(Displayed):
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
-        """Return the worst score of each finished replica, and the environments with these scores."""
+        """Return each finished replica's worst score over environments, and the environment of each score."""
         metric, worst = self.record.metric, min if self.record.higher_is_better else max
         scores = {name: self.final(name, metric).values for name in self.record.roles}
         names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))
@@ -222,7 +222,9 @@ class TrainingResult(Displayed):
         """
         saved = self.checkpoints.get(replica)
         if saved is None:
-            raise EnvariantError(f"replica {replica}: is not in this run; it has {len(self.checkpoints)}")
+            raise EnvariantError(
+                f"replica {replica}: is not in this run, which has {len(self.checkpoints)} replicas"
+            )
         record, spec = self.record, self.record.spec
         if not saved.params:
             raise EnvariantError(f"{spec.algorithm}: is not a network, so it has no module to return")
@@ -256,7 +258,7 @@ class TrainingResult(Displayed):
             module.load_state_dict(state, strict=False)
         except (KeyError, RuntimeError):
             changed = f"{spec.algorithm} changed the network"
-            reason = changed if own is None else "the given module is another one"
+            reason = changed if own is None else "the given module is a different one"
             raise EnvariantError(
                 f"model '{spec.model}': cannot load the trained weights, because {reason}; "
                 f"load result.checkpoints[{replica}].params and .buffers into your own module"

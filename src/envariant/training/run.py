@@ -61,7 +61,7 @@ class Started:
         sample: Environments of the first replica.
         build_model: Function that builds the first replica's network with initial weights. None if the run
             has a predictor instead of a network.
-        states: Mapping from resumed replica to its state.
+        states: State of each resumed replica, by index.
     """
 
     record: Record
@@ -197,7 +197,7 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
 def _prepared(
     replicas: Sequence[Replica], first: ResolvedRun, config: RunConfig, on_pretraining: Progress
 ) -> list[Replica]:
-    """Return the replicas with their pretraining; with shared initial weights, they share it as well."""
+    """Return the replicas with their pretraining, which they share if they share initial weights."""
     if not first.spec.shared_init:
         return [
             prepared(replica, first.source, config, first.pretraining, on_pretraining) for replica in replicas
@@ -339,7 +339,7 @@ def _record(
 
 
 def _averaging_remarks(resolved: ResolvedRun, net: Network, replicas: int) -> list[str]:
-    """Return remarks on averaging and early stopping that have another effect than expected, or none."""
+    """Return remarks on averaging, early stopping or shared initial weights with unexpected effects."""
     algorithm, config = cast("Algorithm", resolved.algorithm.trained), resolved.config
     remarks: list[str] = []
     if config.average is not None and algorithm.predicts_with_own_weights:

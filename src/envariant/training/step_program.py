@@ -36,7 +36,7 @@ _LARGE_STEP = 2_000_000
 class StepInputs(NamedTuple):
     """Inputs of a step program.
 
-    The first axis of every tensor is the replica axis, except in `step` and as stated below.
+    The first axis of every tensor is the replica axis, except for `step` and where stated otherwise.
 
     Attributes:
         params: Parameters by name.

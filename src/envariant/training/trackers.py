@@ -306,7 +306,7 @@ def points(rows: Iterable[Any]) -> list[Point]:
 
 
 def _tag(label: str) -> str:
-    """Return the tag of a run on an MLflow server: the number of a run of a study, or the label."""
+    """Return the tag of a run on an MLflow server: its number for a run of a study, otherwise its label."""
     number = label.removeprefix("run-")
     return str(int(number)) if number.isdecimal() else label
 

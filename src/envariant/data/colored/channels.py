@@ -28,7 +28,8 @@ class ColorChannels(DigitSource):
 
     Attributes:
         size: Height and width of an image in pixels: 28, 14 or 7.
-        folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
+        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
+            or a download.
     """
 
     base: ClassVar[str] = "colored-mnist-channels"
@@ -57,5 +58,5 @@ class ColorChannels(DigitSource):
             model="mlp(hidden=256)",
             steps=1000,
             batch_size=256,
-            source="the course report's network; it states no steps, batch size or learning rate",
+            source="network of the course report, which states no steps, batch size or learning rate",
         )

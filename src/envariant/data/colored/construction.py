@@ -1,4 +1,4 @@
-"""Construct colored digits: labels depend on the digit with noise, and colors depend on the label with noise.
+"""Construct colored digits: labels are a noisy function of the digit, and colors a noisy copy of the label.
 
 The noise-free binary label s (`shape` in the code) depends only on the digit: digits 0–4 have one value and
 digits 5–9 the other. The label is y = s ⊕ Bern(label noise), and the color is c = y ⊕ Bern(flip), where ⊕ is
@@ -195,9 +195,9 @@ class Facts:
 
 
 class DigitSource(SpecSource):
-    """Base class of all sources of colored digits, specified by `base:protocol(setting=value, …)`.
+    """Base class of all sources of colored digits, written as a string `NAME:PROTOCOL(setting=value, …)`.
 
-    For grayscale images, the name `base` ends in `-grayscale`.
+    The protocol is omitted if the source has none. For grayscale images, the name ends in `-grayscale`.
     """
 
     @classmethod
@@ -221,7 +221,7 @@ class DigitSource(SpecSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ColoredSource(DigitSource):
-    """Base class of colored digits; the seed determines the order of rows, the label noise and the colors.
+    """Base class of colored-digit sources; the seed sets the order of rows, the label noise and the colors.
 
     Attributes:
         label_noise: Probability that the label differs from the noise-free label of the digit.

@@ -43,11 +43,12 @@ class ColoredMNIST(construction.ColoredSource):
             Default: the size of the protocol.
         gray_test: Whether to add a test environment `gray`, in which both color channels contain the image,
             as in the REx and Fishr code; only in protocol "irm".
-        strided_tests: Whether test environment k consists of the rows k, k + 10, k + 20, … of the 10,000 test
-            images, as in the REx code for a range of shifts; only in protocol "irm".
+        strided_tests: Whether test environment k, of at most ten, consists of the rows k, k + 10, k + 20, …
+            of the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
         logged_tests: Whether to add the four test environments that the EQRM code logs during training, which
             consist of 10,000 rows of the training file; only in protocol "eqrm".
-        folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
+        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
+            or a download.
     """
 
     base: ClassVar[str] = "colored-mnist"
@@ -156,7 +157,7 @@ def _sample_domainbed(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> I
 
 
 def _agreement(flip: float) -> str:
-    """Return DomainBed's name: "+90%" if color and label agree in 90 % of rows, "-90%" if 90 % differ."""
+    """Return DomainBed's name: "+90%" if color equals label in 90 % of rows, "-90%" if it differs in 90 %."""
     return f"+{100 - 100 * flip:.6g}%" if flip <= 0.5 else f"-{100 * flip:.6g}%"
 
 
@@ -181,7 +182,7 @@ def _sample_eqrm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterat
 
 
 def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    """Return an algorithm's settings in the IRM and REx papers; for other algorithms, the settings of ERM."""
+    """Return the published settings of an algorithm; for algorithms without any, the settings of ERM."""
     paper = published.protocol("colored_mnist_irm")
     eiil = paper["eiil_settings"]
     coefficient = Step(1.0, paper["penalty_weight"], at=paper["anneal_steps"])
@@ -254,7 +255,7 @@ def _thirds_settings(algorithm: str, gray: bool) -> DefaultSettings:
         model="lenet",
         steps=1000,
         batch_size=256,
-        source="LeNet as in the course report; it states no steps, batch size or learning rate",
+        source="LeNet as in the course report, which states no steps, batch size or learning rate",
     )
 
 

@@ -86,7 +86,7 @@ _ALIASES = {"officehome": "office_home", "terraincognita": "terra_incognita", "d
 @final
 @dataclass(frozen=True)
 class DomainBed(ImageSource):
-    """Data source for PACS, VLCS, office_home, terra_incognita, domain_net or sviro in a folder of DomainBed.
+    """Data source for PACS, VLCS, office_home, terra_incognita, domain_net or sviro in DomainBed's layout.
 
     The benchmark is identified by the name of the folder. Missing or additional domains and classes are
     errors. For a subset of a benchmark, or for other images, use `image-folders`.

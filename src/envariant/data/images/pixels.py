@@ -159,7 +159,8 @@ class PixelFile(Pixels):
             path: Path of the file.
             shape: Shape of all images together.
             images: Iterable of the images, in order.
-            notes: Messages to store with the images. They may be added until the last image has been read.
+            notes: Messages to store with the images. The list may grow until the last image has been taken
+                from `images`.
             remedy: Advice in the error message if the file cannot be written.
 
         Raises:
@@ -192,8 +193,8 @@ class PixelFile(Pixels):
             if count != size or zlib.crc32(view) != self.checksums[number]:
                 self._path.unlink(missing_ok=True)
                 raise EnvariantError(
-                    f"{self._path}: image {number} of the cache was damaged; the file is removed, so run "
-                    f"again to decode the images again",
+                    f"{self._path}: image {number} of the cache was damaged, and the file has been removed; "
+                    f"run again to decode the images",
                     retryable=True,
                 )
         return rows

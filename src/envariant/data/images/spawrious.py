@@ -1,6 +1,6 @@
 """Data source for Spawrious (Lynch et al. 2023, arXiv 2303.05470): four breeds of dogs on six backgrounds.
 
-Breed and background are correlated in the training environments. In the test environment, breeds appear
+Breed and background are correlated in the training environments. In the test environment, each breed appears
 on other backgrounds than in training.
 """
 
@@ -26,7 +26,7 @@ _BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
 @final
 @dataclass(frozen=True)
 class _Backgrounds:
-    """Backgrounds of the breeds in training and in testing; a shared background only in one-to-one sets."""
+    """Backgrounds of the breeds in training and in testing; `shared` is used in one-to-one sets only."""
 
     training: tuple[str, str, str, str]
     testing: tuple[str, str, str, str]
@@ -80,7 +80,7 @@ class Spawrious(ImageSource):
         return Listing(groups, CLASSES, test=("test",))
 
     def _parts(self) -> dict[str, list[tuple[str, _Part]]]:
-        """Return breed, folder, background and largest number of images of every part, by environment."""
+        """Return the parts of each environment: breed, folder, background and maximum number of images."""
         chosen = _BENCHMARKS[self.benchmark]
         parts: dict[str, list[tuple[str, _Part]]] = {"group 1": [], "group 2": [], "test": []}
         for k, breed in enumerate(_BREEDS):
@@ -107,7 +107,7 @@ class Spawrious(ImageSource):
             if not own:
                 raise EnvariantError(
                     f"{self.base}: {shown(str(path))} holds no images; {self.benchmark} needs "
-                    f"spawrious224/{relative}/*.png, so name the folder spawrious224 of the unpacked archive"
+                    f"spawrious224/{relative}/*.png, so pass the folder spawrious224 of the unpacked archive"
                 )
             own = own[:most]
             files += [f"{relative}/{file}" for file in own]

@@ -36,7 +36,7 @@ class Rows:
     remarks: tuple[str, ...] = ()
 
     def listing(self, where: str) -> Listing:
-        """Group the images by environment; an environment with several splits is divided into one per split.
+        """Group the images by environment, and divide environments with several splits into one per split.
 
         The training split keeps the name of the environment. The names of other splits are appended in
         parentheses, as in "hospital (val)".
@@ -172,7 +172,7 @@ class Table:
         self._where = f"{base}: {path}"
         if not root.is_dir():
             what = "a file" if root.exists() else "missing"
-            raise EnvariantError(f"{base}: {root} is {what}; name a folder")
+            raise EnvariantError(f"{base}: {root} is {what}; pass a folder")
         if not path.is_file():
             raise EnvariantError(f"{base}: there is no {name} in {root}")
         check_expansion(path)

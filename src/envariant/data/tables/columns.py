@@ -167,7 +167,7 @@ def infer_column(
     words, nonwords = texts.without(missing), texts.without(rule.mask(texts.texts, None))
     missing_as = tuple(text for text, absent in zip(texts.texts, missing, strict=True) if absent and text)
     remarks = [
-        f"'{a}' and '{b}' count as one: they differ in blanks or invisible signs only"
+        f"'{a}' and '{b}' count as one: they differ only in blanks or invisible characters"
         for a, b in texts.spellings
     ]
     categorical = categorical or (rule.keeps_words and _are_codes(words, nonwords))
@@ -190,7 +190,7 @@ def infer_column(
 
 
 def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
-    """Return whether strings are class codes: huge integers, or few integers and a word like none."""
+    """Return whether strings are class codes: very long integers, or a few integers and a word like none."""
     if any(re.fullmatch(r"[-+]?\d{16,}", text) for text in words.texts):
         return True
     frequent = [
@@ -219,7 +219,7 @@ def _numeric_remark(texts: ColumnChunk) -> list[str]:
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
-    """Return whether pandas inferred different types for chunks of a column, which may alter strings."""
+    """Return whether pandas inferred different types for chunks of a column, which can alter its strings."""
     return len({chunk.kind for chunk in chunks if not chunk.blank}) > 1
 
 

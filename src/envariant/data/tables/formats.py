@@ -67,7 +67,7 @@ def opened(
         rows: Number of rows per chunk.
 
     Returns:
-        Function that yields chunks of rows, and the column names; None for text files.
+        Pair of a function, which yields chunks of rows, and the column names; None for text files.
 
     Raises:
         EnvariantError: If the file cannot be read, or a package for it is missing.
@@ -171,7 +171,7 @@ def _json_text(path: Path, encoding: str) -> str:
 
 
 def _frame_of(content: Any) -> pd.DataFrame:
-    """Convert JSON content to a data frame, in the layouts records, columns, split or table of pandas."""
+    """Convert JSON content in one of pandas' layouts (records, columns, split or table) to a data frame."""
     if isinstance(content, dict) and "data" in content and ("columns" in content or "schema" in content):
         names: Sequence[Any] | None = content.get("columns")
         frame = pd.DataFrame(content["data"], columns=names, dtype=object)
@@ -183,7 +183,7 @@ def _frame_of(content: Any) -> pd.DataFrame:
 
 
 def _inferred(frame: pd.DataFrame) -> pd.DataFrame:
-    """Infer the types of object columns, except if values are missing: integers would become floats."""
+    """Infer the types of object columns without missing values; otherwise, integers would become floats."""
     if not frame.columns.is_unique:
         # The caller rejects it.
         return frame

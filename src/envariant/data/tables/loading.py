@@ -151,7 +151,8 @@ def _as_text(table: TableInput, names: Sequence[str], chunk: Any) -> Chunks:
 def _decimal_comma(table: TableInput, chunks: Chunks, environment: str) -> tuple[bool | None, list[str]]:
     """Return whether numbers have a decimal comma (None if unknown), and names of doubtful columns.
 
-    In a doubtful column, points may separate thousands or fractions, so it must be read again as text.
+    In a doubtful column, a point may be a thousands separator or a decimal point, so the column must be read
+    again as text.
     """
     signs: set[str] = set()
     doubtful: list[str] = []

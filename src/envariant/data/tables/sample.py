@@ -26,8 +26,8 @@ class ColumnSample:
     """Words for missing values, such as NA, in the first records of one column.
 
     Attributes:
-        counts: Number of fields by pair (lower-case word, whether the field is in quotes). Strings that are
-            not words for missing values are counted as the word "".
+        counts: Number of fields for each pair of a word in lower case and whether the field is in quotes. All
+            strings that are not words for missing values are counted together, as the word "".
     """
 
     counts: Mapping[tuple[str, bool], int]

@@ -15,7 +15,8 @@ class Augmentation(ABC):
     """Base class of augmentations: functions of a batch of images and uniform random numbers.
 
     The random numbers are a function of the replica's seed and the step (see `core.counter_rng`).
-    Augmentation is therefore the same in a resumed run, and for a replica that trains alone or in a stack.
+    Augmentation is therefore the same whether a run is resumed or not, and whether a replica trains alone or
+    in a stack.
     """
 
     base: ClassVar[str]
@@ -39,7 +40,7 @@ class Augmentation(ABC):
 
         Args:
             images: Images to augment.
-            uniforms: Random numbers in [0, 1), `numbers` for each image.
+            uniforms: Random numbers in [0, 1); each image uses `numbers` of them.
 
         Raises:
             EnvariantError: If the inputs are not images that can be augmented.

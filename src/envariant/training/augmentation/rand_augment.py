@@ -63,7 +63,7 @@ class RandAugment(Augmentation):
 
 
 def _moved(images: Images, matrix: Tensor) -> Images:
-    """Take each pixel from a position given by an affine map `[rows, 2, 3]` in pixels; outside is black."""
+    """Sample images at positions given by an affine map `[rows, 2, 3]` in pixels; outside, they are black."""
     height, width = images.shape[2:]
     ratio = torch.tensor([[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]])
     grid = F.affine_grid(matrix * ratio.to(matrix), list(images.shape), align_corners=False)

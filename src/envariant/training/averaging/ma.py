@@ -14,7 +14,7 @@ from envariant.training.averaging.base import Averaging, State, running_mean
 @final
 @dataclass(frozen=True)
 class MovingAverage(Averaging):
-    """Mean of the weights after updates `start`, `start` + 1, … Before `start`, the current weights.
+    """Mean of the weights after updates `start`, `start` + 1, …; before update `start`, the current weights.
 
     Arpit et al. 2021, arXiv 2110.10832. The code of DiWA counts the weights after update `start` twice; here,
     the weights after every update count once.

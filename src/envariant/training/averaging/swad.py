@@ -21,19 +21,21 @@ class SWAD(Averaging):
 
     Cha et al. 2021, arXiv 2102.08604. Segment k is the mean of the weights after each update between
     evaluations k − 1 and k; segment 0 contains the initial weights. l_k is the validation loss of the current
-    weights at evaluation k, averaged over training environments. The result is the mean of segments s to e −
-    1, with equal weights:
+    weights at evaluation k, averaged over training environments. The result is the mean of segments
+    s, …, e − 1, with equal weights:
 
     - start s: first k with l_k = min(l_k … l_{k+N_s−1}).
     - threshold ℓ: (1 + r) · mean(l_s … l_{s+N_s−1}).
-    - end e: first later k with min(l_k … l_{k+N_e−1}) > ℓ. When the end is found, training of the replica
+    - end e: first k > s with min(l_k … l_{k+N_e−1}) > ℓ. When the end is found, training of the replica
       stops. If there is no end, all segments from s on are averaged.
 
     Before the start is found, the result is the last segment.
 
     Attributes:
-        n_converge: N_s, number of evaluations that determines the start.
-        n_tolerance: N_e, number of consecutive evaluations above the threshold that determines the end.
+        n_converge: N_s, number of consecutive evaluations from which the start and the threshold are
+            determined.
+        n_tolerance: N_e, number of consecutive evaluations whose losses must exceed the threshold to mark
+            the end.
         tolerance_ratio: r, relative distance of the threshold from the mean loss at the start.
         variant: "paper", or "released" for the rule of the released code. The released code adds segment s
             twice and, if N_e > N_s, up to N_e − N_s − 1 segments before s.
@@ -102,8 +104,8 @@ class SWAD(Averaging):
             losses: Validation losses l_0, l_1, …
 
         Returns:
-            Indices of segments that are part of the average however training continues; indices of further
-            segments that are part of the average if training ends now; and whether end e has been found.
+            Indices of segments that are part of the average no matter how training continues; indices of
+            segments that are added to them if training ends now; and whether end e has been found.
         """
         return (self._paper if self.variant == "paper" else self._released)(losses)
 

@@ -204,7 +204,7 @@ class StoreReader(ABC):  # noqa: B024
         return [HistoryRow(*values) for values in measured[list(COLUMNS)].itertuples(index=False, name=None)]
 
     def predictions(self, run: int) -> dict[tuple[str, str], Predictions]:
-        """Return the stored predictions of a run: a mapping from environment name and role to predictions."""
+        """Return the stored predictions of a run, by pair of environment name and role."""
         stored: dict[tuple[str, str], Predictions] = {}
         for name, role, rows, targets, logits in self._rows(
             "SELECT e.name, r.name, rows, targets, logits FROM predictions "
@@ -276,7 +276,7 @@ class StoreReader(ABC):  # noqa: B024
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def jobs_of(self, runs: Sequence[int]) -> dict[int, int]:
-        """Return a mapping from run to its job, for the runs that belong to a job."""
+        """Return the job of each run that belongs to a job, by ID of the run."""
         rows = self._rows("SELECT id, job FROM runs WHERE job IS NOT NULL")
         return {run: job for run, job in rows if run in set(runs)}
 

@@ -98,7 +98,7 @@ class ColumnEncoding:
         center: Mean of the numbers in the training rows.
         scale: Standard deviation of the numbers in the training rows.
         indicator: Whether an additional input marks missing values.
-        categories: Categories with a separate input each.
+        categories: Categories that have a separate input each.
         other: Whether one additional input represents all rare categories.
         notation: Notation of numbers that were read from text; None for numbers as written in programming
             languages.

@@ -102,8 +102,8 @@ def infer_notation(
     Args:
         texts: Distinct strings of the column.
         counts: Number of rows with each string.
-        decimal_comma: Whether numbers in the table have a decimal comma, for ambiguous strings. None if
-            unknown: a comma before three digits is then a thousands separator.
+        decimal_comma: Whether numbers in the table have a decimal comma; used only if the strings are
+            ambiguous. None if unknown; a comma before three digits is then read as a thousands separator.
     """
     parts = [_split(text) for text in texts]
     affixes: Counter[str] = Counter()
@@ -167,7 +167,7 @@ def may_be_thousands(values: NDArray[np.float64]) -> bool:
 
 
 def _split(text: str) -> tuple[str, bool, str] | None:
-    """Split a number into digits (with separators), whether it is negative, and affix."""
+    """Return the digits of a number (with separators), whether it is negative, and its affix."""
     if not text.isascii():
         text = text.translate(_SIGNS)
         text = "".join(str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else c for c in text)

@@ -372,7 +372,7 @@ WRONG = [
     ('data.ColoredDigits().sample("x")', 'seed must be a whole number; got x'),
     ('data.ColoredDigits().sample(1.5)', 'seed must be a whole number; got 1.5'),
     ('data.ColoredMNIST("domain")', "colored-mnist: unknown protocol 'domain'; did you mean 'domainbed'?"),
-    ('data.ColoredMNIST(3)', "colored-mnist: unknown protocol '3'; known: domainbed, irm, thirds"),
+    ('data.ColoredMNIST(3)', "colored-mnist: unknown protocol '3'; known: domainbed, eqrm, irm, thirds"),
     ('data.ColoredMNIST(size=30)', 'colored-mnist: size must be 28, 14 or 7; got 30'),
     ('data.ColorChannels(size=0)', 'colored-mnist-channels: size must be 28, 14 or 7; got 0'),
     ('data.ImageFolders("")', "image-folders: root must be the path of a folder; got ''"),

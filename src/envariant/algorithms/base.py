@@ -149,6 +149,11 @@ class Algorithm(ABC):
         return False
 
     @property
+    def default_average(self) -> str | None:
+        """Default of the run's option `average`, such as "ma(start=599)"; None for no average."""
+        return None
+
+    @property
     def predicts_with_own_weights(self) -> bool:
         """Whether `eval_params` returns weights other than the trained ones, such as an average."""
         return type(self).eval_params is not Algorithm.eval_params
@@ -221,13 +226,13 @@ class Part(ABC):
         minimum_environments: Smallest number of training environments that the part needs.
         needs_features: Whether the part uses the features (the inputs of the head).
         needs_linear_head: Whether the head must be one linear layer.
-        needs_classes: Whether the part is defined only for classification. If true, the part also requires a
-            single target per row.
+        needs_classes: Whether the part is defined only for classification with a single target per row.
         needs_one_target: Whether the part requires a single target per row.
         stochastic: Whether the part uses random numbers.
         depends_on_sizes: Whether the weight of an environment depends on its number of rows. If false,
             duplicating all rows of one environment leaves the gradients unchanged, apart from divisors such
             as n − 1.
+        default_average: Default of the run's option `average`; its step number is scaled to the run.
     """
 
     name: ClassVar[str]
@@ -239,6 +244,7 @@ class Part(ABC):
     needs_one_target: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     depends_on_sizes: ClassVar[bool] = False
+    default_average: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         specs.validate(self)

@@ -203,6 +203,15 @@ class Composition(Algorithm):
         return any(part.depends_on_sizes for part in self.parts)
 
     @property
+    def default_average(self) -> str | None:
+        declared = dict.fromkeys(part.default_average for part in self.parts if part.default_average)
+        if len(declared) > 1:
+            raise EnvariantError(
+                f"{self.name}: only one average is possible, and parts declare {' and '.join(declared)}"
+            )
+        return next(iter(declared), None)
+
+    @property
     def predicts_with_own_weights(self) -> bool:
         return any(type(part).eval_params is not Part.eval_params for part in self.parts)
 

@@ -167,7 +167,8 @@ class RunSpec(BaseModel, Displayed):
     average: Any = _option(
         None,
         "Average of the weights, which is evaluated, predicted with and saved: ema(0.99), ma(start=100), "
-        '"swa(start=75%)" or swad, with any algorithm; in Python also an Averaging.',
+        '"swa(start=75%)" or swad, with any algorithm; none for the trained weights; by default the '
+        "average of the algorithm, if it has one (erm++); in Python also an Averaging.",
     )
     keep: Any = _option(
         "last",

@@ -148,6 +148,6 @@ def test_training_options_are_searched_and_train_apart(tmp_path):
         assert len(set(used.values())) > 1
         assert store.counts()["done"] == 4
     plus = replace(study, algorithms=("erm++",), ranges={"erm++": {"average": ["none"]}})
-    assert plus.trials_of("erm++", colored_digits())[0].hyperparameters["average"] == "none"
+    assert plus.trials_of("erm++", colored_digits())[1].hyperparameters["average"] == "none"
     with pytest.raises(EnvariantError, match=r"study: ranges of erm: average: unknown average 'emma'"):
         envariant.Study("colored-digits", "erm", ranges={"erm": {"average": ["emma"]}})

@@ -195,6 +195,10 @@ class Composition(Algorithm):
         return self.training_step is not None and self.training_step.returns_updates
 
     @property
+    def layers_used(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.layers_used()))
+
+    @property
     def stochastic(self) -> bool:
         return any(part.stochastic for part in self.parts)
 

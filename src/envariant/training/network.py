@@ -23,7 +23,8 @@ from envariant.core.conversion import joined
 from envariant.core.counter_rng import default_generator, private_random_numbers
 from envariant.core.errors import EnvariantError, first_line
 from envariant.core.tasks import Task
-from envariant.training.module_outputs import features_of, logits_of, remark_on
+from envariant.training.layer_outputs import FeaturesAndOutput, channels_of, check_layers
+from envariant.training.module_outputs import logits_of, remark_on
 from envariant.training.precision import Precision
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
@@ -40,25 +41,6 @@ TOGETHER = "rows_together"
 
 
 @final
-class _FeaturesAndOutput(nn.Module):
-    def __init__(self, module: nn.Module, needs_features: bool, task: Task) -> None:
-        super().__init__()
-        self.module = module
-        self.needs_features = needs_features
-        self.task = task
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        rows = len(inputs)
-        if not self.needs_features:
-            output = logits_of(self.module(inputs), rows, self.task, self.module)
-            # Returning unused features would cost a copy per step.
-            return output.new_zeros(rows, 0), output
-        featurizer, head = (getattr(self.module, part) for part in ("featurizer", "head"))
-        features = features_of(featurizer(inputs), rows, self.module)
-        return features, logits_of(head(features), rows, self.task, self.module)
-
-
-@final
 class Network:
     """Model as a pure function of its parameters and buffers.
 
@@ -69,6 +51,7 @@ class Network:
         device: Device of the weights.
         needs_features: Whether the algorithm uses the inputs of the head (features).
         input_shape: Shape of one row of inputs.
+        layers: Names of the layers whose outputs the algorithm uses; see `Algorithm.layers_used`.
 
     Attributes:
         params: Initial values of the trainable parameters (`requires_grad=True`), by name.
@@ -76,6 +59,7 @@ class Network:
         changing: Names of the buffers that change in a forward pass in training mode.
         width: Approximate number of activations that the model computes per row.
         features: Number of features per row; 0 if the algorithm does not need features.
+        layers: Number of channels of each layer whose outputs the algorithm uses, by name.
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
         stochastic: Whether a forward pass in training mode uses random numbers, as in dropout, or changes
             attributes of the module.
@@ -96,6 +80,7 @@ class Network:
         *,
         needs_features: bool,
         input_shape: Sequence[int],
+        layers: Sequence[str] = (),
     ) -> None:
         if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
             raise EnvariantError(
@@ -115,7 +100,9 @@ class Network:
             raise EnvariantError(
                 "model: this algorithm uses features, so the module needs the submodules featurizer and head"
             )
-        self._both = _FeaturesAndOutput(module, needs_features, task).to(device)
+        check_layers(module, layers)
+        self.layers = dict.fromkeys(layers, 0)
+        self._both = FeaturesAndOutput(module, needs_features, task).to(device)
         # The fast kernels of recurrent layers have no derivatives under `torch.func`.
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
         self._changes_inputs, self.remark = False, ""
@@ -196,6 +183,29 @@ class Network:
             replicas: Number of replicas stacked by `torch.func.vmap`; with more replicas, the inputs are
                 processed in smaller chunks to limit memory.
         """
+        features, raw = self.outputs(params, buffers, inputs, training=training, replicas=replicas)
+        return features, self.task.logits(raw)
+
+    def outputs(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Float[Tensor, "rows *input_shape"],
+        *,
+        training: bool,
+        replicas: int = 1,
+        layers: Sequence[str] = (),
+    ) -> list[Tensor]:
+        """Return features, outputs of the head, and outputs of layers, in float32; see `forward`.
+
+        Args:
+            params: Parameters by name.
+            buffers: Buffers by name.
+            inputs: Inputs, `[rows, *input_shape]`.
+            training: Whether layers are in training mode.
+            replicas: Number of replicas stacked by `torch.func.vmap`.
+            layers: Names of layers.
+        """
         self._both.train(training)
         held = self._part(params, "")
         names = {f"module.{name}": value for name, value in (*held.items(), *buffers.items())}
@@ -206,9 +216,8 @@ class Network:
         # Cloned if the module changes its inputs in place, because later steps use the same rows.
         inputs = inputs.clone() if self._changes_inputs else inputs
         with self._kernels():
-            outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(blocks)]
-        features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
-        return features, self.task.logits(raw)
+            outputs = [functional_call(self._both, names, (block, layers)) for block in inputs.split(blocks)]
+        return [joined(parts).float() for parts in zip(*outputs, strict=True)]
 
     def call(self, part: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the output of the model's head or of an auxiliary network, in float32.
@@ -301,7 +310,7 @@ class Network:
                 self._both.train(True)
                 generator = default_generator(self.device)
                 before = generator.get_state()
-                features, output = functional_call(self._both, names, (inputs,))
+                features, output, *layers = functional_call(self._both, names, (inputs, list(self.layers)))
                 stochastic = not torch.equal(before, generator.get_state())
         except (torch.OutOfMemoryError, EnvariantError):
             raise
@@ -322,6 +331,7 @@ class Network:
                 f"model {name}: its output does not depend on its trained parameters; compute it in forward "
                 f"with PyTorch, without no_grad, detach or NumPy"
             )
+        self.layers = {k: channels_of(each) for k, each in zip(self.layers, layers, strict=True)}
         stochastic = stochastic or constants(self.module) != attributes
         self._changes_inputs = changes(inputs) != version
         self.remark = remark_on(self.module, output, self.task, input_shape)
@@ -347,10 +357,18 @@ class PureModel:
         self.auxiliary_networks = tuple(net.auxiliary)
 
     def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features, raw = self._outputs(params, inputs, ())
+        return features, self._net.task.logits(raw)
+
+    def layers(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        _, raw, *outputs = self._outputs(params, inputs, list(self._net.layers))
+        return tuple(outputs), self._net.task.logits(raw)
+
+    def _outputs(self, params: Mapping[str, Tensor], inputs: Tensor, layers: Sequence[str]) -> list[Tensor]:
         net = self._net
         # Running statistics are copied, because changes in place are not allowed while differentiating.
         copies = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
-        return net.forward(params, copies, inputs, training=True, replicas=self._replicas)
+        return net.outputs(params, copies, inputs, training=True, replicas=self._replicas, layers=layers)
 
     def head(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         return self._net.task.logits(self._net.call("head", params, features))

@@ -100,8 +100,9 @@ def network(
         config.device,
         needs_features=replica.algorithm.needs_features,
         input_shape=environments.input_shape,
+        layers=replica.algorithm.layers_used,
     )
-    context = replace(context, features=net.features)
+    context = replace(context, features=net.features, layers=net.layers)
     net.adopt(auxiliary_networks(replica, context, config.device))
     return net, context
 

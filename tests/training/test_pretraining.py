@@ -238,7 +238,7 @@ class Bent(nn.Module):
         ({"init": "rfc(rounds=0)"}, "rfc: rounds must be at least 1, got 0"),
         ({"init": "erm(step=3)"}, "did you mean 'steps'?"),
         ({"freeze": "features"}, "needs pretrained features: set init as well"),
-        ({"init": "rfc", "freeze": "feature"}, "freeze must be features; got 'feature'"),
+        ({"init": "rfc", "freeze": "feature"}, "freeze must be features, batch-norm or features"),
         ({"init": QUICK_RFC, "data": Real(), "model": "linear"}, "rfc: needs a classification task"),
         ({"init": QUICK_RFC, "model": Bent}, "the model's head must be one linear layer"),
     ],

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import final
+from typing import Self, final
 
 from torch import Tensor, nn
 
@@ -22,13 +22,23 @@ class FeaturesAndOutput(nn.Module):
         module: Model.
         needs_features: Whether the inputs of the head are needed; if not, features have width 0.
         task: Task of the model.
+        frozen: Submodules that stay in evaluation mode.
     """
 
-    def __init__(self, module: nn.Module, needs_features: bool, task: Task) -> None:
+    def __init__(
+        self, module: nn.Module, needs_features: bool, task: Task, frozen: Sequence[nn.Module] = ()
+    ) -> None:
         super().__init__()
+        self.frozen = tuple(frozen)
         self.module = module
         self.needs_features = needs_features
         self.task = task
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, inputs: Tensor, layers: Sequence[str] = ()) -> tuple[Tensor, ...]:
         """Return features, logits, and the outputs of layers."""

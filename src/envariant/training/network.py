@@ -36,6 +36,9 @@ ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 BLOCK_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}
 _BLOCK_ROWS = (64, 2**20)
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers with running statistics of their inputs."""
+
 TOGETHER = "rows_together"
 """Attribute of modules that predict groups of rows jointly: number of rows in a group."""
 
@@ -52,6 +55,8 @@ class Network:
         needs_features: Whether the algorithm uses the inputs of the head (features).
         input_shape: Shape of one row of inputs.
         layers: Names of the layers whose outputs the algorithm uses; see `Algorithm.layers_used`.
+        frozen_batch_norm: Whether BatchNorm layers stay in evaluation mode, so that their statistics never
+            change.
 
     Attributes:
         params: Initial values of the trainable parameters (`requires_grad=True`), by name.
@@ -81,6 +86,7 @@ class Network:
         needs_features: bool,
         input_shape: Sequence[int],
         layers: Sequence[str] = (),
+        frozen_batch_norm: bool = False,
     ) -> None:
         if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
             raise EnvariantError(
@@ -102,7 +108,8 @@ class Network:
             )
         check_layers(module, layers)
         self.layers = dict.fromkeys(layers, 0)
-        self._both = FeaturesAndOutput(module, needs_features, task).to(device)
+        frozen = [part for part in module.modules() if frozen_batch_norm and isinstance(part, BATCH_NORMS)]
+        self._both = FeaturesAndOutput(module, needs_features, task, frozen).to(device)
         # The fast kernels of recurrent layers have no derivatives under `torch.func`.
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
         self._changes_inputs, self.remark = False, ""
@@ -227,9 +234,10 @@ class Network:
             params: Parameters by name.
             inputs: Inputs of the head or of the auxiliary network, one row each.
         """
-        module = self.auxiliary[part] if part in self.auxiliary else getattr(self.module, part)
+        self._both.train()
+        module = self.auxiliary[part].train() if part in self.auxiliary else getattr(self.module, part)
         with self._kernels():
-            output = functional_call(module.train(), self._part(params, f"{part}."), (inputs,))
+            output = functional_call(module, self._part(params, f"{part}."), (inputs,))
         return (
             output if part in self.auxiliary else logits_of(output, len(inputs), self.task, module)
         ).float()

@@ -193,8 +193,10 @@ class RunSpec(BaseModel, Displayed):
         'Pretraining that provides the initial weights: erm, "erm(steps=200)", or rfc for rich features '
         "(Zhang, Lopez-Paz, Bottou 2022).",
     )
-    freeze: Literal["features"] | None = _option(
-        None, '"features": train only the head, on the pretrained features from init.'
+    freeze: Literal["features", "batch-norm", "features + batch-norm"] | None = _option(
+        None,
+        '"features": train only the head, on the pretrained features from init; "batch-norm": keep the '
+        'statistics of BatchNorm layers, whose weights still train; "features + batch-norm": both.',
     )
     adapt: Any = _option(
         None,
@@ -298,9 +300,9 @@ class RunSpec(BaseModel, Displayed):
 
     @model_validator(mode="after")
     def _freeze_needs_init(self) -> Self:
-        if self.freeze is not None and self.init is None:
+        if "features" in (self.freeze or "") and self.init is None:
             raise ValueError(
-                'freeze="features" needs pretrained features: set init as well, for example init="rfc"'
+                f'freeze="{self.freeze}" needs pretrained features: set init as well, for example init="rfc"'
             )
         return self
 

@@ -8,7 +8,8 @@ from torch.func import vmap
 from envariant.core.tasks import Binary
 from envariant.models import model_config
 from envariant.training import checkpoint, engine, network, step_program
-from envariant.training.network import Network, PureModel
+from envariant.training.network import Network
+from envariant.training.pure_model import PureModel
 
 MODEL = "mlp(hidden=8, dropout=0.4)"
 

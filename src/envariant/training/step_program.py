@@ -24,7 +24,8 @@ from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 from envariant.training.batch_sampler import Axis
-from envariant.training.network import Network, PureModel
+from envariant.training.network import Network
+from envariant.training.pure_model import PureModel
 
 # Recording takes about a second, mostly for a first import, and saves about half a millisecond per step, plus
 # half a millisecond per `_LARGE_STEP` activations, because it needs less memory.

@@ -6,21 +6,19 @@ Autograd then works block by block, and activations stay in the processor's cach
 
 import hashlib
 import math
-import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, cast, final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from envariant.core.conversion import joined
-from envariant.core.counter_rng import default_generator, private_random_numbers
+from envariant.core.counter_rng import default_generator, other_generators, private_random_numbers
 from envariant.core.errors import EnvariantError, first_line
 from envariant.core.tasks import Task
 from envariant.training.layer_outputs import FeaturesAndOutput, channels_of, check_layers
@@ -307,7 +305,7 @@ class Network:
             sizes.extend(part.numel() for part in parts if isinstance(part, Tensor))
 
         name = type(self.module).__name__
-        attributes, generators = constants(self.module), _other_generators()
+        attributes, generators = constants(self.module), other_generators()
         leaves = [module for module in self.module.modules() if not list(module.children())]
         hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
         try:
@@ -329,7 +327,7 @@ class Network:
         finally:
             for hook in hooks:
                 hook.remove()
-        if _other_generators() != generators:
+        if other_generators() != generators:
             raise EnvariantError(
                 f"model {name}: draws random numbers from Python or NumPy in forward, which the seeds of a "
                 f"run do not determine; draw them from PyTorch"
@@ -345,44 +343,6 @@ class Network:
         self.remark = remark_on(self.module, output, self.task, input_shape)
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
         return frozenset(changed), stochastic, sum(sizes) // 2, features.shape[1]
-
-
-@final
-class PureModel:
-    """Model passed to algorithms: a network with fixed buffers, which implements `algorithms.base.Model`.
-
-    Args:
-        net: Network of the stack.
-        buffers: Buffers of one replica.
-        replicas: Number of stacked replicas.
-
-    Attributes:
-        auxiliary_networks: Names of the algorithm's auxiliary networks.
-    """
-
-    def __init__(self, net: Network, buffers: Mapping[str, Tensor], replicas: int) -> None:
-        self._net, self._buffers, self._replicas = net, buffers, replicas
-        self.auxiliary_networks = tuple(net.auxiliary)
-
-    def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
-        features, raw = self._outputs(params, inputs, ())
-        return features, self._net.task.logits(raw)
-
-    def layers(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        _, raw, *outputs = self._outputs(params, inputs, list(self._net.layers))
-        return tuple(outputs), self._net.task.logits(raw)
-
-    def _outputs(self, params: Mapping[str, Tensor], inputs: Tensor, layers: Sequence[str]) -> list[Tensor]:
-        net = self._net
-        # Running statistics are copied, because changes in place are not allowed while differentiating.
-        copies = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
-        return net.outputs(params, copies, inputs, training=True, replicas=self._replicas, layers=layers)
-
-    def head(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        return self._net.task.logits(self._net.call("head", params, features))
-
-    def network(self, name: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        return self._net.call(name, params, inputs)
 
 
 def constants(module: nn.Module) -> str:
@@ -404,12 +364,6 @@ def constants(module: nn.Module) -> str:
             elif isinstance(value, int | float | str | bytes | tuple | list | dict):
                 digest.update(repr(value).encode())
     return digest.hexdigest()
-
-
-def _other_generators() -> tuple[object, ...]:
-    """Return the states of the global generators of Python and NumPy."""
-    state: Any = np.random.get_state(legacy=False)
-    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
 
 
 @contextmanager

@@ -113,6 +113,15 @@ def test_default_average_of_an_algorithm_scales_and_can_be_replaced(monkeypatch)
     assert resolve(spec.but(algorithm="erm", average="none")).spec.average is None
 
 
+def test_restarts_at_every_step_of_a_short_run_are_reported():
+    spec = RunSpec(data=colored_digits(), steps=14, learning_rate="cosine-restarts(1e-3, period=10%)")
+    assert resolve(spec).remarks()[0] == (
+        "learning_rate: cosine-restarts(0.001, period=1) restarts at every step of this run of 14 steps, so its "
+        "value never decays; train longer, or give a longer period"
+    )
+    assert resolve(spec.but(steps=15)).remarks() == ()
+
+
 def test_reset_of_the_optimizer_beyond_the_run_is_reported():
     spec = RunSpec(data=colored_digits(), steps=50, optimizer="adam(reset=50)")
     assert resolve(spec).remarks()[0].startswith("optimizer reset: 50 takes effect only after")

@@ -299,8 +299,8 @@ def baselines(runner: Runner) -> Iterator[Finding]:
     yield (
         "The script that lists the jobs of the released code derives its second list from the wrong "
         "variable: as committed, IRM, V-REx and EQRM are never run, and the other methods also run for 600 "
-        "steps. Here IRM, V-REx and EQRM have 200 steps after the ERM start, and the other methods 600, as the paper "
-        "states. ERM and the oracle have 400 steps."
+        "steps. Here IRM, V-REx and EQRM have 200 steps after the ERM start, and the other methods 600, as "
+        "the paper states. ERM and the oracle have 400 steps."
     )
 
 

@@ -69,14 +69,15 @@ class Protocol:
         return Run(data, f"{METHODS[method]}({arguments[method]})", {**declared, **settings})
 
 
-_IRM = published.protocol("colored_mnist_irm")
-# Defaults of the program.
-README = Protocol(hidden=256, l2=0.001, rate=0.001, switch=100, weight=1e4, steps=500)
-# The program prints values that it computes before an update, so 501 steps are 500 updates.
-PAPER = Protocol(
-    _IRM["hidden"], _IRM["l2"], _IRM["lr"], int(_IRM["anneal_steps"]), _IRM["penalty_weight"],
-    int(_IRM["steps"]) - 1,
-)  # fmt: skip
+def _published(protocol: str) -> Protocol:
+    p = published.protocol(protocol)
+    # The program prints values that it computes before an update, so 501 steps are 500 updates.
+    return Protocol(
+        p["hidden"], p["l2"], p["lr"], int(p["anneal_steps"]), p["penalty_weight"], int(p["steps"]) - 1
+    )
+
+
+README, PAPER = _published("colored_mnist_rex"), _published("colored_mnist_irm")
 
 
 def highest(result: TrainingResult, environment: str) -> list[float]:

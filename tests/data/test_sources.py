@@ -108,7 +108,7 @@ SETTINGS = "known: gray_test, label_noise, logged_tests, size, strided_tests, te
          "known: domainbed, eqrm, irm, thirds"),
         ("colored-mnist(lable_noise=0.1)", "colored-mnist: unknown setting 'lable_noise'; "
          f"did you mean 'label_noise'? {SETTINGS}"),
-        ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; {SETTINGS}"),
+        ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; did you mean 'gray_test'? {SETTINGS}"),
         ("colored-mnist(folder=here)", f"colored-mnist: unknown setting 'folder'; {SETTINGS}"),
         ("colored-mnist(protocol=irm)", f"colored-mnist: unknown setting 'protocol'; {SETTINGS}"),
         ("colored-mnist(0.1)", "colored-mnist: settings must be named, as in colored-mnist(label_noise=…)"),

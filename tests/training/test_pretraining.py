@@ -54,7 +54,8 @@ def test_a_run_starts_from_the_stored_replica_with_the_same_seeds(tmp_path):
         first = [r.value for r in two.rows if r.replica == k and r.step == 0 and r.role != "batch"]
         last = [r.value for r in erm.rows if r.replica == k and r.step == 3 and r.role != "batch"]
         assert first == last
-    assert run("vrex(5)", steps=1, seed=4, replicas=2, init=str(f"run({str(tmp_path / 'erm')!r})")) == two
+    named = run("vrex(5)", steps=1, seed=4, replicas=2, init=f"run({str(tmp_path / 'erm')!r})")
+    assert measured(named, 1) == measured(two, 1)
     with pytest.raises(
         EnvariantError, match="no replica with the same seeds; use seed=4, and at most 3 repl"
     ):

@@ -88,13 +88,13 @@ SOURCES: dict[str, tuple[str, str]] = {
         "images.domainbed:DomainBed",
         "PACS, VLCS, OfficeHome, TerraIncognita, DomainNet or SVIRO in the folder of DomainBed.",
     ),
-    "spirals": (
-        "spirals:Spirals",
-        "Interlocked spirals with a signature that is a shortcut: the synthetic data of the AND-mask paper.",
-    ),
     "spawrious": (
         "images.spawrious:Spawrious",
         "Spawrious: dog breeds whose backgrounds change in the test environment.",
+    ),
+    "spirals": (
+        "spirals:Spirals",
+        "Interlocked spirals with a signature that is a shortcut: the synthetic data of the AND-mask paper.",
     ),
 }
 """Class (imported at first use) and description of every source, by name."""

@@ -278,7 +278,7 @@ def baselines(runner: Runner) -> Iterator[Finding]:
     results = runner.sweep({"ERM": _start(runner), "oracle": oracle}) | runner.sweep(
         {
             f"{name}, {method.symbol} = {short(method.middle)}": _penalized(runner, method, method.middle)
-            for name, method in (METHODS | others).items()
+            for name, method in {**METHODS, **others}.items()
         }
     )
     yield _table(results, "baselines", "Accuracy by color flip probability")

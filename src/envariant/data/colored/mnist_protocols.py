@@ -10,7 +10,6 @@ Random numbers are generated in the same order as in the published code, so samp
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -84,7 +83,7 @@ class ColoredMNIST(construction.ColoredSource):
         return (*super().flips, *(eqrm.LOGGED if self.logged_tests else ()))
 
     def environments(self, seed: int) -> tuple[Environment, ...]:
-        return tuple(_PROTOCOLS[self.protocol].sample(self, _digits(self.folder), seed))
+        return tuple(_PROTOCOLS[self.protocol].sample(self, mnist.cached(self.folder), seed))
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
         return _PROTOCOLS[self.protocol].default_settings(algorithm, self.gray)
@@ -118,12 +117,6 @@ def check_size(where: str, size: int | None) -> None:
 _STRIDE = 10
 # Settings that only one protocol has.
 _OPTIONS = {"gray_test": "irm", "strided_tests": "irm", "logged_tests": "eqrm"}
-
-
-@lru_cache(maxsize=2)
-def _digits(folder: Path | None) -> mnist.MNIST:
-    # Cached, because reading and verifying the files takes longer than sampling.
-    return mnist.load(folder)
 
 
 def _sample_irm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:

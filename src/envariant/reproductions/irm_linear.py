@@ -60,10 +60,19 @@ def select(
     batches: list[Tensor] = []
     for some, reg in zip(index.split(_BATCH), regs.split(_BATCH), strict=True):
         batches.append(featurizers(train[some].to(dtype), reg, steps).sum(-1).double())
-    weights = torch.cat(batches).view(problems, count, -1)
+    return selected(torch.cat(batches).view(problems, count, -1), validation)
+
+
+def selected(weights: Tensor, validation: Moments) -> Selected:
+    """Select one solution of each problem by the risk in a validation environment.
+
+    Args:
+        weights: Solutions for each value of `REGS`, of shape `[problems, regs, d]`.
+        validation: Moments of the validation environment, of shape `[problems]`.
+    """
     # The first of equals, as the program's strict comparison.
     best = validation[:, None].risk(weights).argmin(dim=1)
-    return Selected(weights[torch.arange(problems), best], torch.tensor(REGS, dtype=torch.float64)[best])
+    return Selected(weights[torch.arange(len(best)), best], torch.tensor(REGS, dtype=torch.float64)[best])
 
 
 def featurizers(train: Moments, reg: Tensor, steps: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Reproduction of Invariant Risk Minimization (Arjovsky, Bottou, Gulrajani, Lopez-Paz 2019)."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Findin
 from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.sem import ERRORS, METHODS
 from envariant.reproductions.summaries import only_test_environment, show_runs, training_environments
-from envariant.reproductions.verdicts import Claim, PublishedMean, agreement, beyond, statement
+from envariant.reproductions.verdicts import Claim, PublishedMean, agreement, all_hold, beyond, statement
 from envariant.training.result import TrainingResult
 
 STEPS = 100_000
@@ -135,12 +135,6 @@ def _means(solved: Mapping[Setup, Errors], method: str) -> Claim:
     return Claim(text, "reproduced" if all(agree.values()) else "not reproduced", numbers)
 
 
-def _all(parts: Iterable[bool | None]) -> bool | None:
-    """Return False if any part is false, None if any other part is undecided, and True otherwise."""
-    known = list(parts)
-    return False if False in known else None if None in known else True
-
-
 def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     def errors(setup: Setup, method: str, kind: str = "causal") -> list[float]:
         return solved[setup][method][kind]
@@ -161,7 +155,7 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     yield statement(
         "IRM's mean causal error is below those of ERM and ICP in every setup, except that ICP's median is "
         "lower in FOU.",
-        _all([*below.values(), medians["ICP"] < medians["IRM"]]),
+        all_hold([*below.values(), medians["ICP"] < medians["IRM"]]),
         f"paired differences are below 0 in {sum(v is True for v in below.values())} of {len(pairs)} cases"
         + (f", not clearly: {listed(rest)}" if rest else "")
         + f"; medians in FOU: ICP {medians['ICP']:.5f}, IRM {medians['IRM']:.5f}",
@@ -173,7 +167,7 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     yield statement(
         "Where the noise of the target varies (E), ERM relies on effects almost only; IRM halves both errors "
         "and does not remove them.",
-        _all(
+        all_hold(
             [
                 *(beyond(each, below=0.0) for each in halved),
                 *(beyond(each, above=0.7) for each in effects.values()),
@@ -188,7 +182,7 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     hidden = {s: change(s, "ERM") for s in SETUPS if s[0] == "P"}
     yield statement(
         "A hidden confounder (P) does not stop IRM: its causal error is below ERM's.",
-        _all(beyond(each, below=0.0) for each in hidden.values()),
+        all_hold(beyond(each, below=0.0) for each in hidden.values()),
         f"paired differences IRM − ERM: {listed(hidden)}",
     )
     means = {s: interval(errors(s, "IRM")) for s in SETUPS}
@@ -196,7 +190,7 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     yield statement(
         f"IRM is near the true weights, with a mean causal error below {NEAR:g}, in the O setups only. The "
         "bars of the paper do not answer this.",
-        _all(near),
+        all_hold(near),
         listed(means),
     )
 
@@ -213,7 +207,9 @@ def _conservative(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     yield statement(
         "ICP is conservative: the zero vector is its median estimate in every setup with P or S. In FEU it "
         "accepts effects only.",
-        _all([min(shares.values()) > 0.5, set(solved["FEU"]["ICP"]["causal"]) == {1.0}, effects.low > 0.5]),
+        all_hold(
+            [min(shares.values()) > 0.5, set(solved["FEU"]["ICP"]["causal"]) == {1.0}, effects.low > 0.5]
+        ),
         "share of zero vectors: "
         + ", ".join(f"{s} {share:.3f}" for s, share in shares.items())
         + f"; FEU: causal error {statistics.fmean(solved['FEU']['ICP']['causal']):g}, non-causal {effects}",
@@ -296,7 +292,7 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
     scores = {name: interval(_values(result, "test")) for name, result in results.items()}
     yield statement(
         "In the test environment IRM is above 0.6 and ERM below 0.2.",
-        _all([beyond(scores["IRM"], above=0.6), beyond(scores["ERM"], below=0.2)]),
+        all_hold([beyond(scores["IRM"], above=0.6), beyond(scores["ERM"], below=0.2)]),
         f"IRM {scores['IRM']}, ERM {scores['ERM']}, grayscale oracle {scores['grayscale oracle']}",
     )
 

@@ -41,7 +41,7 @@ class Run:
     Attributes:
         data: Name of a data set.
         algorithm: Name of an algorithm with its hyperparameters, such as `irm(coefficient=1e4)`.
-        settings: Mapping from the names of other arguments of `train` to their values.
+        settings: Other arguments of `train`, by name.
     """
 
     data: str

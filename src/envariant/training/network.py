@@ -140,8 +140,8 @@ class Network:
             frozen = not all(parameter.requires_grad for parameter in network.parameters())
             if hasattr(self.module, name) or list(network.buffers()) or frozen:
                 raise EnvariantError(
-                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, no "
-                    f"frozen parameters, and a name that no part of the model has"
+                    f"algorithm: its network '{name}' must not contain buffers (such as running statistics) "
+                    f"or frozen parameters, and its name must differ from the name of every part of the model"
                 )
             self.auxiliary[name] = network.to(self.device)
         added = self.auxiliary_weights(auxiliary)

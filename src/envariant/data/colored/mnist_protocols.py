@@ -238,7 +238,7 @@ def _thirds_settings(algorithm: str, gray: bool) -> DefaultSettings:
         model="lenet",
         steps=1000,
         batch_size=256,
-        source="LeNet as in the course report; it states no steps, batch size or learning rate",
+        source="LeNet as in the course report, which states no steps, batch size or learning rate",
     )
 
 

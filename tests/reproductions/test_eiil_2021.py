@@ -31,9 +31,11 @@ def test_inference_takes_the_steps_of_automatic_differentiation():
     repetition = eiil_linear.draw(5)[0]
     x, y = (part[::50] for part in eiil_linear.pooled(repetition))
     weights = torch.linspace(0.2, 1.4, 10).double()
-    logits = repetition.start[::50].double().requires_grad_()
+    # Small starts, so that few steps change groups.
+    start = repetition.start[::50].double() / 100
+    logits = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=1e-3)
-    for _ in range(100):
+    for _ in range(30):
         w = torch.ones(10, dtype=torch.float64, requires_grad=True)
         losses = (x @ (weights * w) - y).square()
         q = torch.sigmoid(logits)
@@ -44,9 +46,9 @@ def test_inference_takes_the_steps_of_automatic_differentiation():
         optimizer.zero_grad()
         (-sum(penalties) / 2).backward()
         optimizer.step()
-    found = eiil_linear.infer(x[None], y[None], weights[None], repetition.start[None, ::50], 100)
+    found = eiil_linear.infer(x[None], y[None], weights[None], start[None], 30)
     assert torch.equal(found[0], torch.sigmoid(logits) > 0.5)
-    assert not torch.equal(found[0], repetition.start[::50] > 0)
+    assert not torch.equal(found[0], start > 0)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ PLUGINS = Plugins[type[EnvironmentSource]](
 SOURCES: dict[str, tuple[str, str]] = {
     "colored-mnist": (
         "colored.mnist_protocols:ColoredMNIST",
-        "Colored MNIST on the original digits, protocols :irm (default), :domainbed and :thirds.",
+        "Colored MNIST on the original digits, protocols :irm (default), :domainbed, :thirds and :eqrm.",
     ),
     "colored-mnist-grayscale": (
         "colored.mnist_protocols:ColoredMNIST",
@@ -83,6 +83,10 @@ SOURCES: dict[str, tuple[str, str]] = {
     "spawrious": (
         "images.spawrious:Spawrious",
         "Spawrious: dog breeds whose backgrounds change in the test environment.",
+    ),
+    "spirals": (
+        "spirals:Spirals",
+        "Interlocked spirals with a signature that is a shortcut: the synthetic data of the AND-mask paper.",
     ),
 }
 """Class (imported at first use) and description of every source, by name."""

@@ -6,9 +6,10 @@ from envariant.core.errors import unknown_name
 from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
+    "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
     "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
     "eiil-2021": "Environment inference: linear models, and Colored MNIST with several levels of label noise",
-    "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
+    "eqrm-2022": "Quantile Risk Minimization: Colored MNIST from an ERM start",
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from envariant import published
 from envariant.analysis.statistics import difference, interval
 from envariant.core.schedules import Step
-from envariant.data.linear_sem import SETUPS, Setup
+from envariant.data.linear_sem import SETUPS
 from envariant.reporting import charts
 from envariant.reporting.tables import TextTable, mean_sd
 from envariant.reproductions import sem
@@ -27,11 +27,11 @@ TABLES = {"causal": "sem_causal", "non-causal": "sem_noncausal"}
 TOLERANCE, TOLERANCE_IRM, SHARE_IRM = 1.1e-5, 2e-3, 0.95
 NEAR = 0.05
 
-Errors = Mapping[str, Mapping[str, list[float]]]
-"""Mapping from method and kind of error to one error per seed."""
+Errors = Mapping[str, Any]
+"""Results of one setup, as returned by `sem.solve`."""
 
 
-def _solved(runner: Runner) -> dict[Setup, Errors]:
+def _solved(runner: Runner) -> dict[str, Errors]:
     seeds = runner.pick(quick=SEEDS_QUICK, full=SEEDS)
     return {
         setup: runner.compute("sem", {"setup": setup, "seeds": seeds, "steps": STEPS}, sem.solve)
@@ -72,7 +72,7 @@ def linear(runner: Runner) -> Iterator[Finding]:
     yield from _statements(solved)
 
 
-def _table(solved: Mapping[Setup, Errors], kind: str) -> CaptionedTable:
+def _table(solved: Mapping[str, Errors], kind: str) -> CaptionedTable:
     rows: list[tuple[str, ...]] = []
     for method in METHODS:
         cells = [solved[setup][method][kind] for setup in SETUPS]
@@ -90,7 +90,7 @@ def _mean_sd(values: list[float]) -> str:
     return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, 5)
 
 
-def _lines(solved: Mapping[Setup, Errors], method: str) -> Claim:
+def _lines(solved: Mapping[str, Errors], method: str) -> Claim:
     """Compare the errors of single seeds with the recorded lines."""
     deviations: list[float] = []
     close = 0
@@ -118,7 +118,7 @@ def _lines(solved: Mapping[Setup, Errors], method: str) -> Claim:
     return Claim(text, verdict, numbers, exact=True)
 
 
-def _means(solved: Mapping[Setup, Errors], method: str) -> Claim:
+def _means(solved: Mapping[str, Errors], method: str) -> Claim:
     """Compare the means over seeds with the published means of all setups."""
     cells = {(kind, setup): solved[setup][method][kind] for kind in ERRORS for setup in SETUPS}
     papers = {key: PublishedMean.of(TABLES[key[0]], method, key[1]) for key in cells}
@@ -135,11 +135,11 @@ def _means(solved: Mapping[Setup, Errors], method: str) -> Claim:
     return Claim(text, "reproduced" if all(agree.values()) else "not reproduced", numbers)
 
 
-def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
-    def errors(setup: Setup, method: str, kind: str = "causal") -> list[float]:
+def _statements(solved: Mapping[str, Errors]) -> Iterator[Claim]:
+    def errors(setup: str, method: str, kind: str = "causal") -> list[float]:
         return solved[setup][method][kind]
 
-    def change(setup: Setup, method: str, factor: float = 1.0, kind: str = "causal") -> Any:
+    def change(setup: str, method: str, factor: float = 1.0, kind: str = "causal") -> Any:
         """Return the paired difference of errors, IRM − factor · method, with its interval."""
         other = [factor * value for value in errors(setup, method, kind)]
         return difference(errors(setup, "IRM", kind), other)
@@ -195,10 +195,10 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     )
 
 
-def _conservative(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
+def _conservative(solved: Mapping[str, Errors]) -> Iterator[Claim]:
     """Test that invariant causal prediction finds no cause in most problems with P or S."""
 
-    def zero(setup: Setup) -> float:
+    def zero(setup: str) -> float:
         pairs = zip(*(solved[setup]["ICP"][kind] for kind in ERRORS), strict=True)
         return statistics.fmean(causal == 1 and noncausal == 0 for causal, noncausal in pairs)
 
@@ -216,7 +216,7 @@ def _conservative(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     )
 
 
-def _scrambling(solved: Mapping[Setup, Errors], method: str) -> Claim:
+def _scrambling(solved: Mapping[str, Errors], method: str) -> Claim:
     """Compare the causal errors of plain and scrambled inputs, in units of two standard errors."""
     ratios: dict[str, float] = {}
     for setup in SETUPS[::2]:

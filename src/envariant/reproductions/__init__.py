@@ -6,10 +6,11 @@ from envariant.core.errors import unknown_name
 from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
-    "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
-    "eqrm-2022": "Quantile Risk Minimization: Colored MNIST from an ERM start",
     "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
     "rex-2020": "REx paper (V-REx, MM-REx): Colored MNIST by the readme's and by the paper's settings",
+    "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
+    "eiil-2021": "Environment inference: linear models, and Colored MNIST with several levels of label noise",
+    "eqrm-2022": "Quantile Risk Minimization: Colored MNIST from an ERM start",
 }
 
 

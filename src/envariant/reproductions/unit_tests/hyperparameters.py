@@ -49,7 +49,7 @@ def hyperparameters(method: Method, seed: int) -> Hyperparameters:
     """
     if seed == 0:
         return Hyperparameters(1e-3, 0.0, _DEFAULTS.get(method, 0.0))
-    generator = random.Random(seed + _OFFSET)  # noqa: S311 - as in the released program
+    generator = random.Random(seed + _OFFSET)
     steep = method == "ANDMask"
     rate = 10 ** generator.uniform(-4, 0 if steep else -2)
     decay = 10 ** generator.uniform(-5, 0) if steep else 10 ** generator.uniform(-6, -2)

@@ -78,5 +78,7 @@ def error_rates(rows: Sequence[tuple[Tensor, Tensor]], w: Array) -> Array:
     Returns:
         Error rates `[runs, environments]`; NaN for weights that are not finite.
     """
-    wrong = [((x.numpy() @ w[:, :-1].T + w[:, -1] > 0) != (y.numpy() > 0.5)[:, None]).mean(axis=0) for x, y in rows]
+    wrong = [
+        ((x.numpy() @ w[:, :-1].T + w[:, -1] > 0) != (y.numpy() > 0.5)[:, None]).mean(axis=0) for x, y in rows
+    ]
     return np.where(np.isfinite(w).all(axis=1)[:, None], np.stack(wrong, axis=1), np.nan)

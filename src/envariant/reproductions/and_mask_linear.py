@@ -1,7 +1,7 @@
 """Linear regression of the AND-mask paper (Parascandolo et al. 2020): environments of a single row.
 
 Environment i of four has the row x = 3 e_i + 0.3 e_5 in five dimensions and the target y = 1, with the loss
-½ (θ · x − y)². The four coordinates e_i are shortcuts; the faint coordinate e_5 is shared by all environments.
+½ (θ · x − y)². The coordinates e_1 to e_4 are shortcuts; the faint coordinate e_5 is shared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,7 +109,7 @@ def fixed_point(name: str) -> Float[Tensor, " inputs"]:
     """
     rule, _, seen = name.partition(", ")
     x = rows()[list(SEEN[seen])]
-    # Masked weights only decay. Gradients that are equal in all environments have the same mean of both kinds.
+    # Masked weights only decay; equal gradients have the same arithmetic and geometric mean.
     x = x if rule == "mean" else x * torch.tensor([0.0, 0, 0, 0, 1])
     gram = x.T @ x / len(x) + _DECAY * torch.eye(x.shape[1])
     return torch.linalg.solve(gram, x.mean(dim=0))

@@ -109,7 +109,7 @@ def test_algorithms_are_listed_with_parts_papers_and_ranges(here):
         assert word in done.stdout
     one = here("algorithms", "and-mask").stdout
     for word in (
-        "mask · ḡ",
+        "m·ḡ",
         "arXiv 2009.00329",
         "threshold=1",
         "search 0.5 … 1",

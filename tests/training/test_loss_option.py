@@ -123,7 +123,7 @@ def test_losses_in_studies_and_on_the_command_line(here):
     words = ("train", "--data", "colored-digits", "--algorithm", "erm", "--steps", "1", "--model", "linear")
     assert here(*words, "--loss", "label-smoothing(0.1)", "--json").returncode == 0
     wrong = here(*words, "--loss", "mse")
-    assert (wrong.returncode, "loss mse: is for numbers, and the data are binary" in wrong.stderr) == (
+    assert (wrong.returncode, "loss mse: is for numbers, but the task is binary" in wrong.stderr) == (
         2,
         True,
     )

@@ -264,7 +264,7 @@ class Part(ABC):
         return {}
 
     def switch_steps(self) -> Mapping[str, int]:
-        """Return the hyperparameters that are step numbers, by name, with the first step that each affects.
+        """Return, for each hyperparameter that is a step number, the first step that it affects.
 
         The default values of these hyperparameters are scaled to the length of the run, like the step numbers
         in schedules.
@@ -274,7 +274,7 @@ class Part(ABC):
     def coefficient_at(self, step: int) -> float:
         """Return the coefficient of this part in the loss at a given step.
 
-        If `normalize_loss` is set, the whole loss is divided by the largest coefficient of all parts if that
+        With `normalize_loss`, the whole loss is divided by the largest coefficient of all parts whenever that
         coefficient exceeds 1.
         """
         del step

@@ -45,8 +45,8 @@ def as_algorithm(
     Args:
         algorithm: String ("vrex", "vrex + and-mask"), `Recipe`, part (`VREx(30)`, `AndMask()`, a training
             step) or `Algorithm`. A part is composed with the mean risk and the mean gradient.
-        settings: New values of hyperparameters by name, if `algorithm` is a string or a recipe; all others
-            keep their defaults.
+        settings: New values by hyperparameter name, for a string or a recipe only. Other hyperparameters keep
+            their defaults.
 
     Raises:
         EnvariantError: If a name or setting is unknown, `algorithm` has another type, or settings are given

@@ -117,7 +117,7 @@ class Composition(Algorithm):
         specs.validate(self, only=("l2", "normalize_loss"))
 
     def __add__(self, other: object) -> "Composition":
-        """Compose two algorithms: use all penalties, and every other part that differs from the default.
+        """Compose two algorithms: keep the penalties of both, and every other part that is not a default.
 
         Raises:
             EnvariantError: If both algorithms have a penalty of the same name, both set the same field (such

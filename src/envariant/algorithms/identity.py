@@ -95,7 +95,7 @@ def _origin(cls: type[Any]) -> str:
 
 
 def source_digest(code: Any) -> str:
-    """Return a hash of the source code; for lambdas, or without source, a hash of the compiled code.
+    """Return a hash of the source code or, for lambdas and code without source, of the compiled code.
 
     Args:
         code: Function or class.

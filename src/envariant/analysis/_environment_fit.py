@@ -65,7 +65,7 @@ class EnvironmentFit:
         return residuals - self.weights[:, None] * projected
 
     def leverage(self) -> Array:
-        """Return the leverage of each row, `[rows]`: the effect of the row's target on its own prediction."""
+        """Return the leverage of each row, `[rows]`: the effect of its target on its prediction."""
         shares = np.zeros(len(self.linear))
         for e, rows in enumerate(self.parts):
             own, inverse = self.own[rows], self._own_inverses[e]
@@ -74,7 +74,7 @@ class EnvironmentFit:
         return np.clip(shares * self.weights, 0.0, 0.9)
 
     def variation(self, columns: Array) -> Array:
-        """Return the Fisher information on each column's slope per environment, `[environments, columns]`."""
+        """Return the Fisher information about each slope, `[environments, columns]`."""
         result = np.zeros((len(self.parts), columns.shape[1]))
         for e, rows in enumerate(self.parts):
             part, weights = columns[rows], self.weights[rows][:, None]

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 Link = Literal["identity", "logit"]
 
 LEVEL = 0.02
-"""Significance level of the tests, strict because a column blamed falsely may be left out."""
+"""Significance level of the tests; it is strict, because a column reported by mistake may be omitted."""
 
 NOTABLE: Mapping[Link, float] = {"identity": 0.15, "logit": 0.3}
 """Smallest relevant difference of two slopes, by link."""
@@ -57,7 +57,8 @@ class ColumnStability:
         column: Name of the column.
         slopes: Slope by environment, in log-odds of a class or standard deviations of a real-valued target,
             per standard deviation of the column within environments. If a column has several inputs or the
-            target several classes, the slope with the smallest p-value. NaN if it cannot be estimated.
+            target has several classes, this is the slope with the smallest p-value. NaN if it cannot be
+            estimated.
         errors: Standard error of the slope by environment.
         p_value: P-value of the test of equal slopes in all environments, Holm-corrected over columns.
         pooled: Random-effects mean of the slopes, and prediction interval of the slope in the next
@@ -121,11 +122,12 @@ def measure_stability(
     environments: the columns, their squares, hinge functions and products. The number of these terms is
     limited by the number of rows. At most 60 columns are included: those with the strongest association with
     the target. For each column, the score statistic for separate slopes is Σ_e U_e² / V_e, with score U_e and
-    information V_e in environment e. The statistic is compared with simulations of the joint model: labels
-    drawn from its probabilities, or residuals with random signs (Liu 1988). An unstable column then gets one
-    slope per environment in the model, and the other columns are tested again, so that its instability is not
-    attributed to them. Neither covariate shift nor a change of prevalence makes a column unstable.
-    Interactions that differ between environments are not tested.
+    information V_e in environment e. The statistic is compared with its values in data simulated by the joint
+    model: with labels drawn from the model's probabilities or, for real-valued targets, with random signs of
+    the residuals (Liu 1988). An unstable column then gets one slope per environment in the model, and the
+    other columns are tested again, so that its instability is not attributed to them. Neither covariate shift
+    nor a change of prevalence makes a column unstable. Interactions that differ between environments are not
+    tested.
 
     The reported slopes of a column are estimated separately in each environment, with the slopes of all
     other columns fixed at their estimates in the model. The method is Firth's penalized likelihood (1993) for
@@ -261,7 +263,7 @@ def _test(
     link: Link,
     generator: np.random.Generator,
 ) -> _Test:
-    """Test each column; an unstable column then gets one slope per environment when others are tested."""
+    """Test each column; when other columns are tested, an unstable column has one slope per environment."""
     binary = link == "logit"
     columns = np.repeat(np.arange(len(groups)), [g.stop - g.start for g in groups])
     null = fit_environments(
@@ -310,7 +312,7 @@ class _Scores(NamedTuple):
     Attributes:
         p_values: P-value of each column, `[columns]`.
         testable: Mask of the columns that can be tested, `[columns]`.
-        worst: Number of the input with the most different slopes, by column, `[columns]`.
+        worst: Index of each column's input whose slopes differ the most, `[columns]`.
         between: Estimated variance of the slopes between environments, `[inputs]`.
         measured: Mask of the slopes with enough information, `[environments, inputs]`.
     """

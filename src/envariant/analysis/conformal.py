@@ -200,11 +200,12 @@ def held_out_threshold(
     """Return a threshold calibrated by leaving out one environment at a time.
 
     `pooled_cdf_threshold` gives the smallest threshold with a mean coverage over environments of at least
-    1 − α. Let q be this threshold for all scores, and q_{−e} the one without environment e. The result is
-    c q. The factor c is the pooled threshold of the ratios r_i / q_{−e(i)}, with the score r_i and the
-    environment e(i) of row i. Applied to each left-out environment e, the thresholds c q_{−e} therefore have
-    a mean coverage of at least 1 − α. Unlike `new_environment_threshold`, the method is not conservative with
-    few environments, and gives a finite threshold for any α; its coverage is an estimate, not a guarantee.
+    1 − α. Let q be this threshold for all scores, and q_{−e} the same for all scores outside environment e.
+    The result is c q, where the factor c is the pooled threshold of the ratios r_i / q_{−e(i)}, with the
+    score r_i and the environment e(i) of row i. Applied to each left-out environment e, the thresholds
+    c q_{−e} therefore have a mean coverage of at least 1 − α. Unlike `new_environment_threshold`, the method
+    is not conservative with few environments, and gives a finite threshold for any α; its coverage is an
+    estimate, not a guarantee.
 
     Args:
         scores: Non-conformity scores of the calibration rows, `[m]`. The score of a row comes from a model
@@ -256,8 +257,8 @@ def environment_jackknife(
     residual of row i, and E the number of environments. The upper end for a new row x is the weighted
     (1−α)-quantile of μ_{−e(i)}(x) + R_i over all training rows i; the lower end is the weighted α-quantile of
     μ_{−e(i)}(x) − R_i. Each of the n_e rows of environment e has weight 1 / ((E+1) n_e); the remaining weight
-    1 / (E+1) is at +∞ and −∞, respectively. Coverage is at least 1 − 2α, usually about 1 − α (Barber et al.
-    2021; Lee et al. 2023). The ends are infinite if α < 1 / (E+1).
+    1 / (E+1) is at +∞ for the upper end and at −∞ for the lower end. Coverage is at least 1 − 2α, usually
+    about 1 − α (Barber et al. 2021; Lee et al. 2023). The ends are infinite if α < 1 / (E+1).
 
     Args:
         residuals: Absolute residual |y_i − μ_{−e(i)}(x_i)| of each training row, `[m]`.

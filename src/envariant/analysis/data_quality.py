@@ -89,7 +89,7 @@ class MissingShares:
 @final
 @dataclass(frozen=True)
 class LocalCategories:
-    """Categories that occur in one environment only, which is unlikely to be a coincidence.
+    """Categories that occur in one environment only, and are unlikely to do so by chance.
 
     Attributes:
         column: Name of the column.
@@ -237,7 +237,7 @@ def _may_name(values: Array, codes: NDArray[np.int64], sizes: NDArray[np.int64])
 
 
 def _intervals(values: Array, codes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the number of each value's interval; a decision tree for the environment sets the intervals."""
+    """Return each value's interval index; the intervals are set by a tree that predicts the environment."""
     distinct, cells = np.unique(values, return_inverse=True)
     if len(distinct) <= 2 * count:
         return cells
@@ -291,7 +291,7 @@ def missingness_differences(
 def local_categories(
     columns: Mapping[str, ArrayLike], environments: ArrayLike, *, categorical: Collection[str] = ()
 ) -> tuple[LocalCategories, ...]:
-    """Find categories that occur in one environment only and are unknown to models trained elsewhere.
+    """Find categories that occur in one environment only, and so are unknown to models trained elsewhere.
 
     A category is reported if the probability that all of its rows are in one environment by chance is below
     0.0001. A column is skipped if none of its categories occurs in two environments.

@@ -91,9 +91,9 @@ def measure_disde(
 
     A cross-fitted classifier estimates π(x), the probability that a row with inputs x is a target row. The
     weights derived from π are given in `decompose_drop`. If `n_resamples` is 2 or more, standard errors and
-    intervals come from a bootstrap of source and target rows, with a refitted classifier. All copies of a row
-    in a resample are in the same fold. Otherwise, the estimation error of π is ignored, and the intervals are
-    too narrow.
+    intervals come from a bootstrap of source and target rows, with a refitted classifier; all copies of a row
+    in a resample are in the same fold. If `n_resamples` is less than 2, there is no bootstrap: the estimation
+    error of π is ignored, and the intervals are too narrow.
 
     Args:
         source: Inputs of the source rows, `[rows, columns]`, numeric without missing values, and losses,
@@ -101,8 +101,9 @@ def measure_disde(
         target: Inputs and losses of the target rows, in the same format.
         classifier: scikit-learn classifier whose `fit` takes `sample_weight`. Default: logistic regression on
             columns and their squares.
-        density: Density of S, up to a factor, for densities p and q of source and target: "harmonic",
-            p q / (p + q), or "minimum", min(p, q).
+        density: Density, up to a factor, of the distribution S of common inputs (see `DropDecomposition`):
+            "harmonic", p q / (p + q), or "minimum", min(p, q). p and q are the input densities of source and
+            target.
         n_folds: Number of folds for cross-fitting.
         n_resamples: Number of bootstrap resamples; 0 for plug-in standard errors.
         level: Confidence level of the intervals.

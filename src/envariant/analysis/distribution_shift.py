@@ -53,10 +53,12 @@ _BINS = 5
 class Shift:
     """Distribution shift between two groups of environments; each measure lies between 0 and 1.
 
+    z are features of the inputs, learned by a network that classifies the group; p and q are the densities of
+    z in the two groups.
+
     Attributes:
         first, second: Names of the two groups.
-        diversity: Diversity shift: ½ ∫ |p − q| over features z that occur in one group only. p and q are the
-            densities of z in the two groups.
+        diversity: Diversity shift: ½ ∫ |p − q| over features z that occur in one group only.
         correlation: Correlation shift: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both
             groups, with targets y.
         label: Label shift: total variation distance of the target distributions.

@@ -14,16 +14,16 @@ Array = NDArray[np.float64]
 Refit = Literal["intercept", "intercept and slope"]
 
 REFITS: tuple[Refit, ...] = ("intercept", "intercept and slope")
-"""Parameters that can be refitted, from the least to the most flexible choice."""
+"""Choices of parameters to refit, the least flexible first."""
 
 SIZES = (10, 20, 50, 100)
 """Default numbers of labels for which the gain is estimated."""
 
 INTERCEPT_SD = 1.5
-"""Standard deviation of the prior of the intercept around 0 (regression: in residual standard deviations)."""
+"""Standard deviation of the intercept's prior (mean 0); for regression, in residual standard deviations."""
 
 SLOPE_SD = 0.5
-"""Standard deviation of the prior of the slope around 1."""
+"""Standard deviation of the slope's prior (mean 1)."""
 
 # Smallest number of rows on which a refit is evaluated.
 _FEWEST_ROWS = 10

@@ -12,7 +12,7 @@ from envariant.core.errors import EnvariantError
 Array = NDArray[np.float64]
 
 UNLIKE_LEVEL = 0.01
-"""Default share of rows like the training rows that are flagged."""
+"""Default share of rows flagged by mistake if new rows are distributed like the training rows."""
 
 MOST_DISTANCES = 1_000
 """Largest number of stored distances of training rows."""

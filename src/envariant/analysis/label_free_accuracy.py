@@ -96,7 +96,7 @@ def average_confidence(target_scores: ArrayLike) -> AccuracyEstimate:
     For confidences c of n rows, the standard deviation is √(Σ c (1 − c)) / n.
 
     Args:
-        target_scores: Confidence of each row without label, between 0 and 1, `[rows]`.
+        target_scores: Confidence of each unlabeled row, between 0 and 1, `[rows]`.
 
     Raises:
         EnvariantError: If there are no rows or a score is missing.
@@ -122,7 +122,7 @@ def difference_of_confidences(
     Args:
         source_scores: Confidence for each labeled row, by a model not trained on these rows, `[rows]`.
         source_correct: Whether the prediction for each labeled row is right, `[rows]`.
-        target_scores: Confidence of each row without label, `[target rows]`.
+        target_scores: Confidence of each unlabeled row, `[target rows]`.
 
     Raises:
         EnvariantError: If there are no rows, a score is missing, or lengths differ.
@@ -150,7 +150,7 @@ def thresholded_confidence(
     Args:
         source_scores: Score of each labeled row, by a model not trained on these rows, `[rows]`.
         source_correct: Whether the prediction for each labeled row is right, `[rows]`.
-        target_scores: Score of each row without label, `[target rows]`.
+        target_scores: Score of each unlabeled row, `[target rows]`.
 
     Raises:
         EnvariantError: If there are no rows, a score is missing, or lengths differ.
@@ -177,7 +177,7 @@ def expected_confusion(probabilities: ArrayLike, threshold: float = 0.5) -> Expe
     arXiv 2401.08348.
 
     Args:
-        probabilities: Calibrated probability of class 1 of each row without label, `[rows]`.
+        probabilities: Calibrated probability of class 1 for each unlabeled row, `[rows]`.
         threshold: Smallest probability for which class 1 is predicted.
 
     Raises:

@@ -92,8 +92,8 @@ def estimate_prior_em(
         probabilities: Class probabilities of the rows without labels, `[rows, classes]`.
         training_shares: Class shares π of the training rows, or mean probabilities in validation rows,
             `[classes]`.
-        tolerance: Largest change of a class share at which the iteration stops.
-        max_iterations: Largest number of iterations.
+        tolerance: The iteration stops when no class share changes by more than this value.
+        max_iterations: Maximum number of iterations.
 
     Raises:
         EnvariantError: If shapes are inconsistent, or a training share is not positive.
@@ -291,8 +291,8 @@ def assess_conditional_shift(
     Within each class, the means of columns and squared columns in each environment are compared with the
     means over all environments. Two measures are standardized: the squared Mahalanobis distance, summed over
     classes, and its largest term for a single feature and class. The test statistic is the largest of these
-    measures over environments. Its null distribution comes from permutations of the environments within
-    classes, which accounts for multiple testing.
+    measures over environments, which accounts for multiple testing. Its null distribution comes from
+    permutations of the environments within classes.
 
     Args:
         inputs: Numeric columns, or outputs of a model, without missing values, `[rows, columns]`.

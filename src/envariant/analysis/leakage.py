@@ -17,7 +17,7 @@ Array = NDArray[Any]
 Measure = Literal["missingness", "AUROC", "rank correlation", "accuracy", "R²"]
 
 THRESHOLD = 0.99
-"""Smallest score reported as leakage; for accuracies, smallest share of the baseline's errors avoided."""
+"""Smallest score reported as leakage; for accuracies, smallest share of avoided baseline errors."""
 
 # Smallest number of rows in a column, and smallest mean number of rows per category.
 _FEWEST = 30
@@ -85,8 +85,8 @@ def leaky_columns(
         targets: Class indices from 0, or real-valued targets, `[rows]`.
         task: Kind of target.
         categorical: Names of numeric columns with category codes. Text columns are always categorical.
-        threshold: Smallest score to report. If the score is an accuracy, the smallest share of the
-            majority-class baseline's errors that the column must avoid.
+        threshold: Smallest score to report. For a score that is an accuracy, `threshold` is instead the share
+            of the majority-class baseline's errors that the column must at least avoid.
 
     Raises:
         EnvariantError: If a column does not have one value per target, or the task is unknown.
@@ -128,8 +128,8 @@ def leaky_group(
 
     An example is two counts whose sum is the target. A linear or logistic regression is fitted to one half of
     the rows and scored on the other half; columns are removed while the score stays above 0.99. A group of
-    more than 4 columns is not reported, because it may simply be a good model, unless it determines a
-    real-valued target exactly. If a single column nearly determines the target, nothing is reported; remove
+    more than 4 columns is reported only if it determines a real-valued target exactly; otherwise, it may
+    simply be a good model. If a single column nearly determines the target, nothing is reported; remove
     columns found by `leaky_columns` first.
 
     Args:
@@ -278,7 +278,7 @@ def _categories(codes: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _beats_majority(accuracy: float, targets: Array, threshold: float) -> bool:
-    """Return whether at least the share `threshold` of the majority-class baseline's errors is avoided."""
+    """Return whether at least a share `threshold` of the majority-class baseline's errors is avoided."""
     majority_error = 1 - float(np.bincount(targets.astype(int)).max()) / len(targets)
     return majority_error > 0 and 1 - accuracy <= (1 - threshold) * majority_error
 

@@ -80,12 +80,12 @@ def name_shifts(
     """Determine the kind of shift of every environment by permutation and bootstrap tests.
 
     To test P(X | Y), the means of inputs x and of x² in an environment are compared with the means over all
-    environments, within each class (or quarter of a real-valued target), jointly and column by column.
-    Environments are permuted within classes. P(Y) is tested in the same way with class indicators. To test
-    P(Y | X), a linear or logistic regression on x, x², hinges and products is fitted to all environments.
-    Efficient score tests, with a wild bootstrap of the residuals, then detect environments with a different
-    intercept or different slopes. The most deviating environments are excluded first, so that the others do
-    not appear to deviate because of them.
+    environments, jointly and column by column. They are compared within each class; a real-valued target is
+    divided into four classes at its quartiles. Environments are permuted within classes. P(Y) is tested in
+    the same way with class indicators. To test P(Y | X), a linear or logistic regression on x, x², hinges and
+    products is fitted to all environments. Efficient score tests, with a wild bootstrap of the residuals,
+    then detect environments with a different intercept or different slopes. The most deviating environments
+    are excluded first, so that they do not make other environments appear to deviate.
 
     If P(X | Y) is unchanged, a change of P(Y) is usually label shift. It is covariate shift if P(X) has
     changed and P(Y | X) has not. If P(X | Y) has changed, changed slopes are concept shift, a changed

@@ -55,7 +55,7 @@ def fit_temperature(scores: ArrayLike, targets: ArrayLike, environments: ArrayLi
 
 
 def _best_slope(z: Array, y: Array, weights: Array) -> float:
-    """Return the factor of the logits with the lowest weighted log loss, a convex function of this factor."""
+    """Return the factor by which to multiply the logits for the lowest weighted log loss (convex)."""
 
     def loss(slope: float) -> float:
         return float(weights @ logistic_loss(slope * z, y))

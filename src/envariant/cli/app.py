@@ -100,7 +100,7 @@ def _sentence(error: CycloptsError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; exit with code 2 if the input is invalid or a system error occurs (full disk).
+    """Run one command; exit with code 2 if the input is invalid or there is a system error.
 
     Args:
         arguments: Command-line arguments. Default: the arguments of the process.
@@ -142,7 +142,7 @@ def _check_working_directory() -> None:
 
 
 def _discard_output() -> None:
-    """Discard output that cannot be written; otherwise, Python would try again at exit."""
+    """Discard output that cannot be written; otherwise, Python would try to write it at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

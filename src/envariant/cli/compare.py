@@ -81,7 +81,7 @@ def compare(
         Column with the group of each row, such as a patient. Groups are never split; the column is not an
         input.
     subgroups
-        Columns, such as sex, for whose values scores are reported separately. They are inputs unless
+        Columns such as sex; scores are also reported for each of their values. The columns are inputs unless
         excluded.
     min_rows
         Smallest number of rows per environment; smaller environments are pooled.

@@ -35,7 +35,7 @@ def reproduce(
     out
         Folder for the runs, the report, tables and figures; reproductions/NAME-PROFILE by default.
     resume
-        Fail if the folder has no stored runs.
+        Require stored runs: fail if the folder has none.
     list_
         List the available reproductions and their sections.
     """

@@ -34,9 +34,9 @@ def with_run_options(
 
     Args:
         names: Names of the training options, in the order of their flags. In the command's help, these flags
-            precede the command's parameters, unless one of these parameters is required or positional.
-        defaults: Mapping from the name of an option to its default value for this command; other options keep
-            the default of `RunSpec`.
+            precede the command's parameters, unless the command has a required or positional parameter.
+        defaults: Default values for this command, by option name; other options keep the default of
+            `RunSpec`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,7 +72,7 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def assignments(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Convert the values of `--set KEY=VALUE` options to a mapping from hyperparameter to value.
+    """Convert the values of `--set KEY=VALUE` options to hyperparameter values by name.
 
     Args:
         texts: Values of the `--set` options, each of the form `KEY=VALUE`.

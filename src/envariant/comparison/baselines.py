@@ -14,7 +14,7 @@ from envariant.training.record import MOST_UNSEEN
 
 Array = NDArray[np.float64]
 Folds = Sequence[Sequence[str]]
-"""Groups of environments, each held out together."""
+"""Groups of environments; the environments of a group are held out together."""
 
 
 def baseline_scores(table: Table, task: Task, metric: Metric, folds: Folds) -> Mapping[str, float]:

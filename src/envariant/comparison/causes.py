@@ -34,7 +34,7 @@ PARTS: tuple[Part, ...] = ("level", "slope", "ranking")
 """Parts of a drop: repaired by an intercept, by a slope, or by neither."""
 
 MOST_ENVIRONMENTS = 12
-"""Largest number of environments whose drop is explained, those with the worst scores."""
+"""Maximum number of environments whose drop is explained: those with the worst scores."""
 
 # Smallest share of a drop, and smallest bias of a probability, that is named.
 _MAIN_SHARE, _SMALL_SHARE, _SMALL_BIAS = 0.6, 0.25, 0.02
@@ -63,8 +63,8 @@ class Cause:
             level, slope and ranking; None without in-domain predictions.
         calibration: Calibration of the out-of-domain predictions. Standard errors of the bias account for
             the sampling of training rows. None with fewer than 10 predictions.
-        decomposition: Increase in loss over validation rows of the training environments, split into harder
-            inputs, new inputs and a changed relation (DISDE); None if unknown.
+        decomposition: Increase in loss relative to validation rows of the training environments, split into
+            harder inputs, new inputs and a changed relation (DISDE); None if unknown.
         shift: Kinds of shift relative to the other environments; None if unknown.
         elsewhere: Word that refers to the other environments in sentences: "elsewhere", or "before" if
             environments are ordered.
@@ -137,7 +137,7 @@ class Cause:
 
     @property
     def is_prevalence(self) -> bool:
-        """Whether predictions are biased because class shares differ from other environments."""
+        """Whether predictions are biased because class shares differ from those of other environments."""
         if self.calibration is None or self.regression:
             return False
         moved = self.levels[self._level_class] - self.levels_elsewhere[self._level_class]
@@ -181,15 +181,16 @@ class Cause:
         if not parts.has_overlap:
             return (
                 f"In {self.label}, inputs hardly overlap with the training environments (AUROC "
-                f"{parts.auc:.2f}): the drop cannot be split into inputs and relation."
+                f"{parts.auc:.2f}): the drop cannot be split into parts due to the inputs and due to their "
+                f"relation to the target."
             )
         total, relation = parts.target_loss - parts.source_loss, parts.changed_relation
         side = "above" if total > 0 else "below"
         ends = f"[{_signed(relation.low)}, {_signed(relation.high)}]"
         return (
-            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} "
-            f"the training environments': {_signed(relation.mean)} {ends} by a changed relation, "
-            f"{_signed(total - relation.mean)} by other inputs."
+            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} that in the training "
+            f"environments: {_signed(relation.mean)} {ends} due to a changed relation, "
+            f"{_signed(total - relation.mean)} due to other inputs."
         )
 
     @property
@@ -203,13 +204,13 @@ class Cause:
 
     @property
     def _level_class(self) -> int:
-        """Number of the class whose share differs most from other environments; 1 for two classes."""
+        """Index of the class whose share differs most from its share elsewhere; 1 for two classes."""
         moved = np.abs(np.subtract(self.levels, self.levels_elsewhere))
         return 1 if len(self.classes) == 2 else int(moved.argmax())
 
     @property
     def _bias_class(self) -> int:
-        """Number of the class with the largest bias; the first class is excluded."""
+        """Index of the class with the largest bias; the first class is excluded."""
         return 1 + (0 if self.calibration is None else int(np.abs(self.calibration.bias).argmax()))
 
     @property
@@ -236,7 +237,7 @@ class Cause:
 
     def _ranking_detail(self) -> str:
         if self.is_reversed:
-            return ": predictions are reversed, because the relation of inputs and target differs"
+            return ": predictions are reversed, because the relation between inputs and target differs"
         parts = self.decomposition
         kinds = self.shift.kinds if self.shift is not None else ()
         relation = inputs = False
@@ -244,7 +245,7 @@ class Cause:
             relation = parts.changed_relation.low > 0
             inputs = parts.changed_relation.mean < parts.harder_inputs.mean + parts.new_inputs.mean
         if "concept" in kinds or (relation and not inputs):
-            return ", which no recalibration repairs: the relation of inputs and target differs"
+            return ", which no recalibration repairs: the relation between inputs and target differs"
         if inputs or kinds == ("covariate",):
             return ", which no recalibration repairs: the inputs differ, not their relation to the target"
         return ", which no recalibration repairs"
@@ -282,7 +283,7 @@ def find_causes(
     seed: int = 0,
     until: float = math.inf,
 ) -> dict[str, Cause]:
-    """Find the reasons for the baseline's drop in each environment, starting with the worst score.
+    """Find the reasons for the baseline's drop in each environment, those with the worst scores first.
 
     Args:
         source: Table of the study.

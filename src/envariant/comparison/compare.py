@@ -127,8 +127,8 @@ class Comparison(Displayed):
     def plot(self) -> Any:
         """Draw in-domain and out-of-domain scores as an Altair chart, one row per environment.
 
-        The chart shows the baseline and the recommended method. If the baseline is recommended, it shows the
-        best other method instead.
+        The chart shows the baseline and the recommended method or, if the baseline is recommended, the best
+        other method.
         """
         shown = self.results.hardest_first()[:MOST_ROWS]
         rows, labels = drop_rows(self.results, self.recommended, shown)
@@ -209,7 +209,8 @@ def compare(
 
     Args:
         data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow. With
-            `features`, also a folder of images (domain/class/image), or a data source or its name.
+            `features`, it can also be a folder of images (domain/class/image), a data source, or the name of
+            a data source.
         target: Name of the column to predict; None for images.
         environment: Name of the column with the environment of each row; None for images.
         features: Frozen backbone that computes features of images, such as `timm(resnet18, pretrained=true)`,
@@ -230,7 +231,8 @@ def compare(
         ordered: Whether environments are ordered in time, such as years. Models are then trained on earlier
             environments only, and tested on the next one.
         group: Name of the column with the group of each row, such as the patient. Groups are never split
-            between training and validation, and intervals resample groups. The column is not an input.
+            between training and validation, and confidence intervals come from resampling whole groups. The
+            column is not an input.
         subgroups: Names of columns whose values are scored separately, such as sex. Unless excluded, these
             columns remain inputs. Numbers are divided at their quartiles.
         min_rows: Smallest number of rows of an environment; smaller environments are pooled.
@@ -347,14 +349,16 @@ def _best_model(
     source: TableSource,
     options: Mapping[str, Any],
 ) -> tuple[SavedModel, str]:
-    """Train the recommended method on all rows; return the model, and as text what it lacks."""
+    """Train the recommended method on all rows; return the model and a text on its limitations."""
     best = results.recommended
     trial = study.trials_of(best, source)[results.selected_trials[best]]
     model = protocol.train_final_model(full, methods[best], trial, study.seed, options)
     folds, share = study.test_environments, study.holdout_fraction
     model, lacking = with_serving(model, source, results, folds, share, _data_seeds(study))
     if predictor(methods[best]) is None and uses_validation(options):
-        rows = f"the saved model is trained on {1 - share:.0%} of the rows; the others validate it"
+        rows = (
+            f"the saved model is trained on {1 - share:.0%} of the rows; the others are used for validation"
+        )
         lacking = "; ".join(filter(None, (lacking, rows)))
     return model, lacking
 

@@ -15,10 +15,10 @@ MATTERS = 5.0
 """Smallest drop that is mentioned although it is not significant, in units of the relevant difference."""
 
 EXPECTED_LEVEL = 0.0125
-"""Level of the test that expected scores fall short by different amounts, Cochran's Q."""
+"""Significance level of Cochran's Q test that shortfalls are equal in all environments."""
 
 SHORTFALL_LEVEL = 0.05
-"""Level of the test of single environments, once Cochran's Q is significant."""
+"""Significance level of the tests of single environments, which require a significant Cochran's Q."""
 
 
 def in_domain_drops(results: ComparisonResults) -> dict[str, float]:

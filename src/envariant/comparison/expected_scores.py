@@ -1,9 +1,9 @@
 """Compare the baseline's score in each environment with the score expected from its predictions.
 
-The expected score is the score if P(target | prediction) were the same as in the training environments. It
-reveals drops that a comparison with in-domain scores misses. With many environments, a single one hardly
-influences the model. Its in-domain and out-of-domain scores then agree even if its relation between inputs
-and target differs.
+The expected score is the score that the method would have if P(target | prediction) were the same as in the
+training environments. It reveals drops that a comparison with in-domain scores misses: if there are many
+environments, one environment hardly influences the model, so its in-domain and out-of-domain scores agree
+even if its relation between inputs and target differs.
 """
 
 import math
@@ -112,7 +112,7 @@ def expected_scores(
     (Westfall & Young 1993). All environments are tested together by Cochran's Q (Cochran 1954), the sum of
     squared deviations of the shortfalls from their weighted mean, each divided by the squared standard error.
     Q is also compared with simulations, because its distribution is far from χ² for small environments.
-    Shortfalls depend on each other, because validation rows of one model are test rows of others. For Q, they
+    Shortfalls are correlated, because validation rows of one model are test rows of other models. For Q, they
     are therefore multiplied by s² / (s² + v²), where s² is the variance due to rows of the environment and v²
     the variance due to validation rows. For E environments of equal size, this factor is (E − 1) / E, and the
     result is the deviation from the mean of all environments.

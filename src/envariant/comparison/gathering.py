@@ -48,13 +48,13 @@ Scores = Mapping[_ScoreKey, float]
 class _ModelScores:
     """Scores and predictions of one method's selected models in one environment.
 
-    Every attribute is a mapping from the number of the replica.
+    Every attribute is a mapping whose keys are replica indices.
 
     Attributes:
         ood: Out-of-domain score.
         predictions: Out-of-domain predictions; all replicas predict the same rows.
         validation: In-domain predictions, from the first fold that trains on the environment.
-        others: Predictions on validation rows of each training environment, by environment.
+        others: Predictions on validation rows of the training environments, by training environment.
         id: In-domain scores, one for each fold that trains on the environment.
     """
 
@@ -200,8 +200,8 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
     standard error is that of the mean paired difference to the best method, over environments and replicas.
 
     Args:
-        scores: In-domain scores of all replicas, by method and environment. Only methods with the largest
-            number of environments are considered.
+        scores: In-domain scores of all replicas, by method and environment. Only methods with scores in the
+            largest number of environments are considered.
         metric: Metric of the scores.
     """
     # Scores of few validation rows may be undefined, such as the AUROC of one class.

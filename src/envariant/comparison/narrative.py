@@ -133,7 +133,7 @@ def _leakage(results: ComparisonResults) -> str:
 
 
 def _partial(results: ComparisonResults) -> str:
-    """State which requested methods were not tried in every environment, or not at all."""
+    """State which requested methods were not tried, and how many environments could be evaluated."""
     lines: list[str] = []
     if results.not_tried:
         names = listed([method_name(m) for m in results.not_tried], most=8)
@@ -206,7 +206,7 @@ def _remedy(results: ComparisonResults) -> str:
 
 
 def _best_remedy(results: ComparisonResults) -> Remedy | None:
-    """Return the remedy with the largest gain, if possible for the environment with the largest drop."""
+    """Return the best remedy for the environment with the largest drop or, if it has none, for another."""
     found = _remedies(results)
     order = {name: k for k, name in enumerate(_explained(results)[:1])}
     found.sort(key=lambda remedy: order.get(remedy.environment, len(order)))

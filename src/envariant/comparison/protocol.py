@@ -248,7 +248,7 @@ def subsample(table: Table, max_rows: int | None, seed: int) -> Table:
 
 
 def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArray[np.int64]:
-    """Return the rows in random order; if `independent`, the order in an environment ignores all others."""
+    """Return the rows in random order; if `independent`, separately for each environment."""
     if not independent:
         return np.random.default_rng(seed).permutation(len(codes))
     rows = [np.flatnonzero(codes == code) for code in np.unique(codes)]
@@ -291,7 +291,7 @@ def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
 
     If environments are ordered, each of the last 12 environments is a fold. The first two environments (with
     at most three environments, only the first) are never tested, because models need earlier environments.
-    The final fold is empty: models are trained on all environments, for the in-domain score of the last one.
+    The final fold holds out no environment; its models give the in-domain score of the last environment.
     """
     names = table.environments
     if table.ordered:

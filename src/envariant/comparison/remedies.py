@@ -36,7 +36,7 @@ Kind = Literal["labels", "method", "columns", "class shares", "collect"]
 ScoreName = Literal["accuracy", "log loss", "RMSE"]
 
 STABLE_COLUMNS = "stable-columns"
-"""Method without the columns whose relation with the target changes."""
+"""Name of the method that omits columns whose relation with the target changes."""
 
 # Share of the rarer of two classes below which accuracy hardly changes, so that log loss is reported.
 _RARE = 0.2
@@ -174,7 +174,7 @@ class _Tests:
     weights: Array | None = None
 
     def labels(self, seed: int) -> list[Remedy]:
-        """Measure the gain of labels, for the smallest number with at least 90 % of the largest gain."""
+        """Measure the gain for the smallest number of labels with at least 90 % of the largest gain."""
         regression = self.score == "RMSE"
         gains = gain_from_labels(
             *self.own.pair, n_resamples=_RESAMPLES, regression=regression, seed=seed, groups=self.groups

@@ -107,8 +107,8 @@ class ScoredRows:
             were trained on its other rows.
         out_of_domain: Predictions on rows of the environment, one set per replica, by models that were not
             trained on it. All sets are for the same rows.
-        others: One mapping per replica, from training environment to predictions on its validation rows,
-            made by the models of `out_of_domain`.
+        others: Predictions of the models of `out_of_domain` on validation rows of their training
+            environments: one mapping per replica, with the names of these environments as keys.
     """
 
     in_domain: tuple[Predictions, ...]
@@ -304,7 +304,7 @@ class ComparisonResults(Displayed):
         return frozenset(significant)
 
     def _holds_everywhere(self, method: str) -> bool:
-        """Return whether a method is better by worst score, by mean score and by the second metric."""
+        """Return whether a method meets all conditions of `significantly_better` except significance."""
         scores = [
             (self.worst(method)[1].ood_score.mean, self.worst(self.baseline_method)[1].ood_score.mean),
             (self.mean(method), self.mean(self.baseline_method)),

@@ -163,7 +163,8 @@ def fill(
     Args:
         cls: Dataclass to be constructed.
         spec: Spec with the arguments.
-        positional: Names of the fields that may be set without a key, in order. Default: all fields.
+        positional: Names of the fields that may be set without a key, in order. Default: all fields
+            that are not keyword-only.
         hidden: Names of the fields that a spec cannot set.
 
     Returns:
@@ -175,7 +176,8 @@ def fill(
     """
     fields = [f for f in dataclasses.fields(cls) if f.init]
     names = tuple(f.name for f in fields if f.name not in hidden)
-    order = names if positional is None else positional
+    unnamed = tuple(f.name for f in fields if f.name in names and not f.kw_only)
+    order = unnamed if positional is None else positional
     if len(spec.positional) > len(order):
         if not names:
             raise EnvariantError(f"{spec.name}: takes no settings")
@@ -351,7 +353,7 @@ def _bounded(text: str) -> str:
     if not isinstance(text, str):
         raise EnvariantError(f"expected text such as name or name(key=value, …); got {shown(text)}")
     if len(text) > _MAX_LENGTH:
-        raise _unreadable(text, f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}")
+        raise _unreadable(text, f"at most {_MAX_LENGTH:,} characters, but it has {len(text):,}")
     return text
 
 
@@ -407,7 +409,7 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
             named = {k.arg: _value(k.value, text, depth) for k in keywords if k.arg is not None}
             keys = [k.arg for k in keywords]
             if repeated := [key for key in keys if keys.count(key) > 1]:
-                raise _unreadable(text, f"every key once, and '{repeated[0]}' is given twice")
+                raise _unreadable(text, f"every key once, but '{repeated[0]}' is given twice")
             if len(named) == len(keywords):
                 return Spec(name, tuple(_value(a, text, depth) for a in args), named)
         case _:

@@ -23,11 +23,11 @@ _TREES, _MOST_TREES = 100, 300
 @final
 @dataclass(frozen=True)
 class BoostedTrees(Predictor):
-    """Histogram-based gradient boosting of scikit-learn (Ke et al. 2017, LightGBM).
+    """scikit-learn's histogram-based gradient boosting (Ke et al. 2017, LightGBM).
 
-    A leaf has at least 20 rows, or a tenth of all rows if there are fewer than 200. With more than 1,000
-    rows, early stopping chooses up to 300 trees; otherwise, there are 100 trees. If rows have groups, there
-    are always 100 trees, because early stopping would split groups.
+    A leaf has at least 20 rows or, if there are fewer than 200 rows, at least a tenth of all rows. With more
+    than 1,000 rows, the number of trees is chosen by early stopping, up to 300; otherwise, there are 100
+    trees. If rows have groups, there are always 100 trees, because early stopping would split groups.
 
     Attributes:
         learning_rate: Factor by which the contribution of each tree is shrunk.

@@ -133,7 +133,7 @@ def _parts(root: Any) -> Iterator[Any]:
 
 
 def _check_trees(part: Any) -> None:
-    """Check that all paths of an estimator's decision trees end in leaves, and only its inputs are used.
+    """Check that all paths of an estimator's decision trees end in leaves and use only existing inputs.
 
     Raises:
         ValueError: If a node is out of range.

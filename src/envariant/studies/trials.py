@@ -45,8 +45,8 @@ class SearchSpace:
     Attributes:
         label: Label of the algorithm in the study.
         algorithm: Algorithm, or its name.
-        declared: Mapping from hyperparameter to the search range that the study declares for it; this range
-            overrides the range of the algorithm.
+        declared: Search ranges that the study declares, by hyperparameter; they replace the algorithm's
+            ranges of these hyperparameters.
     """
 
     label: str
@@ -54,7 +54,7 @@ class SearchSpace:
     declared: Mapping[str, Any]
 
     def ranges(self) -> dict[str, Range]:
-        """Return a mapping from hyperparameter or training option to the search range set by the study.
+        """Return the search ranges set by the study, by name of the hyperparameter or training option.
 
         Raises:
             EnvariantError: If a range is invalid, or its hyperparameter is unknown or fixed.

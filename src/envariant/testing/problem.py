@@ -29,8 +29,8 @@ class Problem:
     Attributes:
         task: Prediction task.
         batch: Rows of every environment.
-        params: Mapping from name to parameter, for the network and the algorithm's auxiliary networks.
-        own: Mapping from name to auxiliary network of the algorithm.
+        params: Parameters of the network and of the algorithm's auxiliary networks, by name.
+        own: Auxiliary networks of the algorithm, by name.
         module: Network returned by `Algorithm.wrap_model`; None if the algorithm does not wrap the network.
         has_features: Whether the network returns features, the inputs of its head; if not, the features have
             width 0.

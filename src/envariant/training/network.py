@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, cast, final
@@ -23,6 +24,7 @@ from envariant.core.conversion import joined
 from envariant.core.counter_rng import default_generator, private_random_numbers
 from envariant.core.errors import EnvariantError, first_line
 from envariant.core.tasks import Task
+from envariant.models.dropout import Dropout, MaskNumbers, masks
 from envariant.training.module_outputs import features_of, logits_of, remark_on
 from envariant.training.precision import Precision
 
@@ -34,6 +36,9 @@ ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 # fit in a CPU's caches. On a GPU, blocks only have to be large enough to keep it busy.
 BLOCK_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}
 _BLOCK_ROWS = (64, 2**20)
+
+# First stream of the dropout masks, above the streams of an algorithm's parts.
+_MASKS = 2**16
 
 TOGETHER = "rows_together"
 """Attribute of modules that predict groups of rows jointly: number of rows in a group."""
@@ -79,6 +84,7 @@ class Network:
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
         stochastic: Whether a forward pass in training mode uses random numbers, as in dropout, or changes
             attributes of the module.
+        has_masks: Whether the network has dropout layers whose masks depend on the key of the step.
         remark: Warning that the outputs cannot be logits; "" if there is none.
         together: Number of neighboring rows whose predictions depend on each other; 1 for most models.
 
@@ -118,6 +124,8 @@ class Network:
         self._both = _FeaturesAndOutput(module, needs_features, task).to(device)
         # The fast kernels of recurrent layers have no derivatives under `torch.func`.
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+        self._dropout = [part for part in module.modules() if isinstance(part, Dropout)]
+        self.has_masks = bool(self._dropout)
         self._changes_inputs, self.remark = False, ""
         self.together = max(getattr(part, TOGETHER, 1) for part in module.modules())
         self._block = _BLOCK_ROWS[0]
@@ -140,8 +148,8 @@ class Network:
             frozen = not all(parameter.requires_grad for parameter in network.parameters())
             if hasattr(self.module, name) or list(network.buffers()) or frozen:
                 raise EnvariantError(
-                    f"algorithm: its network '{name}' must have no buffers, such as running statistics, no "
-                    f"frozen parameters, and a name that no part of the model has"
+                    f"algorithm: its network '{name}' must not contain buffers (such as running statistics) "
+                    f"or frozen parameters, and its name must differ from the name of every part of the model"
                 )
             self.auxiliary[name] = network.to(self.device)
         added = self.auxiliary_weights(auxiliary)
@@ -185,6 +193,8 @@ class Network:
         *,
         training: bool,
         replicas: int = 1,
+        key: Tensor | None = None,
+        number: int = 0,
     ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows *c"]]:
         """Return features and logits in float32; features have width 0 if the algorithm does not need them.
 
@@ -195,6 +205,8 @@ class Network:
             training: Whether layers are in training mode.
             replicas: Number of replicas stacked by `torch.func.vmap`; with more replicas, the inputs are
                 processed in smaller chunks to limit memory.
+            key: Random-number key of dropout masks in training mode. Default: 0.
+            number: Number of this pass within the step; every pass has its own masks.
         """
         self._both.train(training)
         held = self._part(params, "")
@@ -205,10 +217,27 @@ class Network:
         # Weights are cast again for every block, so that their gradients add up over blocks in float32.
         # Cloned if the module changes its inputs in place, because later steps use the same rows.
         inputs = inputs.clone() if self._changes_inputs else inputs
+        drawn = self._mask_numbers(inputs.device, key, number) if training else None
         with self._kernels():
-            outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(blocks)]
+            outputs = [
+                self._of_block(names, block, drawn and replace(drawn, first_row=sum(blocks[:i])))
+                for i, block in enumerate(inputs.split(blocks))
+            ]
         features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
         return features, self.task.logits(raw)
+
+    def _of_block(
+        self, names: Mapping[str, Tensor], block: Tensor, numbers: MaskNumbers | None
+    ) -> tuple[Tensor, Tensor]:
+        with masks(self._dropout, numbers):
+            return functional_call(self._both, dict(names), (block,))
+
+    def _mask_numbers(self, device: torch.device, key: Tensor | None, number: int) -> MaskNumbers | None:
+        """Return the random numbers of the dropout masks in one pass; None without dropout layers."""
+        if not self.has_masks:
+            return None
+        key = torch.zeros((), dtype=torch.int64, device=device) if key is None else key
+        return MaskNumbers(key, _MASKS + number * len(self._dropout))
 
     def call(self, part: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the output of the model's head or of an auxiliary network, in float32.
@@ -301,7 +330,7 @@ class Network:
                 self._both.train(True)
                 generator = default_generator(self.device)
                 before = generator.get_state()
-                features, output = functional_call(self._both, names, (inputs,))
+                features, output = self._of_block(names, inputs, self._mask_numbers(self.device, None, 0))
                 stochastic = not torch.equal(before, generator.get_state())
         except (torch.OutOfMemoryError, EnvariantError):
             raise
@@ -337,20 +366,26 @@ class PureModel:
         net: Network of the stack.
         buffers: Buffers of one replica.
         replicas: Number of stacked replicas.
+        key: Random-number key of the step, for dropout masks.
 
     Attributes:
         auxiliary_networks: Names of the algorithm's auxiliary networks.
     """
 
-    def __init__(self, net: Network, buffers: Mapping[str, Tensor], replicas: int) -> None:
-        self._net, self._buffers, self._replicas = net, buffers, replicas
+    def __init__(self, net: Network, buffers: Mapping[str, Tensor], replicas: int, key: Tensor) -> None:
+        self._net, self._buffers, self._replicas, self._key = net, buffers, replicas, key
+        self._passes = 0
         self.auxiliary_networks = tuple(net.auxiliary)
 
     def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
         net = self._net
         # Running statistics are copied, because changes in place are not allowed while differentiating.
         copies = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
-        return net.forward(params, copies, inputs, training=True, replicas=self._replicas)
+        # Counted, so that the rows of several environments or of a second pass have masks of their own.
+        number, self._passes = self._passes, self._passes + 1
+        return net.forward(
+            params, copies, inputs, training=True, replicas=self._replicas, key=self._key, number=number
+        )
 
     def head(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         return self._net.task.logits(self._net.call("head", params, features))

@@ -19,20 +19,20 @@ KEPT = "and-mask kept"
 @final
 @dataclass(frozen=True)
 class AndMask(GradientAggregator):
-    """Masked mean gradient mask · ḡ, mask = 1[|mean_e sign(g_e)| ≥ τ], elementwise. Parascandolo et al. 2020.
+    """Masked mean gradient m·ḡ with elementwise mask m = 1[|mean_e sign(g_e)| ≥ τ]. Parascandolo et al. 2020.
 
     g_e is the gradient of environment e, and ḡ is the mean of all g_e. The optimizer's weight decay is
     applied after the mask, so masked weights still decay.
 
     Attributes:
-        threshold: τ in [0, 1]. With 0, no entry is masked; with 1, an entry is masked unless its sign agrees
-            in all environments.
+        threshold: τ in [0, 1]. With 0, no entry is masked; with 1, an entry is masked unless it has the
+            same sign in all environments.
         mean: Gradient to mask: the "arithmetic" mean ḡ, or the "geometric" mean
             sign(ḡ)·exp(mean_e log(|g_e| + 1e-10)).
         inverse_sparsity: Whether to divide each masked tensor by its share of unmasked entries.
-        strict: Whether to require agreement > τ instead of ≥ τ, and to scale each environment's gradient of
-            the first parameter tensor to length 1, as in the linear unit tests (Aubin et al. 2021). In this
-            mode, τ = 1 masks every entry.
+        strict: Whether to require |mean_e sign(g_e)| > τ instead of ≥ τ, and to scale each environment's
+            gradient of the first parameter tensor to length 1, as in the linear unit tests (Aubin et al.
+            2021). In this mode, τ = 1 masks every entry.
     """
 
     name: ClassVar[str] = "and-mask"

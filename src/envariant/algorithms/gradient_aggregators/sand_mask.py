@@ -16,10 +16,10 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class SandMask(GradientAggregator):
-    """Masked gradient mask·ḡ/mean(mask), mask = max(0, tanh((k/Var_e g_e)·(A − τ))). Shahtalebi et al. 2021.
+    """Masked mean gradient m·ḡ/mean(m), m = max(0, tanh((k/Var_e g_e)·(A − τ))). Shahtalebi et al. 2021.
 
-    g_e is the gradient of environment e, and ḡ is the mean of all g_e. A = |mean_e sign(g_e)| is the
-    agreement of their signs, computed for each entry. mean(mask) is computed separately for each parameter
+    m is the mask, g_e the gradient of environment e, and ḡ the mean of all g_e. A = |mean_e sign(g_e)| is the
+    agreement of their signs, computed for each entry. mean(m) is computed separately for each parameter
     tensor. With the published default τ = 1, the mask is 0 everywhere because A ≤ 1, so no weight is ever
     updated. Here τ must be below 1.
 

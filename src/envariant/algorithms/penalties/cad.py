@@ -33,7 +33,8 @@ class CAD(Penalty):
         flipped: If true, the probability of rows from other environments is increased, as in the formula. If
             false, the probability of rows from the same environment is decreased.
         normalized: Whether to scale the features of each row to length 1 first.
-        max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
+        max_rows: Maximum number of rows compared per environment; larger environments are subsampled at
+            random at each step.
     """
 
     name: ClassVar[str] = "cad"

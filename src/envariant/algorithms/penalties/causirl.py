@@ -17,7 +17,7 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class CausIRL(Penalty):
-    """Distance dist(∪_e h_e[:s_e], ∪_e h_e[s_e:]), s_e uniform on 0 … N_e − 1. Chevalley et al. 2022.
+    """Distance dist(∪_e h_e[:s_e], ∪_e h_e[s_e:]) for s_e uniform on 0 … N_e − 1. Chevalley et al. 2022.
 
     h_e are the features of the N_e rows of environment e in the batch, split at a random position s_e. The
     first parts of all environments form one group, the second parts another; dist is the distance between the
@@ -25,10 +25,10 @@ class CausIRL(Penalty):
 
     Attributes:
         coefficient: Weight of the penalty.
-        distance: Distance between the two groups, "coral" (of means and covariances) or "mmd" (of
-            distributions).
-        max_rows: Largest number of rows of each environment that "mmd" compares; a new random subset at each
-            step.
+        distance: Distance between the two groups: "coral" compares means and covariances, "mmd" compares
+            whole distributions.
+        max_rows: Maximum number of rows that "mmd" compares per environment; larger environments are
+            subsampled at random at each step.
     """
 
     name: ClassVar[str] = "causirl"

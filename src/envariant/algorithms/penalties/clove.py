@@ -21,12 +21,14 @@ class CLOvE(Penalty):
 
     Wald et al. 2021. E is the number of environments, and N the number of rows i, j of environment e in the
     batch. f_i is the probability of the predicted class of row i; c_i is 1 if that class is correct, else 0,
-    and has no gradient. The calibration error is squared, because its square root has infinite slope at 0.
+    and has no gradient. The square of the calibration error is used, because the error itself has infinite
+    slope at 0.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper).
         width: Width of the kernel, as a difference of two probabilities; positive.
-        max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
+        max_rows: Maximum number of rows compared per environment; larger environments are subsampled at
+            random at each step.
     """
 
     name: ClassVar[str] = "clove"

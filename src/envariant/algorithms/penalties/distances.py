@@ -92,7 +92,7 @@ def subsample(predicted: PredictedBatch, max_rows: int) -> tuple[Tensor, tuple[i
 
     Args:
         predicted: Batch with its predictions.
-        max_rows: Largest number of rows of each environment. Environments with fewer rows keep all rows.
+        max_rows: Maximum number of rows to sample per environment; smaller environments keep all rows.
     """
     sizes = predicted.batch.sizes
     indices = torch.arange(sum(sizes), device=predicted.losses.device).split(sizes)

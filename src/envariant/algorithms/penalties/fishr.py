@@ -24,8 +24,8 @@ class Fishr(Penalty):
     a_i ⊗ h_i for the weight and a_i for the bias, with features h_i and the derivative a_i = ∂ℓ_i/∂z_i of the
     loss with respect to the logits. Therefore, the variance over the N rows of environment e is
     v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)², without a backward pass for each row. As in the released code,
-    ṽ_e = v_e + γ/(1 − γ)·m_e with a moving average m_e of v_e. The newest variance has weight 1. After many
-    steps, the penalty is therefore about 1/(1 − γ)² times as large as without the moving average.
+    ṽ_e = v_e + γ/(1 − γ)·m_e with a moving average m_e of the earlier v_e. If v_e changes slowly, ṽ_e
+    approaches v_e/(1 − γ). The penalty is then 1/(1 − γ)² times as large as without the moving average.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper). The search range is meant for averages over

@@ -14,7 +14,7 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class IGA(GradientPenalty):
-    """Gradient variance Σ_e ‖g_e − ḡ‖² over all parameters, g_e = ∇R_e. Koyama & Yamaguchi 2020, eq. 8.
+    """Gradient variance Σ_e ‖g_e − ḡ‖² over all parameters, with g_e = ∇R_e. Koyama & Yamaguchi 2020, eq. 8.
 
     R_e is the risk of environment e, and ḡ is the mean of all g_e. The paper averages over environments;
     released implementations sum. Whether ḡ is differentiated or treated as a constant does not change the

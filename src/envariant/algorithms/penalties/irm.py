@@ -15,7 +15,7 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class IRM(Penalty):
-    """Squared gradient (1/E) Σ_e ‖∇_{w|w=1} R_e(w·f)‖², w a multiplier of the logits. Arjovsky et al. 2019.
+    """Squared gradient (1/E) Σ_e ‖∇_{w|w=1} R_e(w·f)‖² with logit multiplier w. Arjovsky et al. 2019.
 
     This is equation IRMv1 of the paper. R_e(w·f) is the risk of environment e if the logits of the model f
     are multiplied by w; E is the number of environments. For loss ℓ_i and logits z_i of row i, the derivative

@@ -18,14 +18,15 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class MMD(Penalty):
-    """Mean squared discrepancy mean_{e<f} MMD²(h_e, h_f), kernels Σ_γ exp(−γ‖a − b‖²). Li et al. 2018.
+    """Mean squared discrepancy mean_{e<f} MMD²(h_e, h_f) with kernel Σ_γ exp(−γ‖a − b‖²). Li et al. 2018.
 
     The mean is over pairs of environments e and f. h_e are the features in environment e, and a and b are
     features of two rows. As in DomainBed, the paper's adversarial autoencoder is omitted.
 
     Attributes:
         coefficient: Weight of the penalty.
-        max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
+        max_rows: Maximum number of rows compared per environment; larger environments are subsampled at
+            random at each step.
     """
 
     name: ClassVar[str] = "mmd"

@@ -26,7 +26,8 @@ class RDM(Penalty):
 
     Attributes:
         coefficient: Weight of the penalty.
-        max_rows: Largest number of rows of each environment to compare; a new random subset at each step.
+        max_rows: Maximum number of rows compared per environment; larger environments are subsampled at
+            random at each step.
     """
 
     name: ClassVar[str] = "rdm"

@@ -17,7 +17,7 @@ class GroupDRO(RiskAggregator):
     """Weighted risk Σ_e q_e·R_e, after q_e ← q_e·exp(η·R_e) / Σ_f q_f·exp(η·R_f). Sagawa et al. 2020.
 
     This is the paper's algorithm 1. R_e is the risk and q_e the weight of environment e. The weights are
-    stored as logarithms. Otherwise, a small weight could underflow to 0 and would then remain 0.
+    stored as logarithms, because a small weight could underflow to 0 and would then remain 0.
 
     Attributes:
         rate: η, step size of the weights.

@@ -16,7 +16,7 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class MMREx(RiskAggregator):
-    """Largest affine combination max_λ Σ_e λ_e·R_e, Σ_e λ_e = 1, λ_e ≥ λ_min. Krueger et al. 2021, eq. 4–5.
+    """Largest affine combination max_λ Σ_e λ_e·R_e (Σ_e λ_e = 1, λ_e ≥ λ_min). Krueger et al. 2021, eq. 4–5.
 
     R_e is the risk of environment e. The maximum is R̄ + κ·(max_e R_e − R̄) with the mean R̄ of all E risks
     and κ = 1 − E·λ_min. κ = 0 is ERM, κ = 1 is the worst-case risk, and κ > 1 extrapolates beyond the largest

@@ -1,7 +1,7 @@
 """Adam as a pure function, for training steps that update parameters themselves. Kingma & Ba 2014.
 
-The run's optimizer updates all parameters of all replicas in place. Some training steps instead need updates
-of a few parameters within a step; they store Adam's moments in their state.
+The run's optimizer updates all parameters of all replicas in place. Some training steps, however, must update
+a few parameters within a step. They use these functions and store Adam's moments in their state.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -82,7 +82,7 @@ def where(condition: Tensor, first: Any, second: Any) -> Any:
 
 
 def part(params: Parameters, *prefixes: str) -> dict[str, Tensor]:
-    """Return only the parameters of the named networks; a network's name is the prefix of its parameters."""
+    """Return only the parameters whose names begin with one of the given network names."""
     return {k: v for k, v in params.items() if k.split(".")[0] in prefixes}
 
 

@@ -42,22 +42,23 @@ class ADRMX(TrainingStep):
     CE is the cross-entropy for the class y or the environment e. h are the model's features. A second
     featurizer computes features d, which describe the environment, and c = h − d is the difference. A, B and
     G are heads with three layers, and D is a discriminator. SC is a supervised contrastive loss between rows
-    of one class. Remix is the cross-entropy of A on the sum of c of one row and d of another row of the same
-    class. D and the other networks have separate Adam optimizers with β = (0.5, 0.9) and are updated
-    alternately. The released code pairs wrong rows in Remix, because it uses positions within a class as
-    positions in the batch; this is corrected here. The paper's learning rate is three times the learning rate
-    of ERM.
+    of one class. Remix is the cross-entropy of A on the sum of one row's c and another row's d, for two rows
+    of the same class. D and the other networks have separate Adam optimizers with β = (0.5, 0.9) and are
+    updated alternately. The released code pairs wrong rows in Remix, because it uses positions within a class
+    as positions in the batch; this is corrected here. The paper's learning rate is three times the learning
+    rate of ERM.
 
     Attributes:
         contrast: Weight of both SC terms.
         environment: Weight of CE(G d, e).
         remix: Weight of Remix.
         adversary: δ, weight of CE(D(c), e).
-        discriminator_steps: k, number of times that D is updated per update of the others. In step n, counted
-            from 1, D is updated if n mod (1 + k) < k, and the other networks otherwise.
+        discriminator_steps: k, number of times that D is updated per update of the other networks. In step n,
+            counted from 1, D is updated if n mod (1 + k) < k, and the other networks otherwise.
         depth: Number of linear layers of D.
         width: Width of D's hidden layers.
-        max_rows: Largest number of rows of each environment in SC; a new random subset at each step.
+        max_rows: Maximum number of rows per environment in SC; larger environments are subsampled at random
+            at each step.
     """
 
     name: ClassVar[str] = "adrmx"

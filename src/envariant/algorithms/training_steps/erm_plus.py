@@ -22,10 +22,10 @@ class ERMPlus(TrainingStep):
     """Minimize the risk R, at first over the head only, with weight averaging. Teterwak et al. 2023.
 
     The first `head_steps` + 1 updates train only the head; later updates train all parameters, with a second
-    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of several versions of
-    the weights: after update `average_from` − 1 and after each later update. Two features of the released
-    code are omitted: a first pass that selects learning rates on validation data, and LARS, which raises an
-    error in that code.
+    Adam optimizer. From update `average_from` on, predictions use the unweighted mean of the weights, taken
+    after update `average_from` − 1 and after each later update. Two features of the released code are
+    omitted: a first pass that selects learning rates on validation data, and LARS, which raises an error in
+    that code.
 
     Attributes:
         head_steps: Number of initial updates that train only the head, minus 1. With a negative number, all

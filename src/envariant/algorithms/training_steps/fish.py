@@ -19,7 +19,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Fish(TrainingStep):
-    """Update θ ← θ + ε·(θ' − θ), θ' after one inner step per environment. Shi et al. 2021, algorithm 1.
+    """Update θ ← θ + ε·(θ' − θ) with θ' after one inner step per environment. Shi et al. 2021, algorithm 1.
 
     θ are the parameters, and θ' the parameters after one inner step on each environment in turn. To first
     order, the update increases the inner products of the environments' gradients. As in DomainBed, the inner

@@ -1,4 +1,4 @@
-"""MIRO: fine-tuning whose features stay informative of the features before it."""
+"""MIRO: fine-tuning that keeps the features informative about the features before fine-tuning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ FIRST_RAW = -2.2522735494
 
 @final
 class _Noise(nn.Module):
-    """Parameters of the noise, divided by their learning-rate factor."""
+    """Module with the parameter b, stored after division by `noise_rate`."""
 
     def __init__(self, channels: int, rate: float) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ class _Noise(nn.Module):
 class MIRO(TrainingStep):
     """Risk R + λ·½·mean[(h − h⁰)² / σ² + log σ²], σ² = softplus(b) + 1e-5. Cha et al. 2022.
 
-    h are the features, h⁰ those of a frozen copy of the featurizer before the first step, and b has one
-    learned entry per channel. The penalty bounds the mutual information of h and h⁰ from below. Start from
-    pretrained weights. The released code sums the penalty over five layers of a ResNet; here, the only layer
-    is the input of the head.
+    h are the features, and h⁰ are the features from a copy of the featurizer that was frozen before the first
+    step. b is a learned vector with one entry per channel. The penalty bounds the mutual information of h and
+    h⁰ from below. Start from pretrained weights. The released code sums the penalty over five layers of a
+    ResNet; here, the only layer is the input of the head.
 
     Attributes:
         weight: λ, weight of the penalty.
-        noise_rate: Learning rate of b as a multiple of the run's learning rate. It is exact with Adam, whose
-            updates do not depend on the scale of gradients.
+        noise_rate: Learning rate of b as a multiple of the run's learning rate. The multiple is exact only
+            with optimizers such as Adam, whose updates do not depend on the scale of gradients.
     """
 
     name: ClassVar[str] = "miro"

@@ -19,7 +19,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MLDG(TrainingStep):
-    """Gradient (1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), θ' = θ after an Adam step along ∇R_i. Li et al. 2018.
+    """Gradient (1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), with θ' = θ after an Adam step on R_i. Li et al. 2018.
 
     E is the number of environments, R_i the risk of environment i, and θ the parameters; Adam starts with
     moments of 0. Environments are permuted at random. The last `meta_test_environments` are the meta-test

@@ -31,8 +31,8 @@ class MTL(TrainingStep):
     R_e is the risk of environment e, and h_i are the features of row i in environment e. The embedding ε_e is
     a moving average of the mean features: ε_e ← memory·mean_i h_i + (1 − memory)·ε_e. At prediction time, the
     rows are split into blocks of 256 consecutive rows. ε_e is then the mean over one block, whose rows must
-    all come from one environment. In the code of DomainBed, noise overwrites the embedding, so that the head
-    never receives it; here, the head receives it.
+    all come from one environment. In DomainBed's code, noise overwrites the embedding before it reaches the
+    head; here, the head receives the embedding.
 
     Attributes:
         memory: Weight in [0, 1] of the newest mean in the moving average; with 1, only the newest mean is

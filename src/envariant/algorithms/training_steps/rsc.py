@@ -21,8 +21,8 @@ class RSC(TrainingStep):
     """Risk of head(h ∘ mask), called representation self-challenging. Huang et al. 2020, algorithm 1.
 
     h are the features, and ∘ is the elementwise product. u_i is the gradient of the true class's logit with
-    respect to the features of row i. The mask sets the features with the largest entries of u_i to 0. Only
-    those rows are masked whose predicted probability of the true class decreases most under the mask. The
+    respect to the features of row i. The mask sets the features with the largest entries of u_i to 0. It is
+    applied only to the rows whose predicted probability of the true class decreases most under the mask. The
     mask is treated as a constant in the gradient. Only feature vectors are masked; the paper also masks
     spatial positions.
 
@@ -82,7 +82,7 @@ def _true_logits(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _true_probability(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the predicted probability of each row's true class, also if the task uses another loss."""
+    """Return the predicted probability of each row's true class, for a task with any loss."""
     likelihood = Binary() if task.outputs == 1 else Multiclass(task.outputs)
     return torch.exp(-likelihood.losses(logits, targets))
 

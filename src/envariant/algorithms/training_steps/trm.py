@@ -26,13 +26,13 @@ class TRM(TrainingStep):
 
     R is the risk, E the number of environments, and R_i the risk of environment i. Every environment Q has a
     linear head w_Q, which is fitted to Q by gradient descent on fixed features before each step. P_Q is the
-    sum of the risks of w_Q in the other environments, with weights α that grow in environments with larger
-    risks. ∂ is the derivative with respect to w_Q. The last term accounts for the dependence of the optimal
-    w_Q on the features; the inverse Hessian H_Q⁻¹ of R_Q is approximated by a Neumann series. The first
-    `warm_up` steps are ERM. Featurizer and head have separate Adam optimizers; `l2` does not apply to the
-    heads w_Q. The released code has two errors: it counts the second term of the Neumann series twice and
-    omits the first, and it multiplies the weights by exp(η·α_Qi·R_i) instead of exp(η·R_i). Here, the series
-    is correct, but the weights are updated as in the released code.
+    sum of the risks of w_Q in the other environments i, each weighted by α_Qi, which increases with the risk.
+    ∂ is the derivative with respect to w_Q. The last term accounts for the dependence of the optimal w_Q on
+    the features; the inverse Hessian H_Q⁻¹ of R_Q is approximated by a Neumann series. The first `warm_up`
+    steps are ERM. Featurizer and head have separate Adam optimizers; `l2` does not apply to the heads w_Q.
+    The released code has two errors: it counts the second term of the Neumann series twice and omits the
+    first, and it multiplies the weights by exp(η·α_Qi·R_i) instead of exp(η·R_i). Here, the series is
+    correct, but the weights are updated as in the released code.
 
     Attributes:
         weight: λ, weight of the last term.

@@ -7,6 +7,7 @@ from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
     "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
+    "unit-tests-2021": "Linear unit tests for invariance discovery: six problems, five methods",
     "eqrm-2022": "Quantile Risk Minimization: Colored MNIST from an ERM start",
     "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
 }

@@ -361,7 +361,9 @@ def few_and_many(runner: Runner) -> Iterator[Finding]:
             theirs = mean_sd(*paper.fraction(method, str(count)), digits=4)
             lines.append((problem.capitalize(), method, str(count), mean_sd(mean, sd, 4), theirs, str(seed)))
     header = ("problem", "method", "environments", "error rate", "published", "model seed")
-    caption = f"Error rates of {SWEEP_DRAWS} data draws, published {DRAWS}; model seeds selected on these draws"
+    caption = (
+        f"Error rates of {SWEEP_DRAWS} data draws, published {DRAWS}; model seeds selected on these draws"
+    )
     yield CaptionedTable("cells", TextTable(header, tuple(lines)), caption)
     chance = 0.45
 
@@ -402,8 +404,8 @@ REPRODUCTION = Reproduction(
         "full": (
             f"All problems with {DRAWS} data draws and {STEPS:,} steps. Model seeds are selected from "
             f"{len(MODEL_SEEDS)}: from all draws in Example1 and Example1s and their sweeps, from "
-            f"{SELECTION_DRAWS} draws in the other problems, which are reported at the published seeds. Of the "
-            f"sweeps of the classification problems, {sum(map(len, CELLS.values()))} cells are trained, with "
+            f"{SELECTION_DRAWS} draws in the other problems, which are reported at the published seeds. Of "
+            f"the sweeps of these problems, {sum(map(len, CELLS.values()))} cells are trained, with "
             f"{SWEEP_DRAWS} draws."
         ),
     },

@@ -8,7 +8,7 @@ import torch
 
 from envariant import published
 from envariant.reproductions import reproduction, unit_tests_2021
-from envariant.reproductions.publish import perform
+from envariant.reproductions.base import CaptionedTable
 from envariant.reproductions.quadratic import Moments
 from envariant.reproductions.runner import Runner
 from envariant.reproductions.unit_tests import errors as errors_module
@@ -151,15 +151,14 @@ def small(monkeypatch):
     monkeypatch.setattr(errors_module, "cores", lambda: 1)
 
 
-def test_every_section_runs_to_its_end(small, tmp_path):
-    declared = reproduction("unit-tests-2021")
-    quick = Runner(tmp_path / "quick", "quick")
-    found = [finding for section in declared.sections for finding in section.find(quick)]
-    assert sum(isinstance(finding, Claim) for finding in found) == 13
-    results = list(perform(declared, tmp_path, "full"))
-    assert [result.section.name for result in results] == [section.name for section in declared.sections]
-    claims = [claim for result in results for claim in result.claims]
-    assert len(claims) == 23
-    assert "Not run yet" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("profile", "expected"), [("quick", 13), ("full", 23)])
+def test_every_section_runs_to_its_end(small, tmp_path, profile, expected):
+    sections, runner = reproduction("unit-tests-2021").sections, Runner(tmp_path, profile)
+    found = [finding for section in sections for finding in section.find(runner)]
+    claims = [each for each in found if isinstance(each, Claim)]
+    assert len(claims) == expected
     # Three steps reproduce no published mean.
     assert {claim.verdict for claim in claims if "mean errors" in claim.text} == {"not reproduced"}
+    for each in found:
+        if isinstance(each, CaptionedTable):
+            assert {len(row) for row in each.table.rows} == {len(each.table.header)}

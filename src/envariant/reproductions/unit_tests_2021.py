@@ -197,8 +197,8 @@ def squared(runner: Runner) -> Iterator[Finding]:
         )
     yield (
         "The released program uses float32 and the rows; here, moments and float64. Differences in the "
-        "last digits are rounding errors of the program. On Example1s, several seeds of ERM and of the oracle "
-        "end at the same weights; which one was published depends on these errors."
+        "last digits are rounding errors of the program. On Example1s, several seeds of ERM and of the "
+        "oracle end at the same weights; which one was published depends on these errors."
     )
 
 

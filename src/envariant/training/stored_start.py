@@ -44,6 +44,6 @@ class FromRun(Initializer):
                     raise EnvariantError(f"init: replica {k} of the run in {self.folder} is not finished")
                 return {**state.params, **state.buffers}
         raise EnvariantError(
-            f"init: the run in {self.folder} has no replica with the same seeds; use seed={spec.seed}, and at "
-            f"most {spec.replicas} replicas"
+            f"init: the run in {self.folder} has no replica with the same seeds; use seed={spec.seed}, and "
+            f"at most {spec.replicas} replicas"
         )

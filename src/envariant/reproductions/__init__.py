@@ -6,6 +6,7 @@ from envariant.core.errors import unknown_name
 from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
+    "and-mask-2020": "AND-mask paper: spirals with signatures, and random labels on MNIST",
     "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
 }
 

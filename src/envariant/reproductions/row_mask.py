@@ -62,8 +62,9 @@ def initial_layers(inputs: int, runs: int, seed: int) -> Layers:
     layers = [part for part in module.modules() if isinstance(part, nn.Linear)]
     with torch.no_grad():
         return Layers(
-            tuple(layer.weight.T.expand(runs, -1, -1).clone() for layer in layers),
-            tuple(layer.bias.expand(runs, 1, -1).clone() for layer in layers),
+            # Contiguous, because the fused optimizer pairs weights and gradients by their place in memory.
+            tuple(layer.weight.T.repeat(runs, 1, 1).contiguous() for layer in layers),
+            tuple(layer.bias.repeat(runs, 1, 1) for layer in layers),
         )
 
 
@@ -162,7 +163,7 @@ def train(
         for batch in permuted[: rows - rows % _BATCH].split(_BATCH):
             gradient = masked_gradients(layers, inputs[batch], labels[batch], taus)
             for param, part in zip(params, (*gradient.weights, *gradient.biases), strict=True):
-                param.grad = part
+                param.grad = part.contiguous()
             optimizer.step()
     return found
 

@@ -149,7 +149,8 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
             "the protocol `irm`: flip-0.2 and flip-0.1 are the training environments, and flip-0.9 is the "
             "test environment. The number in the name is the share of digits whose color disagrees with the "
             "label. The table shows the accuracy at the last step, as mean ± standard deviation over "
-            "replicas (divisor n − 1). *worst* is the mean accuracy in each replica's worst environment.",
+            "replicas (divisor n − 1). *worst* is the accuracy in each replica's worst environment, averaged "
+            "over replicas.",
             "",
             "We did not search for hyperparameters, and did not use flip-0.9 for any choice. The authors of "
             "the IRM, REx, Fishr, EIIL and RFC code, in contrast, chose their settings by the score in "
@@ -170,8 +171,8 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
             "listed in the RFC code.",
             "",
             "Our SD runs do not reach the published figures. We also ran SD from rich features with every "
-            "listed coefficient (one replica each). Its accuracy exceeds 0.70 in all environments near step "
-            "80, while the logits shrink, and falls afterwards. At step 1001, the accuracy is 0.41 with "
+            "listed coefficient (one replica each). Near step 80, while the logits shrink, its accuracy exceeds "
+            "0.70 in all environments; afterwards, it falls. At step 1001, the accuracy is 0.41 with "
             "coefficient 50 and 0.22 with coefficient 10. Without rich features, the released code divides "
             "the loss by a further 500 when the penalty is switched on, so that Adam makes almost no "
             "progress; this implementation does not.",

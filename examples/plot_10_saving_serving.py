@@ -36,10 +36,10 @@ model = envariant.load_model(folder / "model")
 model.predict(new.head())
 
 # %%
-# `serve` returns the predictions with the information that is needed before acting on
-# them. For each row, this is the calibrated probability of each class, a set of
-# classes, and a flag. The sets should contain the true class for 90 % of the patients
-# of a new hospital. The flag marks rows that resemble none of the training hospitals.
+# `serve` returns the predictions together with what you need to know before you act on
+# them: for each row, the calibrated probability of each class, a set of classes, and a
+# flag. The sets should contain the true class for 90 % of the patients of a new
+# hospital. The flag marks rows that resemble none of the training hospitals.
 
 served = model.serve(new, level=0.9)
 served.table.head().round(2)

@@ -91,7 +91,7 @@ def test_adapt_overwrites_only_adapted_models(folder, few, here, tmp_path):
     for out, message in (
         (folder, "contains a model that is not an adapted one; choose another folder"),
         (other, "contains a model that is not an adapted one; choose another folder"),
-        (mine, "exists and was not written for this purpose"),
+        (mine, "already exists with other content"),
         (few, "is"),
         ("/dev/null/x", "cannot be written"),
     ):

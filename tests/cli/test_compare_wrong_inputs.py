@@ -80,7 +80,7 @@ GOOD = "hospital,age,ward,died\n" + "north,1,icu,yes\nsouth,2,icu,no\n" * 60
         (text("hospital,age,ward,died\n"), ["x.csv: holds no rows under its header"]),
         (text(GOOD.encode("utf-16")), ["x.csv: is not utf-8 text", "set its encoding, such as utf-16"]),
         (text(GOOD.replace("icu", "ü").encode("latin-1")), ["is not utf-8 text (it holds byte 0xfc)"]),
-        (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "if it is a text file at all"]),
+        (text(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "x.png"), ["x.png: is not utf-8 text", "if it is a text file, set its encoding"]),
         (text(b"PK\x03\x04\xff\xfe\x00", "x.xlsx"), ["x.xlsx: cannot be read as Excel", "save it as CSV"]),
         (text(b"PK\x03\x04", "x.zip"), ["x.zip: cannot be read as a table"]),
         (text(gzip.compress(GOOD.encode())[:60], "x.csv.gz"), ["x.csv.gz: cannot be read as a table"]),

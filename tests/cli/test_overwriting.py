@@ -146,7 +146,7 @@ def test_pictures(suffix, tmp_path):
         save(picture, path)
     path.write_text(MINE)
     for save, picture in ((figures.save, Figure()), (charts.save, chart)):
-        with pytest.raises(EnvariantError, match="exists and was not written for this purpose"):
+        with pytest.raises(EnvariantError, match="already exists with other content"):
             save(picture, path)
     assert path.read_text() == MINE
 
@@ -156,15 +156,15 @@ def test_models_and_exports(compare, tmp_path):
     model = load_model(tmp_path / "out" / "model")
     (tmp_path / "model.json").write_text(MINE)
     for call, path in ((model.save, tmp_path), (model.to_onnx, tmp_path / "model.onnx")):
-        with pytest.raises(EnvariantError, match=r"model.json: exists and was not written for this purpose"):
+        with pytest.raises(EnvariantError, match=r"model.json: already exists with other content"):
             call(path)
     other = json.loads((tmp_path / "out" / "model" / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**other, "target": "other"}, indent=1))
-    with pytest.raises(EnvariantError, match=r"model.json: exists"):
+    with pytest.raises(EnvariantError, match=r"model.json: already exists"):
         model.to_onnx(tmp_path / "model.onnx")
     (tmp_path / "model.json").unlink()
     (tmp_path / "model.onnx").write_text(MINE)
-    with pytest.raises(EnvariantError, match=r"model.onnx: exists"):
+    with pytest.raises(EnvariantError, match=r"model.onnx: already exists"):
         model.to_onnx(tmp_path / "model.onnx")
 
 

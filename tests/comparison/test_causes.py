@@ -49,13 +49,13 @@ def test_label_shift_is_a_change_of_level_named_prevalence():
 def test_a_flipped_column_is_a_change_of_relation_that_no_recalibration_repairs():
     d = causes_of("flip")[0]["D"]
     assert d.main_part == "ranking"
-    assert "relation of inputs and target differs" in d.cause
+    assert "relation between inputs and target differs" in d.cause
     assert d.shift is not None
     assert d.shift.kind == "concept"
     assert d.decomposition is not None
     assert d.decomposition.changed_relation.low > 0
     assert d.decomposition.changed_relation.mean > 5 * abs(d.decomposition.new_inputs.mean)
-    assert "by a changed relation" in d.relation
+    assert "due to a changed relation" in d.relation
 
 
 def test_covariate_shift_without_a_drop_has_no_cause():
@@ -91,7 +91,7 @@ def test_worse_ranking_with_new_inputs_is_not_called_a_changed_relation():
     d = causes_of(frame)[0]["D"]
     assert d.decomposition is not None
     assert not d.decomposition.has_overlap
-    assert "cannot be split into inputs and relation" in d.relation
+    assert "cannot be split into parts" in d.relation
 
 
 def test_regression_is_split_in_the_unit_of_the_target():

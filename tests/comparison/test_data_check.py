@@ -103,7 +103,7 @@ def test_a_sum_and_a_near_leak():
 def test_whole_number_targets():
     rng = np.random.default_rng(0)
     for levels, task, text in (
-        (19, "regression", "predicted as a number"),
+        (19, "regression", "predicted by regression"),
         (7, "multiclass", "treated as classes"),
     ):
         frame = clean().assign(y=rng.integers(levels, size=400))

@@ -217,11 +217,9 @@ def test_items_larger_than_memory_are_one_line(count):
     huge = torch.zeros(1).expand(10**12)
     message = refusal(EnvironmentSet.from_datasets, {"x": [(huge, k % 2) for k in range(count)]})
     items = "1 item" if count == 1 else "4 items"
-    start = (
-        f"memory: datasets: 'x': {items} of shape 1000000000000 would need at least {count * 4},000 GB, and "
-    )
+    start = f"memory: datasets: 'x': {items} of shape 1000000000000 would need at least {count * 4},000 GB, but only "
     assert message.startswith(start)
-    assert message.endswith(" GB are free; give smaller or fewer items")
+    assert message.endswith(" GB are free; use smaller or fewer items")
 
 
 def test_iterables_larger_than_memory_are_one_line():

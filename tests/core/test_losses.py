@@ -139,7 +139,7 @@ def test_constant_loss_is_the_smallest_one():
     [
         (
             "mse",
-            "^loss mse: is for numbers, and the data are binary; use one of cross-entropy, focal, label-sm",
+            "^loss mse: is for numbers, but the task is binary; use one of cross-entropy, focal, label-sm",
         ),
         ("quantile(0.9)", "^loss quantile: is for numbers"),
         (Huber(), "^loss huber: is for numbers"),

@@ -93,8 +93,8 @@ def test_default_settings_are_valid(protocol, algorithm, gray):
 
 KNOWN = (
     "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
-    "colored-mnist-grayscale, domainbed, features, image-folders, metadata-images, spawrious, spirals, "
-    "table, wilds"
+    "colored-mnist-grayscale, domainbed, features, image-folders, linear-sem, linear-unit-tests, "
+    "metadata-images, spawrious, spirals, table, wilds"
 )
 SETTINGS = "known: label_noise, size, test_flips, train_flips"
 
@@ -104,7 +104,7 @@ SETTINGS = "known: label_noise, size, test_flips, train_flips"
     [
         ("colored-mnst", f"unknown data set 'colored-mnst'; did you mean 'colored-mnist'? {KNOWN}"),
         ("colored-mnist:irn", "colored-mnist: unknown protocol 'irn'; did you mean 'irm'? "
-         "known: domainbed, irm, thirds"),
+         "known: domainbed, eqrm, irm, thirds"),
         ("colored-mnist(lable_noise=0.1)", "colored-mnist: unknown setting 'lable_noise'; "
          f"did you mean 'label_noise'? {SETTINGS}"),
         ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; {SETTINGS}"),

@@ -119,7 +119,7 @@ def test_interrupted_extraction_resumes_after_the_stored_blocks(tmp_path, fake):
 def test_workers_with_other_data_are_an_error(tmp_path, fake):
     fake.data = rows(seed=1)
     with pytest.raises(
-        EnvariantError, match=r"^features: a worker of the Ray cluster finds other data at rows;"
+        EnvariantError, match=r"^features: a worker of the Ray cluster finds different data at rows;"
     ):
         inputs(rows(), tmp_path, executor="ray")
     assert not list(tmp_path.rglob("*.npy"))

@@ -197,8 +197,8 @@ def test_settings_may_go_without_a_key():
             "mlp(hiden=3)",
             "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: activation, depth, dropout, dropout_position, hidden, init",
         ),
-        ("mlp(hidden=0)", "mlp: hidden widths must be whole numbers from 1; got 0"),
-        ("mlp(hidden=())", "mlp: hidden widths must be whole numbers from 1; got ()"),
+        ("mlp(hidden=0)", "mlp: hidden widths must be whole numbers of at least 1; got 0"),
+        ("mlp(hidden=())", "mlp: hidden widths must be whole numbers of at least 1; got ()"),
         (
             "mlp(hidden=(3, wide))",
             "mlp: hidden must be a whole number, or several in parentheses; got (3, wide)",

@@ -126,7 +126,8 @@ def test_every_section_runs_to_its_end_and_few_steps_decide_nothing(digits, monk
     train_as_declared = Runner.train
 
     def train(self, run):
-        changed = {"steps": 3, "batch_size": 8, "model": MODEL, "learning_rate": 0.01, "evaluate_every": 1}
+        changed = {"steps": 3, "batch_size": 8, "model": MODEL, "evaluate_every": 1}
+        changed["learning_rate"] = "step(1e-2, 1e-3, at=2)"
         return train_as_declared(self, Run(small, run.algorithm, {**run.settings, **changed}))
 
     monkeypatch.setattr(Runner, "train", train)

@@ -206,7 +206,7 @@ def environments(seed=0) -> EnvironmentSet:
         ({"algorithms": "IRM"}, "unknown algorithm 'IRM'; did you mean 'irm'?"),
         ({"algorithms": 3}, "algorithm must be a name"),
         ({"algorithms": VREx}, "algorithm: VREx is a class; pass an instance"),
-        ({"algorithms": (OwnPenalty(), OwnPenalty())}, "algorithms hold 'own' twice"),
+        ({"algorithms": (OwnPenalty(), OwnPenalty())}, "'own' occurs twice in algorithms"),
         ({"name": 3}, "study: name must be text; got 3"),
         ({"n_trials": "many"}, "study: n_trials must be a whole number of at least 1; got 'many'"),
         ({"n_trials": 2.5}, "study: n_trials must be a whole number"),

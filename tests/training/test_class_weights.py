@@ -93,7 +93,9 @@ def test_weights_that_do_not_fit_the_classes_are_rejected(weights, message):
 
 
 def test_options_that_cannot_be_combined_are_rejected():
-    with pytest.raises(EnvariantError, match='class_weights: batch_size is "full", and minibatches follow'):
+    with pytest.raises(
+        EnvariantError, match="class_weights: weights act through the sampling of minibatches"
+    ):
         envariant.train(data(), "erm", class_weights="balanced", **QUICK)
     with pytest.raises(EnvariantError, match="class_weights: need classes, but the task is regression"):
         envariant.train(data(kind=Regression()), "linear", class_weights="balanced", **QUICK)

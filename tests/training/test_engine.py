@@ -433,10 +433,10 @@ class OwnNetwork(Penalty):
     [
         (
             OwnNetwork(nn.Linear(8, 1), "head"),
-            "its network 'head' must have no buffers, such as running statistics, no frozen parameters, and a name",
+            "its network 'head' must not contain buffers .such as running statistics. or frozen parameters, and its name",
         ),
-        (OwnNetwork(nn.Sequential(nn.Linear(8, 1), nn.BatchNorm1d(1))), "no buffers"),
-        (OwnNetwork(nn.Linear(8, 1).requires_grad_(False)), "no frozen parameters"),
+        (OwnNetwork(nn.Sequential(nn.Linear(8, 1), nn.BatchNorm1d(1))), "must not contain buffers"),
+        (OwnNetwork(nn.Linear(8, 1).requires_grad_(False)), "or frozen parameters"),
         (
             OwnNetwork(nn.Linear(8, 1)),
             "draws random numbers but is not declared stochastic; set stochastic = True",

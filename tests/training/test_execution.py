@@ -124,7 +124,9 @@ def test_small_budget_makes_smaller_groups_and_a_tiny_one_is_rejected():
     found = execution.choose(Auto(), source, members, replace(shared, steps=500), 1000)
     assert found.mode == "sequential"
     assert found.reason == "a stack does not fit in 1e-06 GB"
-    with pytest.raises(EnvariantError, match="memory: 2 replicas need about .* GB and .* GB are allowed"):
+    with pytest.raises(
+        EnvariantError, match="memory: 2 replicas need about .* GB, but only .* GB are allowed"
+    ):
         execution.choose(Stacked(), source, members, shared, int(execution.HEAP * need.of(1)))
 
 
@@ -271,7 +273,7 @@ def test_memory_for_one_replica_is_required_and_other_errors_are_not_hidden(monk
     with monkeypatch.context() as patch:
         limit_memory(patch, 0, OUT_OF_MEMORY[0], "__init__")
         with pytest.raises(
-            EnvariantError, match="memory: replica 0 alone needs more than there is; use a smaller"
+            EnvariantError, match="memory: replica 0 alone needs more than is available; use a smaller"
         ):
             outcome(source, members, plan(), STACKED)
     limit_memory(monkeypatch, 0, RuntimeError("shapes do not match"))

@@ -1,5 +1,7 @@
 """The option `loss`: named losses, functions and tasks in runs, studies, the command line and saved models."""
 
+import random
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,9 +83,17 @@ def test_replicas_agree_stacked_and_sequentially():
             r"of shape \(2,\) for 2 rows; got \(1,\)",
         ),
         (lambda logits, targets: logits - targets + 0j, "must be real numbers in float32; got complex64"),
-        (
-            lambda logits, targets: (logits + torch.randn(2)).square(),
-            "losses draw random numbers, which the seeds",
+        *(
+            (
+                lambda logits, targets, draw=draw: (logits + draw()).square(),
+                "losses draw random numbers, which the seeds",
+            )
+            for draw in (
+                lambda: torch.randn(2),
+                np.random.rand,
+                random.random,
+                np.random.default_rng(0).random,
+            )
         ),
     ],
 )
@@ -123,7 +133,7 @@ def test_losses_in_studies_and_on_the_command_line(here):
     words = ("train", "--data", "colored-digits", "--algorithm", "erm", "--steps", "1", "--model", "linear")
     assert here(*words, "--loss", "label-smoothing(0.1)", "--json").returncode == 0
     wrong = here(*words, "--loss", "mse")
-    assert (wrong.returncode, "loss mse: is for numbers, and the data are binary" in wrong.stderr) == (
+    assert (wrong.returncode, "loss mse: is for numbers, but the task is binary" in wrong.stderr) == (
         2,
         True,
     )

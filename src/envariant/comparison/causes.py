@@ -181,15 +181,16 @@ class Cause:
         if not parts.has_overlap:
             return (
                 f"In {self.label}, inputs hardly overlap with the training environments (AUROC "
-                f"{parts.auc:.2f}): the drop cannot be split into inputs and relation."
+                f"{parts.auc:.2f}): the drop cannot be split into parts due to the inputs and due to their "
+                f"relation to the target."
             )
         total, relation = parts.target_loss - parts.source_loss, parts.changed_relation
         side = "above" if total > 0 else "below"
         ends = f"[{_signed(relation.low)}, {_signed(relation.high)}]"
         return (
-            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} "
-            f"the training environments': {_signed(relation.mean)} {ends} by a changed relation, "
-            f"{_signed(total - relation.mean)} by other inputs."
+            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} that in the training "
+            f"environments: {_signed(relation.mean)} {ends} due to a changed relation, "
+            f"{_signed(total - relation.mean)} due to other inputs."
         )
 
     @property
@@ -236,7 +237,7 @@ class Cause:
 
     def _ranking_detail(self) -> str:
         if self.is_reversed:
-            return ": predictions are reversed, because the relation of inputs and target differs"
+            return ": predictions are reversed, because the relation between inputs and target differs"
         parts = self.decomposition
         kinds = self.shift.kinds if self.shift is not None else ()
         relation = inputs = False
@@ -244,7 +245,7 @@ class Cause:
             relation = parts.changed_relation.low > 0
             inputs = parts.changed_relation.mean < parts.harder_inputs.mean + parts.new_inputs.mean
         if "concept" in kinds or (relation and not inputs):
-            return ", which no recalibration repairs: the relation of inputs and target differs"
+            return ", which no recalibration repairs: the relation between inputs and target differs"
         if inputs or kinds == ("covariate",):
             return ", which no recalibration repairs: the inputs differ, not their relation to the target"
         return ", which no recalibration repairs"

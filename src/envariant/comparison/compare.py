@@ -356,7 +356,9 @@ def _best_model(
     folds, share = study.test_environments, study.holdout_fraction
     model, lacking = with_serving(model, source, results, folds, share, _data_seeds(study))
     if predictor(methods[best]) is None and uses_validation(options):
-        rows = f"the saved model is trained on {1 - share:.0%} of the rows; the others validate it"
+        rows = (
+            f"the saved model is trained on {1 - share:.0%} of the rows; the others are used for validation"
+        )
         lacking = "; ".join(filter(None, (lacking, rows)))
     return model, lacking
 

@@ -132,7 +132,8 @@ def _leaks(table: Table, columns: Mapping[str, NDArray[Any]], categorical: Seque
         findings.append(
             Finding(
                 "near leak", near,
-                f"{quoted(near)} {verb} {target} nearly alone ({best.measure} {best.score:.3f}).",
+                f"{quoted(near)} alone {verb} {target} far better than other columns ({best.measure} "
+                f"{best.score:.3f}).",
                 f"Exclude if {it} derived from the target or known only afterwards.",
             )
         )  # fmt: skip
@@ -212,7 +213,7 @@ def _target(table: Table) -> list[Finding]:
             return [
                 Finding(
                     "whole-number target", (name,),
-                    f"{name} has {levels} whole numbers and is predicted as a number.",
+                    f"{name} has {levels} distinct whole numbers and is predicted by regression.",
                     "Request a multiclass task if they are classes without order.",
                 )
             ]  # fmt: skip
@@ -222,7 +223,7 @@ def _target(table: Table) -> list[Finding]:
     return [
         Finding(
             "whole-number target", (name,),
-            f"{name} has {len(table.classes)} whole numbers, treated as classes.",
+            f"{name} has {len(table.classes)} distinct whole numbers, which are treated as classes.",
             "Request regression if they are counts or grades.",
         )
     ]  # fmt: skip
@@ -298,9 +299,9 @@ def _environments(table: Table) -> list[Finding]:
         findings.append(
             Finding(
                 "ordered environments", (table.environment.name,),
-                f"{table.environment.name} seems to be time, so models are also trained on later rows than "
-                f"those that they are tested on.",
-                "Request ordered environments to train on the past and test on the next one.",
+                f"{table.environment.name} seems to be a time period, but models are also trained on rows "
+                f"from later periods than the test rows.",
+                "Request ordered environments to train on past periods and test on the next one.",
             )
         )  # fmt: skip
     small = tuple(n for n, size in zip(table.environments, sizes.tolist(), strict=True) if size < _SMALL)

@@ -317,7 +317,7 @@ def tensor_of(values: Any, what: str) -> Tensor:
         tensor = torch.as_tensor(values)
         return tensor.detach() if tensor.requires_grad else tensor
     except (TypeError, ValueError, RuntimeError):
-        pack = "combine a dictionary of tensors by envariant.models.pack_inputs"
+        pack = "combine a dictionary of tensors with envariant.models.pack_inputs"
         remedy = pack if several else "encode words as numbers first"
         raise EnvariantError(f"{what} must be numbers in a tensor, an array or a list; {remedy}") from None
 

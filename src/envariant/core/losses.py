@@ -221,7 +221,7 @@ def check_applies(loss: object, *, to_classes: bool, task: str) -> None:
     if known.get(name, to_classes) != to_classes:
         kind = "classes" if known[name] else "numbers"
         usable = ", ".join(each for each, classes in known.items() if classes == to_classes)
-        raise EnvariantError(f"loss {name}: is for {kind}, and the data are {task}; use one of {usable}")
+        raise EnvariantError(f"loss {name}: is for {kind}, but the task is {task}; use one of {usable}")
 
 
 def content(value: Any) -> str:

@@ -64,7 +64,7 @@ def require_memory(
     if needed > _SMALL and (free := available()) is not None and needed > free:
         size = f"{needed / 1e9:{'.3g' if needed < 1e12 else ',.0f'}}"
         raise EnvariantError(
-            f"memory: {what} would need at least {size} GB, and {free / 1e9:.3g} GB are free; {remedy}"
+            f"memory: {what} would need at least {size} GB, but only {free / 1e9:.3g} GB are free; {remedy}"
         )
 
 

@@ -80,7 +80,7 @@ def folder_name(name: str, where: str) -> str:
         or len(name.encode()) > _LONGEST_NAME
     ):
         raise EnvariantError(
-            f"{where} '{name}' cannot be the name of a folder; use letters and digits, or name a folder"
+            f"{where} '{name}' cannot be the name of a folder; use letters and digits, or choose a folder"
         )
     return name
 
@@ -119,5 +119,5 @@ def check_overwrite(path: Path, ours: str, inputs: Iterable[Path] = ()) -> None:
 def not_ours(path: Path) -> EnvariantError:
     """Return the error for an existing file that must not be overwritten."""
     return EnvariantError(
-        f"{path}: exists and was not written for this purpose; move it, or choose another file or folder"
+        f"{path}: already exists with other content; move it, or choose another file or folder"
     )

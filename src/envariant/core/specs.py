@@ -353,7 +353,7 @@ def _bounded(text: str) -> str:
     if not isinstance(text, str):
         raise EnvariantError(f"expected text such as name or name(key=value, …); got {shown(text)}")
     if len(text) > _MAX_LENGTH:
-        raise _unreadable(text, f"at most {_MAX_LENGTH:,} characters, and it has {len(text):,}")
+        raise _unreadable(text, f"at most {_MAX_LENGTH:,} characters, but it has {len(text):,}")
     return text
 
 
@@ -409,7 +409,7 @@ def _value(node: ast.expr, text: str, depth: int = 0) -> Any:
             named = {k.arg: _value(k.value, text, depth) for k in keywords if k.arg is not None}
             keys = [k.arg for k in keywords]
             if repeated := [key for key in keys if keys.count(key) > 1]:
-                raise _unreadable(text, f"every key once, and '{repeated[0]}' is given twice")
+                raise _unreadable(text, f"every key once, but '{repeated[0]}' is given twice")
             if len(named) == len(keywords):
                 return Spec(name, tuple(_value(a, text, depth) for a in args), named)
         case _:

@@ -74,7 +74,7 @@ class StepContext:
         if self.key is None:
             raise EnvariantError(
                 "algorithm: draws random numbers but is not declared stochastic; set stochastic = True in "
-                "the part that draws"
+                "the part that draws them"
             )
         stream = _PARTS + self.part * _DRAWS + draw
         return (

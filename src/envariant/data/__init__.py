@@ -17,6 +17,8 @@ from envariant.data.images.domainbed import DomainBed
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
+from envariant.data.linear_sem import LinearSEM
+from envariant.data.linear_unit_tests import LinearUnitTests
 from envariant.data.tables.bundled import heart_disease
 from envariant.data.wilds_texts import wilds_table
 
@@ -37,7 +39,7 @@ PLUGINS = Plugins[type[EnvironmentSource]](
 SOURCES: dict[str, tuple[str, str]] = {
     "colored-mnist": (
         "colored.mnist_protocols:ColoredMNIST",
-        "Colored MNIST on the original digits, protocols :irm (default), :domainbed and :thirds.",
+        "Colored MNIST on the original digits, protocols :irm (default), :domainbed, :thirds and :eqrm.",
     ),
     "colored-mnist-grayscale": (
         "colored.mnist_protocols:ColoredMNIST",
@@ -49,9 +51,17 @@ SOURCES: dict[str, tuple[str, str]] = {
     ),
     "colored-digits": (
         "colored.digits:ColoredDigits",
-        "The construction of Colored MNIST on 1,797 digits of 8×8 pixels: offline and tiny.",
+        "A small version of Colored MNIST with 1,797 digits of 8×8 pixels; needs no download.",
     ),
     "colored-digits-grayscale": ("colored.digits:ColoredDigits", "Colored digits without colors."),
+    "linear-sem": (
+        "linear_sem:LinearSEM",
+        "Linear structural equation models of the IRM paper, such as linear-sem(FOU), in 8 setups.",
+    ),
+    "linear-unit-tests": (
+        "linear_unit_tests:LinearUnitTests",
+        "Linear unit tests for invariance, such as linear-unit-tests(example2s): six problems.",
+    ),
     "table": (
         "tables.source:TableSource",
         "A CSV or Parquet file with a target column and an environment column.",
@@ -64,17 +74,20 @@ SOURCES: dict[str, tuple[str, str]] = {
     "wilds": ("images.wilds:Wilds", "An image data set of WILDS in its own folder."),
     "features": (
         ".features:Features",
-        "Features of images, or of the text columns of a table, by a frozen backbone; extracted once.",
+        "Features of images, or of the text columns of a table, extracted once by a frozen backbone.",
     ),
     "domainbed": (
         "images.domainbed:DomainBed",
         "PACS, VLCS, OfficeHome, TerraIncognita, DomainNet or SVIRO in the folder of DomainBed.",
     ),
+    "spawrious": (
+        "images.spawrious:Spawrious",
+        "Spawrious: dog breeds whose backgrounds change in the test environment.",
+    ),
     "spirals": (
         "spirals:Spirals",
         "Interlocked spirals with a signature that is a shortcut: the synthetic data of the AND-mask paper.",
     ),
-    "spawrious": ("images.spawrious:Spawrious", "Spawrious: breeds of dogs on exchanged backgrounds."),
 }
 """Class (imported at first use) and description of every source, by name."""
 
@@ -126,6 +139,8 @@ __all__ = [
     "DomainBed",
     "Facts",
     "ImageFolders",
+    "LinearSEM",
+    "LinearUnitTests",
     "MetadataImages",
     "Spawrious",
     "SpecSource",

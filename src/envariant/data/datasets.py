@@ -65,7 +65,7 @@ def from_dataset(
     labeled = isinstance(environment, int | str)
     keys = (inputs, target, environment) if isinstance(environment, int | str) else (inputs, target)
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise EnvariantError(f"{label}: size must be a whole number from 1; got {size!r}")
+        raise EnvariantError(f"{label}: size must be a whole number of at least 1; got {size!r}")
     pictures = _Pictures(size)
     rows, labels = read_items(dataset, label, keys, pictures)
     for key in sorted(pictures.losses):

@@ -78,6 +78,6 @@ def check_size(path: Path, length: int, size: int) -> None:
         )
     if free is not None and length > free:
         raise EnvariantError(
-            f"{path}: holds {length / 2**30:.1f} GiB or more, and {free / 2**30:.1f} GiB of memory are free; "
-            f"use fewer rows or columns"
+            f"{path}: holds {length / 2**30:.1f} GiB or more, but only {free / 2**30:.1f} GiB of memory are "
+            f"free; use fewer rows or columns"
         )

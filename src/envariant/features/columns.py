@@ -121,7 +121,7 @@ def encoded(
     distinct, identity = values.tolist(), encoder.identity()
     key = content_key(encoder, identity, *distinct)
     path = cache_folder(cache) / "features" / f"{key}.npy"
-    remedy = f"name a folder with free space in the variable {CACHE_VARIABLE}"
+    remedy = f"set the environment variable {CACHE_VARIABLE} to a folder with free space"
 
     def blocks(first: int) -> Iterator[Tensor]:
         if cluster is not None:

@@ -52,7 +52,9 @@ def features_in(path: Path, shape: tuple[int, int], dtype: DType, blocks: Blocks
                 _write(path, shape, dtype, blocks, remedy)
                 stored = _read(path, shape, dtype)
     if stored is None:
-        raise EnvariantError(f"features: the cache file {path} cannot be read back; name another cache")
+        raise EnvariantError(
+            f"features: the cache file {path} cannot be read back; choose another cache folder"
+        )
     return stored
 
 

@@ -158,7 +158,10 @@ def features_of(
     done = [rows_done(path, shape, dtype) for path, shape in zip(paths, shapes, strict=True)]
     start, total, stored = time.perf_counter(), sum(map(len, stores)), sum(done)
     size = f"{total * width * (4 if dtype == 'float32' else 2) / 2**20:,.0f} MiB"
-    remedy = f"name a folder with {size} of free space as cache or in the variable {CACHE_VARIABLE}"
+    remedy = (
+        f"set the option cache, or the environment variable {CACHE_VARIABLE}, to a folder with "
+        f"{size} of free space"
+    )
     with _Progress(total, stored) as progress:
 
         def counted(environment: int, first: int) -> Iterator[Tensor]:
@@ -232,8 +235,8 @@ class SourceRows(Extractable):
             source = replace(source, storage="files", workers=1)
         if source.identity() != self.identity:
             raise EnvariantError(
-                f"features: a worker of the Ray cluster finds other data at {source.name}; give every node "
-                f"the same files under the same path"
+                f"features: a worker of the Ray cluster finds different data at {source.name}; give every "
+                f"node the same files under the same path"
             )
         return source.sample(self.seed)
 

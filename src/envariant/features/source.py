@@ -121,10 +121,12 @@ class Features(SpecSource):
         for key in ("size", "components", "batch_size"):
             value = 1 if getattr(self, key) is None else getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise EnvariantError(f"features: {key} must be a whole number from 1; got {value!r}")
+                raise EnvariantError(f"features: {key} must be a whole number of at least 1; got {value!r}")
         reads_text, is_table = isinstance(self.backbone, TextEncoder), isinstance(source, TableSource)
         if reads_text != is_table:
-            what = "a table, for a text encoder" if reads_text else "images or other arrays, not a table"
+            what = (
+                "a table, because it encodes texts" if reads_text else "images or other arrays, not a table"
+            )
             raise EnvariantError(
                 f"features: {name_of(self.backbone)} needs {what}; the text encoders are "
                 f"sentence-transformers, minilm and hashed-words"

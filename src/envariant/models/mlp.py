@@ -47,7 +47,7 @@ class MLP(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.widths or any(w < 1 for w in self.widths):
-            raise EnvariantError(f"mlp: hidden widths must be whole numbers from 1; got {self.hidden}")
+            raise EnvariantError(f"mlp: hidden widths must be whole numbers of at least 1; got {self.hidden}")
         if len(self.widths) > _DEEPEST:
             raise EnvariantError(f"mlp: hidden must have at most {_DEEPEST} widths; got {len(self.widths):,}")
 

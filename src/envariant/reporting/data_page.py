@@ -57,7 +57,7 @@ def render(source: EnvironmentSource, seed: int = 0, coverage: Coverage | None =
         Page(
             "data",
             f"Data: {name}",
-            "Rows that training and evaluation use, before any model is trained.",
+            "The rows for training and evaluation, inspected before any model is trained.",
             "Some environments lack classes"
             if absent
             else f"{len(sizes)} environments, {sum(sizes.values()):,} rows",

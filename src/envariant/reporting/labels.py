@@ -69,7 +69,7 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return a mapping from option or hyperparameter, named as in tables, to its value in a run as text."""
+    """Return the settings of a run as text, by the name of the option or hyperparameter in tables."""
     record = result.record
     options = record.spec.to_dict()
     hyperparameters = options.pop("hyperparameters")

@@ -116,7 +116,8 @@ def _sections(
 def _scores(result: TrainingResult) -> tuple[float, str, Interval]:
     """Return the mean training score, the worst test environment, and the score there with its interval.
 
-    The environment is "" if there is no test environment, or if its classes were not trained.
+    The environment is "" if no test environment can be predicted, that is, if there is none or all contain
+    classes that were not in training.
     """
     record, metric = result.record, METRICS.get(result.record.metric)
     finals = {name: result.final(name, record.metric) for name in record.roles}
@@ -131,7 +132,7 @@ def _scores(result: TrainingResult) -> tuple[float, str, Interval]:
 
 
 def _headline(finished: dict[str, TrainingResult]) -> str:
-    """Return the answer: whether a run is better than ERM in its worst test environment."""
+    """Return a sentence on whether a run is significantly better than ERM in ERM's worst environment."""
     scores = {name: _scores(result) for name, result in finished.items()}
     metric = next(iter(finished.values())).record.metric
     base = next((n for n, r in finished.items() if r.record.spec.algorithm == BASELINE), "")
@@ -167,7 +168,7 @@ def _headline(finished: dict[str, TrainingResult]) -> str:
 
 
 def _bullets(named: dict[str, TrainingResult]) -> list[str]:
-    """Return the verdicts on the first run, ERM if there is one, and on the best others."""
+    """Return the verdicts on the first run (ERM, if ERM was run) and on the best of the other runs."""
     sign = -1.0 if next(iter(named.values())).record.higher_is_better else 1.0
 
     def rank(name: str) -> tuple[bool, float]:
@@ -187,7 +188,7 @@ def _by_replica(result: TrainingResult, environment: str) -> dict[int, float]:
 
 
 def _numbers(finished: dict[str, TrainingResult]) -> list[BigNumber]:
-    """Return the scores of ERM, or of the first run, and of the run that is best in its worst environment."""
+    """Return the scores of the first run (ERM, if ERM was run) and of the run with the best worst score."""
     scores = {name: each for name, result in finished.items() if (each := _scores(result))[1]}
     if not scores:
         return []

@@ -133,7 +133,8 @@ def _headline(comparison: Comparison, metric: str) -> str:
     if len(better) == 1:
         return f"{best} is significantly better than ERM, by {gain:.3f} {metric}"
     return (
-        f"{len(better)} of {len(tested)} algorithms are better than ERM, {best} most: by {gain:.3f} {metric}"
+        f"{len(better)} of {len(tested)} algorithms are significantly better than ERM; {best} gains most, "
+        f"{gain:.3f} {metric}"
     )
 
 
@@ -306,7 +307,7 @@ def rerun(study: Mapping[str, Any], store: Store, selected: Sequence[SelectionRe
 
 
 def _sampled_values(store: Store, last: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return a table per algorithm of the hyperparameters that vary, with one row per run in `last`."""
+    """Return a table of the varying hyperparameters of each algorithm, with one row per run in `last`."""
     listing = store.listing().set_index("id")
     tables: dict[str, pd.DataFrame] = {}
     for name, runs in last.groupby("algorithm", sort=False):

@@ -92,8 +92,8 @@ def network_notes(networks: Mapping[str, Sequence[str]]) -> list[str]:
         return []
     each = "; ".join(f"{', '.join(names)}: {model}" for model, names in users.items())
     return [
-        f"Networks differ ({each}), by default those suggested for each algorithm; set one model for all to "
-        f"compare algorithms alone."
+        f"Networks differ ({each}); by default, each algorithm uses the network suggested for it. To compare "
+        f"only the algorithms, set one model for all."
     ]
 
 

@@ -208,9 +208,10 @@ def derivation(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-base", "IRM with the paper's schedule")
 def irm_base(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that IRM with coefficient 1, then a large one, is far more accurate than LeNet.
+    """Test the claim that IRM is far more accurate than LeNet trained with ERM.
 
-    According to the report, however, test accuracy does not converge but slowly decreases.
+    The penalty coefficient of IRM is 1 at first, and is later raised to a large value. The report adds that
+    IRM's test accuracy does not converge but slowly decreases.
     """
     steps = runner.pick(quick=800, full=1500)
     long = runner.train(_irm(runner, _step(), steps=steps, evaluate_every=20))
@@ -267,7 +268,7 @@ def irm_stuck(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-coefficient", "Coefficients: too small, good, too large")
 def irm_coefficient(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that small coefficients give high training and very low test accuracy, like LeNet.
+    """Test the claim that small coefficients give high training and very low test accuracy, as with LeNet.
 
     Training accuracy is then above the theoretical bound of 75 %. Large coefficients lead to random guessing.
     """
@@ -383,7 +384,7 @@ def irm_power(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-why", "Causes of stall and decay")
 def irm_why(runner: Runner) -> Iterator[Finding]:
-    """Examine why IRM's test accuracy decays, reaches a plateau or stalls; the course report does not say."""
+    """Examine why IRM's test accuracy decays, reaches a plateau or stalls; the report gives no reason."""
     reset = f"adam(reset={SWITCH})"
     optimizers: dict[str, dict[str, Any]] = {
         "unchanged": {},
@@ -444,7 +445,7 @@ def irm_why(runner: Runner) -> Iterator[Finding]:
 
 @section("irm-best", "The best schedule")
 def irm_best(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that the report's last schedule, a numerical estimate, converges well."""
+    """Test the claim that the report's last schedule, whose numbers are only estimates, converges well."""
     tried = _tried(runner)
     yield (
         "Once the penalty dominates, every schedule converges near what was learned before. Hence later "

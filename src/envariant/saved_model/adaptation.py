@@ -37,7 +37,7 @@ class Adaptation:
         shift: Values added to the logits: one value for binary tasks and regression, otherwise one per class.
         refit: Fitted parameters: "intercept", or "intercept and slope".
         n_labels: Number of labels used for the fit.
-        dropped: Mapping from reason to the number of rows without a usable label.
+        dropped: Numbers of rows without a usable label, by reason.
         before: Mapping from metric to the score of the original model on the labeled rows. The metrics are
             "accuracy" and "log loss", or "RMSE" for regression.
         after: Mapping from metric to the cross-validated score of the adapted model on the labeled rows.
@@ -102,8 +102,8 @@ class LabelColumn:
         classes: Class labels of the model; empty for regression.
         target_type: Data type of the target column in training.
         environment: Name of the environment column, which the table may lack.
-        unknown: Mapping from class that the model does not know to its number of rows; `read` counts them.
-        environments: Environments of the labeled rows; `read` collects them.
+        unknown: Number of rows of each class that the model does not know; filled in by `read`.
+        environments: Environments of the labeled rows; filled in by `read`.
     """
 
     name: str

@@ -20,11 +20,11 @@ EXCLUDED: Mapping[str, Any] = {
 
 
 def to_tensors(reference: Sequence[Sketch], parts: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Convert the arrays of a model to tensors: a mapping from name in the safetensors file to tensor.
+    """Convert the arrays of a model to tensors, and return them by their names in the safetensors file.
 
     Args:
         reference: Distribution of each column in training.
-        parts: Mapping from field of the model to the object that contains arrays; None if the model lacks the
+        parts: Objects that contain arrays, by the name of the model's field; None if the model lacks the
             field.
     """
     tensors = {

@@ -20,7 +20,8 @@ def network_of(
         replica: Index of the replica to save.
 
     Returns:
-        Table with the run's test environments, network, names of the training environments, and provenance.
+        Four values: the table, with the test environments of the run; the network; the names of the training
+            environments; and the provenance.
 
     Raises:
         EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt
@@ -29,7 +30,7 @@ def network_of(
     record, settings = result.record, result.record.spec
     if replica in result.checkpoints and replica not in result.finished:
         state = result.checkpoints[replica]
-        why = state.failure or f"{state.trained or state.step} of {settings.steps} steps made"
+        why = state.failure or f"{state.trained or state.step} of {settings.steps} steps completed"
         raise EnvariantError(f"replica {replica}: has not finished ({why}); choose a finished replica")
     network = result.model(replica)
     try:

@@ -37,9 +37,10 @@ class SavedNetwork:
     Attributes:
         model: Specification of the model, such as `mlp(hidden=(32, 32))`.
         algorithm: Name of the training algorithm, which is needed because some algorithms wrap the model.
-        hyperparameters: Mapping from hyperparameter of the algorithm to its value.
-        weights: Mapping from name to parameter or buffer.
-        loss: Text of the loss by name, which can determine how outputs become predictions; "" for others.
+        hyperparameters: Values of the algorithm's hyperparameters, by name.
+        weights: Parameters and buffers, by name.
+        loss: Loss as text, such as `poisson`, because the loss can determine how outputs become predictions;
+            "" if the loss was not given by name.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -71,7 +72,7 @@ class SavedNetwork:
         return TypeAdapter(SavedNetwork).dump_python(self, mode="json", exclude={"weights"})
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the trained weights: a mapping from name in the safetensors file to tensor."""
+        """Return the trained weights, by their names in the safetensors file."""
         return {f"{WEIGHTS}{name}": value for name, value in self.weights.items()}
 
     @classmethod

@@ -33,7 +33,7 @@ def read_rows(
     optional: Sequence[str] = (),
     embedded: Sequence[tuple[str, str]] = (),
 ) -> Rows:
-    """Read the columns that a model needs in chunks of rows, with categories spelled as in training.
+    """Read, in chunks of rows, the columns that a model needs, with categories spelled as in training.
 
     Args:
         data: Path of a table, or data frame of pandas, polars or Arrow.
@@ -44,7 +44,7 @@ def read_rows(
             values are recognized in each column separately.
         target: Mapping from the name of the target column to its kind and classes; empty to skip the target.
         optional: Names of categorical columns that are read only if the table contains them.
-        embedded: Mapping from each text column that is replaced by features to the text of its encoder. A
+        embedded: Encoders, as text, of the text columns that are replaced by features, by column name. A
             table may contain the feature columns instead.
 
     Raises:

@@ -131,7 +131,7 @@ class Served(Displayed):
 _METHODS = {
     "difference of confidences": "from the confidence of its predictions; wrong if Y given X has changed",
     "thresholded confidence": "from the confidence of its predictions; wrong if Y given X has changed",
-    "mean of environments": "mean of held-out environments; says nothing on this batch",
+    "mean of environments": "mean of held-out environments; independent of these rows",
     "labels": "cross-validated on the labels",
 }
 

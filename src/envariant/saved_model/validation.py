@@ -185,7 +185,7 @@ def check_serving(serving: Serving | None, task: str) -> None:
         or score.freedom < 1
         or abs(score.offset) > _LARGEST_OFFSET
     ):
-        raise ValueError("serving: its numbers are not possible")
+        raise ValueError("serving: its numbers are out of range")
     if (
         scores.ndim != 2
         or len(scores) != len(set(serving.environments))

@@ -61,7 +61,8 @@ class StudyMeasurements:
         sample: Environments of the first run; names, sizes and task are the same for all runs.
         roles: Mapping from environment to its role: "train", "validation" or "test".
         metric: Metric used to compare the runs of the study.
-        columns: Mapping from table column to the slice of its inputs; empty if the data are not a table.
+        columns: Position (a slice) of each table column in the inputs, by column name; empty if the data are
+            not a table.
         store_predictions: Whether predictions are stored and permutation importance is measured.
     """
 

@@ -64,10 +64,11 @@ class Study(Displayed):
             setting `learning_rate`, or the default of the data set. With r = 1, the learning rate is always
             η. In a schedule or in parameter groups, all values are multiplied by the same factor from [1/r,
             r].
-        ranges: Mapping from algorithm to a mapping from hyperparameter, or training option such as
-            `learning_rate` or `clip`, to a search range: a list of values, or a string such as
-            `loguniform(1e2, 1e6)` or `cosine(loguniform(1e-4, 1e-2))`. These ranges replace the default
-            ranges of the algorithm.
+        ranges: Search ranges by algorithm: for each algorithm, a mapping whose keys are hyperparameters or
+            training options, such as `learning_rate` or `clip`, and whose values are ranges. A range is a
+            list of values, or a string such as `loguniform(1e2, 1e6)` or `cosine(loguniform(1e-4, 1e-2))`. A
+            range given here replaces the default range of that hyperparameter; all others keep their
+            defaults.
         seed: Base random seed of trials and replicas.
         settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
@@ -124,8 +125,8 @@ class Study(Displayed):
         count = len(self.data) * len(algorithms) * self.n_trials * self.replicas
         if count > MAX_RUNS:
             raise EnvariantError(
-                f"study: {len(self.data)} data × {len(algorithms)} algorithms × {self.n_trials:,} trials × "
-                f"{self.replicas:,} replicas are {count:,} runs; at most {MAX_RUNS:,} can be planned"
+                f"study: {len(self.data)} data sets × {len(algorithms)} algorithms × {self.n_trials:,} "
+                f"trials × {self.replicas:,} replicas are {count:,} runs; at most {MAX_RUNS:,} can be planned"
             )
 
     def run(
@@ -286,7 +287,8 @@ class Study(Displayed):
             for trial in trials:
                 own = {k: v for k, v in trial.hyperparameters.items() if k not in self.searched_options}
                 tried = resolve_algorithm(algorithm, own, source, config.steps)
-                for remark in remarks(tried, trial.learning_rate, config.steps, config.optimizer):
+                own_remarks = remarks(tried, trial.learning_rate, config.steps, config.optimizer)
+                for remark in (*resolved.algorithm.scaled, *own_remarks):
                     collected.setdefault((name, remark.partition(":")[0]), f"{name}: {remark}")
         return tuple(collected.values())
 
@@ -311,7 +313,7 @@ class Study(Displayed):
             label = text_of(each)
             if label in labeled:
                 remedy = "name it once" if isinstance(each, str) else "give objects different names"
-                raise EnvariantError(f"study: {key} hold '{label}' twice; {remedy}")
+                raise EnvariantError(f"study: '{label}' occurs twice in {key}; {remedy}")
             labeled[label] = each
         return labeled
 
@@ -408,7 +410,7 @@ def of(declared: Mapping[str, Any], where: str) -> Study:
     """Create a study from a mapping of field names to values.
 
     Args:
-        declared: Mapping from field of `Study` to value; `data` and `algorithms` are required.
+        declared: Values of the fields of `Study`, by name; `data` and `algorithms` are required.
         where: Origin of the mapping, such as a file name, used in error messages.
 
     Raises:

@@ -66,7 +66,7 @@ class StudyResults(Displayed):
     def selections(
         self, rule: str | Selection = TrainingValidation.name, *, pooled: bool = False
     ) -> tuple[SelectionResult, ...]:
-        """Return the runs that a rule selects, for each data set, test environments, algorithm and replica.
+        """Return the selected run for each combination of data set, test environments, algorithm and replica.
 
         Args:
             rule: Selection rule, or its name: "training-domain validation", "leave-one-domain-out",

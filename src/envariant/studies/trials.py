@@ -19,6 +19,7 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Schedule, schedule
 from envariant.core.search_space import LogUniform, Range, search_range
 from envariant.predictors import predictor
+from envariant.training.averaging import NO_AVERAGE
 from envariant.training.option_values import learning_rate as rate_of
 from envariant.training.parameter_groups import ByGroup
 from envariant.training.resolution import ResolvedAlgorithm, check_objects, resolve_algorithm, terms_of
@@ -45,8 +46,8 @@ class SearchSpace:
     Attributes:
         label: Label of the algorithm in the study.
         algorithm: Algorithm, or its name.
-        declared: Mapping from hyperparameter to the search range that the study declares for it; this range
-            overrides the range of the algorithm.
+        declared: Search ranges that the study declares, by hyperparameter; they replace the algorithm's
+            ranges of these hyperparameters.
     """
 
     label: str
@@ -54,7 +55,7 @@ class SearchSpace:
     declared: Mapping[str, Any]
 
     def ranges(self) -> dict[str, Range]:
-        """Return a mapping from hyperparameter or training option to the search range set by the study.
+        """Return the search ranges set by the study, by name of the hyperparameter or training option.
 
         Raises:
             EnvariantError: If a range is invalid, or its hyperparameter is unknown or fixed.
@@ -155,6 +156,9 @@ class SearchSpace:
         }
         if not isinstance(suggested.trained, Composition):
             return sampled
+        if suggested.trained.default_average is not None and sampled.get("average", "") is None:
+            # None would stand for this default.
+            sampled["average"] = NO_AVERAGE
         fixed = _fixed(self.algorithm)
         recipe, length = recipe_of(self.algorithm), suggested.defaults.steps
         if isinstance(self.algorithm, Recipe):

@@ -258,8 +258,8 @@ def _vanished(record: Record, curves: Curves) -> _Finding | None:
     evidence = f"the gradient's root mean square is {size:.1e}; it was {first[1]:.1e} at step {first[0]}"
     return _Finding(
         evidence,
-        "the loss is divided by a large coefficient, so that gradients become as small as Adam's epsilon, "
-        "and much smaller than the earlier gradients that Adam averages, which makes its steps too small; or "
+        "the loss is divided by a large coefficient, so that gradients become as small as Adam's epsilon and "
+        "much smaller than the earlier gradients in Adam's averages, and Adam's steps become too small; or "
         "nothing is left to learn",
         "reset Adam where the coefficient jumps, as in adam(reset=190); do not divide the loss "
         "(normalize_loss=false); or use a smaller epsilon",

@@ -179,7 +179,7 @@ def _built(
             return [(m,) for m in members], (f"continued one at a time ({first_line(error)})",)
         if count == 1:
             raise EnvariantError(
-                f"memory: replica {members[0].index} alone needs more than there is; use a smaller "
+                f"memory: replica {members[0].index} alone needs more than is available; use a smaller "
                 f"batch_size or model"
             ) from error
         if checkpoint is not None:

@@ -20,7 +20,8 @@ def check_full_batch(requested: RunSpec) -> None:
         )
     if requested.class_weights is not None:
         raise EnvariantError(
-            'class_weights: batch_size is "full", and minibatches follow the weights; set a batch_size'
+            'class_weights: weights act through the sampling of minibatches, but batch_size is "full"; set '
+            "a batch_size"
         )
 
 

@@ -222,7 +222,9 @@ class TrainingResult(Displayed):
         """
         saved = self.checkpoints.get(replica)
         if saved is None:
-            raise EnvariantError(f"replica {replica}: is not in this run; it has {len(self.checkpoints)}")
+            raise EnvariantError(
+                f"replica {replica}: is not in this run, which has {len(self.checkpoints)} replicas"
+            )
         record, spec = self.record, self.record.spec
         if not saved.params:
             raise EnvariantError(f"{spec.algorithm}: is not a network, so it has no module to return")
@@ -256,7 +258,7 @@ class TrainingResult(Displayed):
             module.load_state_dict(state, strict=False)
         except (KeyError, RuntimeError):
             changed = f"{spec.algorithm} changed the network"
-            reason = changed if own is None else "the given module is another one"
+            reason = changed if own is None else "the given module is a different one"
             raise EnvariantError(
                 f"model '{spec.model}': cannot load the trained weights, because {reason}; "
                 f"load result.checkpoints[{replica}].params and .buffers into your own module"

@@ -89,7 +89,7 @@ class RunSpec(BaseModel, Displayed):
         "recipe, part, predictor or scikit-learn estimator.",
     )
     hyperparameters: Mapping[str, Any] = _option(
-        {}, "Hyperparameters of a named algorithm that override those in its text, by name."
+        {}, "Hyperparameters by name; they override values in parentheses after the name of the algorithm."
     )
     model: Any = _option(
         None,
@@ -105,7 +105,7 @@ class RunSpec(BaseModel, Displayed):
     )
     steps: Whole | None = _option(
         None,
-        "Optimizer updates of each replica; suggested schedules scale with their number.",
+        "Number of optimizer updates of each replica; suggested schedules are scaled to this number.",
         ge=1,
         le=1_000_000_000,
     )
@@ -140,15 +140,16 @@ class RunSpec(BaseModel, Displayed):
     )
     accumulate: Whole = _option(
         1,
-        "Number of batches whose mean gradient makes one update; each batch has its own penalties.",
+        "Number of batches whose gradients are averaged in one update; penalties are computed for each "
+        "batch.",
         ge=1,
         le=100_000,
     )
     class_weights: Any = _option(
         None,
-        "Weights of the classes in training, for networks as frequencies in minibatches: balanced, weights "
-        'in the order of the classes, such as "weights(1, 5)", or by name, such as "weights(yes=5)"; '
-        "in Python also a mapping or sequence.",
+        "Weights of the classes in training: balanced; weights in the order of the classes, such as "
+        '"weights(1, 5)"; or weights by name, such as "weights(yes=5)". For networks, they determine how '
+        "often rows are sampled in minibatches. In Python also a mapping or sequence.",
     )
     precision: Literal["auto", "float32", "bfloat16", "tf32"] = _option(
         "auto",
@@ -167,12 +168,13 @@ class RunSpec(BaseModel, Displayed):
     average: Any = _option(
         None,
         "Average of the weights, which is evaluated, predicted with and saved: ema(0.99), ma(start=100), "
-        '"swa(start=75%)" or swad, with any algorithm; in Python also an Averaging.',
+        '"swa(start=75%)" or swad, with any algorithm; none for the trained weights; by default the '
+        "average of the algorithm, if it has one (erm++); in Python also an Averaging.",
     )
     keep: Any = _option(
         "last",
         'Steps whose weights are kept: last, "best(validation accuracy)", or every(100) for every 100th '
-        "step besides the last.",
+        "step and the last.",
     )
     stop_early: Any = _option(
         None,
@@ -192,13 +194,15 @@ class RunSpec(BaseModel, Displayed):
         'Pretraining that provides the initial weights: erm, "erm(steps=200)", or rfc for rich features '
         "(Zhang, Lopez-Paz, Bottou 2022).",
     )
-    freeze: Literal["features"] | None = _option(
-        None, '"features": train only the head, on the pretrained features from init.'
+    freeze: Literal["features", "batch-norm", "features + batch-norm"] | None = _option(
+        None,
+        '"features": train only the head, on the pretrained features from init; "batch-norm": keep the '
+        'statistics of BatchNorm layers, whose weights still train; "features + batch-norm": both.',
     )
     adapt: Any = _option(
         None,
-        "Test-time adaptation: a function that changes the weights for the unlabeled rows of an environment "
-        "before they are predicted (`training.evaluator.Adapt`); in Python only.",
+        "Test-time adaptation: a function that adapts the weights to the unlabeled rows of an environment "
+        "before these rows are predicted (`training.evaluator.Adapt`); in Python only.",
     )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "Device to train on.")
     execution: Any = _option(
@@ -222,8 +226,8 @@ class RunSpec(BaseModel, Displayed):
     )
     shared_init: bool = _option(
         False,
-        "Start all replicas from the same initial weights and data, so that they differ only by the order of "
-        "their batches, and their weights can be averaged (soup).",
+        "Start all replicas from the same initial weights and data, so that they differ only in the order of "
+        "their batches and their weights can be averaged (soup).",
         strict=True,
     )
     seed: Whole = _option(0, "Base random seed.", ge=0, lt=2**32)
@@ -297,9 +301,9 @@ class RunSpec(BaseModel, Displayed):
 
     @model_validator(mode="after")
     def _freeze_needs_init(self) -> Self:
-        if self.freeze is not None and self.init is None:
+        if "features" in (self.freeze or "") and self.init is None:
             raise ValueError(
-                'freeze="features" needs pretrained features: set init as well, for example init="rfc"'
+                f'freeze="{self.freeze}" needs pretrained features: set init as well, for example init="rfc"'
             )
         return self
 

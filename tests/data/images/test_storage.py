@@ -202,7 +202,9 @@ def test_a_damaged_image_is_named_and_the_cache_removed(root, cache):
     file.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
     store = opened()["art"].input_store
     store.gather(torch.tensor([5]))
-    with pytest.raises(EnvariantError, match="image 0 of the cache was damaged; the file is removed"):
+    with pytest.raises(
+        EnvariantError, match="image 0 of the cache was damaged, and the file has been removed"
+    ):
         store.gather(torch.tensor([0]))
     assert not file.exists()
     opened()
@@ -217,7 +219,8 @@ def test_a_full_disk_is_refused_before_anything_is_written(root, cache, monkeypa
     with pytest.raises(EnvariantError) as error:
         ImageFolders(root, size=64, storage="disk").sample(0)
     assert re.search(
-        r"images: the decoded images need 0\.4 MiB and 0\.0 MiB are free; name a folder", str(error.value)
+        r"images: the decoded images need 0\.4 MiB, but only 0\.0 MiB are free; set the option cache",
+        str(error.value),
     )
     assert "or use storage=files" in str(error.value)
     assert not list(cache.rglob("*.npy"))

@@ -131,11 +131,11 @@ def test_as_many_classes_as_rows_are_rejected(root):
 
 def test_a_path_that_is_not_a_folder_is_rejected(root, tmp_path):
     assert refusal(own(tmp_path / "no").sample, 0) == (
-        f"metadata-images: {tmp_path / 'no'} is missing; name a folder"
+        f"metadata-images: {tmp_path / 'no'} is missing; pass a folder"
     )
     assert (
         refusal(own(root / "a.png").sample, 0)
-        == f"metadata-images: {root / 'a.png'} is a file; name a folder"
+        == f"metadata-images: {root / 'a.png'} is a file; pass a folder"
     )
 
 
@@ -265,7 +265,7 @@ def test_an_incomplete_download_is_rejected(tmp_path):
          "images use metadata-images"),
         ("poverty_v1.1", "wilds (for others use metadata-images): unknown data set 'poverty'; known: camelyon17, "
          "celebA, fmow, iwildcam, rxrx1, waterbirds"),
-        ("camelyon17_v1.0", "wilds: {root} is missing; name a folder"),
+        ("camelyon17_v1.0", "wilds: {root} is missing; pass a folder"),
     ],
 )  # fmt: skip
 def test_an_unknown_wilds_data_set_is_rejected(tmp_path, name, message):

@@ -39,9 +39,9 @@ SAMPLED = np.sort(rng.choice(6000, ROWS, replace=False))
         ("n", SAMPLED, "it numbers the rows of a larger table"),
         ("n", SAMPLED[::-1], "it numbers the rows of a larger table"),
         ("n", np.tile(np.arange(ROWS // 3), 3), "it numbers the rows of each environment"),
-        ("Unnamed: 0", rng.permutation(SAMPLED), "it is an index of the rows, by its name and its values"),
-        ("index", rng.permutation(SAMPLED), "it is an index of the rows, by its name and its values"),
-        ("Unnamed: 0", np.tile(rng.permutation(SAMPLED[:80]), 3), "it is an index of the rows, by its name and its values"),
+        ("Unnamed: 0", rng.permutation(SAMPLED), "it is a row index, judging by its name and values"),
+        ("index", rng.permutation(SAMPLED), "it is a row index, judging by its name and values"),
+        ("Unnamed: 0", np.tile(rng.permutation(SAMPLED[:80]), 3), "it is a row index, judging by its name and values"),
     ],
 )  # fmt: skip
 def test_an_index_is_no_input(name, values, why):
@@ -114,7 +114,7 @@ def test_texts_that_look_the_same_are_merged_and_said(role, first, second):
     table, lines = said(frame(**{role: values}))
     assert set(table.classes if role == "y" else table.environments) == {first, "alive"}
     assert lines == [
-        f"'{role}': '{first}' and '{second}' count as one: they differ in blanks or invisible signs only"
+        f"'{role}': '{first}' and '{second}' count as one: they differ only in blanks or invisible characters"
     ]
 
 

@@ -301,8 +301,12 @@ def test_the_task_can_be_set(values, task, kind):
             "regression",
             r"holds text \('a', …\); a regression needs numbers",
         ),
-        (THIRTY / 7, "multiclass", "has 120 different values in 120 rows: no classes"),
-        (np.array([f"n{k}" for k in THIRTY]), None, "has 120 different values in 120 rows: no classes"),
+        (THIRTY / 7, "multiclass", "has 120 different values in 120 rows, too many for classes"),
+        (
+            np.array([f"n{k}" for k in THIRTY]),
+            None,
+            "has 120 different values in 120 rows, too many for classes",
+        ),
         (np.ones(120), None, "target 'y' is '1' in every row; there is nothing to predict"),
         (np.full(120, np.nan), None, "target 'y' is empty in all rows"),
         (np.where(THIRTY == 7, np.inf, THIRTY), None, "column 'y': holds inf in row 8, too large"),
@@ -561,8 +565,8 @@ def test_invalid_text_files_are_rejected(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.csv", "a,b,site,y\nü,1,2,3\n".encode("latin-1"), r"is not utf-8 text \(it holds byte 0xfc\); set its encoding"),
-        ("x.csv", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "is not utf-8 text .* if it is a text file at all"),
+        ("x.csv", "a,b,site,y\nü,1,2,3\n".encode("latin-1"), r"is not utf-8 text \(it holds byte 0xfc\); if it is a text file, set its encoding"),
+        ("x.csv", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "is not utf-8 text .* if it is a text file, set its encoding"),
         ("x.csv.gz", b"no gzip", "cannot be read as a table"),
         ("x.csv.gz", gzip.compress(HEADER.encode() * 5000, mtime=0)[:40], "cannot be read as a table"),
         ("x.zip", b"PK\x03\x04 no zip", "cannot be read as a table"),

@@ -142,7 +142,7 @@ def test_small_environments_name_the_missing_targets(tmp_path):
     data = frame(y=np.where(rng.random(ROWS) < 0.75, None, "p"))
     data.loc[::20, "y"] = "q"
     with pytest.raises(
-        EnvariantError, match=r"name another column. 'y': target; \d+ of 240 rows without a value"
+        EnvariantError, match=r"choose another column. 'y': target; \d+ of 240 rows without a value"
     ) as said:
         read(written(tmp_path / "x.csv", data), "y", "site")
     assert "\n" not in str(said.value)

@@ -52,9 +52,9 @@ class Causes(PageSection):
         )  # fmt: skip
         note = (
             f"Drop: {loss} out of domain minus in domain, 95 % CI. Bias: mean prediction minus mean target "
-            f"(class with the largest bias). Changed relation, other inputs: parts of the difference to the "
-            f"training environments (DISDE). {NONE}: not measured, or no overlap of inputs. Kind of shift: "
-            f"against the other environments (permutation tests, level 0.05)."
+            f"(class with the largest bias). Changed relation, other inputs: parts of the difference from "
+            f"the training environments (DISDE). {NONE}: not measured, or no overlap of inputs. Kind of "
+            f"shift: against the other environments (permutation tests, level 0.05)."
         )
         more = f"Only the {MOST_ENVIRONMENTS} environments with the worst scores are explained."
         return TextTable(header, tuple(map(_row, causes)), (note, *([more] if hidden > 0 else [])))

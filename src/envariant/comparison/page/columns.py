@@ -23,7 +23,7 @@ class Columns(PageSection):
     """Section on the stability of each column's relation with the target, and on column importance."""
 
     anchor: ClassVar[str] = "columns"
-    title: ClassVar[str] = "Which columns carry an unstable relation?"
+    title: ClassVar[str] = "Which columns have an unstable relation to the target?"
 
     @classmethod
     def applies(cls, results: ComparisonResults) -> bool:

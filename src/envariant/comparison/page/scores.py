@@ -172,7 +172,7 @@ def methods_table(results: ComparisonResults) -> TextTable:
         f"significantly worse than {baseline}, the best ordinary model in-domain (t test over replicas and "
         f"rows, p < 0.05, Holm-corrected over methods and environments). Hyperparameters: invariance "
         f"selection on validation rows of the training environments. A recommended method was chosen by "
-        f"these scores; its own are slightly optimistic."
+        f"these scores, so its own scores are slightly optimistic."
     )
     notes = (note, *network_notes(results.networks))
     more = () if second is None else (f"mean {second.metric.name}",)

@@ -58,5 +58,5 @@ class ColorChannels(DigitSource):
             model="mlp(hidden=256)",
             steps=1000,
             batch_size=256,
-            source="the course report's network; it states no steps, batch size or learning rate",
+            source="network of the course report, which states no steps, batch size or learning rate",
         )

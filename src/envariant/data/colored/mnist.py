@@ -130,7 +130,8 @@ def load(
             return mnist
     raise EnvariantError(
         f"MNIST could not be found ({'; '.join(failures)}); put {', '.join(expected)} (plain or .gz) into "
-        f"{stored}, or into any folder, and name it as mnist or in the variable {FOLDER_VARIABLE}"
+        f"{stored}, or into another folder, and pass that folder as mnist or in the environment variable "
+        f"{FOLDER_VARIABLE}"
     )
 
 

@@ -14,10 +14,10 @@ from envariant.core.errors import EnvariantError, first_line
 NOTES: Mapping[str, str] = {
     "alpha": "have transparent pixels; transparency is dropped",
     "orientation": "have an EXIF orientation, which is ignored, as in DomainBed; exif=true applies it",
-    "frames": "have several frames or pages, of which the first is read",
+    "frames": "have several frames or pages, of which only the first is read",
     "cmyk": "are CMYK, converted to RGB without their color profile",
-    "deep": "have 16 bits per color, of which the upper 8 are read",
-    "bright": "have 16 bits and values above those of the images read before, which are clipped",
+    "deep": "have 16 bits per color, of which only the upper 8 are read",
+    "bright": "have 16 bits and values above the range of the images read before; these values are clipped",
     "black": "have 16 bits and are nearly black: their values are far below those of the brightest image",
 }
 """Messages about images that lose information in the conversion to 8-bit RGB, by key."""
@@ -187,10 +187,10 @@ def _rgb(image: Any, bits: int) -> Any:
         # Pillow would clip these values at 255.
         levels = np.asarray(image).astype(np.int64)
         if levels.min() < 0:
-            raise ValueError("its pixels are negative numbers of unknown range")
+            raise ValueError("it has negative pixels, whose range is unknown")
         return pillow().fromarray((levels >> (bits - 8)).clip(max=255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
+        raise ValueError("it has floating-point pixels, whose range is unknown")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -98,7 +98,7 @@ class ImageFolders(ImageSource):
     ) -> None:
         if not domains:
             too_high = [name for name in skipped[_STRAY] if name.lower().endswith(SUFFIXES)]
-            hint = f"; '{shown(too_high[0])}' is not inside a class" if too_high else ""
+            hint = f"; '{shown(too_high[0])}' is not inside a class folder" if too_high else ""
             if not too_high and skipped[_DEEP]:
                 hint = f"; '{shown(skipped[_DEEP][0])}' is a folder in place of an image"
             raise EnvariantError(

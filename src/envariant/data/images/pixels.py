@@ -193,8 +193,8 @@ class PixelFile(Pixels):
             if count != size or zlib.crc32(view) != self.checksums[number]:
                 self._path.unlink(missing_ok=True)
                 raise EnvariantError(
-                    f"{self._path}: image {number} of the cache was damaged; the file is removed, so run "
-                    f"again to decode the images again",
+                    f"{self._path}: image {number} of the cache was damaged, and the file has been removed; "
+                    f"run again to decode the images",
                     retryable=True,
                 )
         return rows

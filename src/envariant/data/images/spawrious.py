@@ -107,7 +107,7 @@ class Spawrious(ImageSource):
             if not own:
                 raise EnvariantError(
                     f"{self.base}: {shown(str(path))} holds no images; {self.benchmark} needs "
-                    f"spawrious224/{relative}/*.png, so name the folder spawrious224 of the unpacked archive"
+                    f"spawrious224/{relative}/*.png, so pass the folder spawrious224 of the unpacked archive"
                 )
             own = own[:most]
             files += [f"{relative}/{file}" for file in own]

@@ -172,7 +172,7 @@ class Table:
         self._where = f"{base}: {path}"
         if not root.is_dir():
             what = "a file" if root.exists() else "missing"
-            raise EnvariantError(f"{base}: {root} is {what}; name a folder")
+            raise EnvariantError(f"{base}: {root} is {what}; pass a folder")
         if not path.is_file():
             raise EnvariantError(f"{base}: there is no {name} in {root}")
         check_expansion(path)

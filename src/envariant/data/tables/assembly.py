@@ -208,7 +208,7 @@ def _index_reason(column: Column, environment: Column, order: NDArray[np.int64])
         return "it numbers the rows of each environment"
     pairs = np.unique(np.stack([environment.values, values]), axis=1)
     if _INDEX.fullmatch(column.name) and pairs.shape[1] == len(values):
-        return "it is an index of the rows, by its name and its values"
+        return "it is a row index, judging by its name and values"
     return ""
 
 

@@ -165,7 +165,7 @@ def _text_chunks(path: Path, encoding: str, options: Mapping[str, Any]) -> Itera
     except pd.errors.ParserWarning:
         raise EnvariantError(
             f"{path}: some rows hold more values than its header has names ({len(options['names'])}); is a "
-            f"name missing, or a text that contains the separator not in quotes?"
+            f"name missing, or does an unquoted text contain the separator?"
         ) from None
     # pandas and the decompressors raise some twenty types of error.
     except Exception as error:
@@ -177,8 +177,8 @@ def _unreadable(path: Path, encoding: str, error: Exception) -> EnvariantError:
         # Bytes that mark the beginning of a text in UTF-16.
         marked = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         return EnvariantError(
-            f"{path}: is not {encoding} text (it holds byte 0x{error.object[error.start]:02x}); set its "
-            f"encoding, such as {'utf-16' if marked else 'latin-1'}, if it is a text file at all"
+            f"{path}: is not {encoding} text (it holds byte 0x{error.object[error.start]:02x}); if it is a "
+            f"text file, set its encoding, such as {'utf-16' if marked else 'latin-1'}"
         )
     return EnvariantError(f"{path}: cannot be read as a table ({first_line(error)})")
 

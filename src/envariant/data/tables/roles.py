@@ -92,8 +92,8 @@ def in_time_order(label: str, column: Column) -> Column:
     if order is None:
         names = listed([f"'{name}'" for name in column.categories])
         raise EnvariantError(
-            f"{label}: the order of column '{column.name}' in time is unknown ({names}); name its values by "
-            f"numbers, years, dates or quarters, such as 2021, 2021-03 or 2021-Q1"
+            f"{label}: the order of column '{column.name}' in time is unknown ({names}); use numbers, "
+            f"years, dates or quarters as its values, such as 2021, 2021-03 or 2021-Q1"
         )
     new_code = np.empty(len(order) + 1, dtype=np.int32)
     new_code[[column.categories.index(name) for name in order]] = np.arange(len(order))
@@ -141,8 +141,8 @@ def pool_small(
         gone = "".join(f". {entry}" for entry in log if "without a value" in entry.what)
         raise EnvariantError(
             f"{label}: column '{environment.name}' has {len(large)} environment(s) of at least {min_rows} "
-            f"rows ({shown}) and {len(small)} smaller; two are needed, one of them for testing. Lower "
-            f"min_rows, or name another column{gone}"
+            f"rows ({shown}) and {len(small)} smaller; two are needed, one of them for testing. "
+            f"Lower min_rows, or choose another column{gone}"
         )
     codes = table[environment.values]
     log.append(LogEntry(environment.name, f"environment; {len(names)} of them"))
@@ -176,7 +176,8 @@ def group_entry(label: str, group: Column, environment: Column, *, ordered: bool
     """
     if missing := int(group.missing.sum()):
         raise EnvariantError(
-            f"{label}: group '{group.name}' has {missing:,} rows without a value; name the group of every row"
+            f"{label}: group '{group.name}' has {missing:,} rows without a value; fill in the group of "
+            f"every row"
         )
     pairs = np.unique(np.stack([group.values, environment.values]), axis=1)
     n_environments = np.unique(pairs[0], return_counts=True)[1]
@@ -215,8 +216,8 @@ def as_target(label: str, target: Column, task: TaskName) -> Column:
         )
     if len(present) > len(target) / 2:
         raise EnvariantError(
-            f"{label}: target '{target.name}' has {len(present)} different values in {len(target)} rows: no "
-            f"classes; name another column, or use regression if they are numbers"
+            f"{label}: target '{target.name}' has {len(present)} different values in {len(target)} rows, too "
+            f"many for classes; choose another column, or use regression if they are numbers"
         )
     table = np.full(len(classes.categories), -1, dtype=np.int32)
     table[present] = np.arange(len(present), dtype=np.int32)
@@ -239,7 +240,7 @@ def target_entry(target: Column, task: TaskName, *, inferred: bool) -> LogEntry:
         whole = bool((target.values == np.round(target.values)).all())
         levels = f" from {distinct:,} different whole numbers" if inferred and whole else ""
         return LogEntry(
-            target.name, f"{start}{levels}; standardized for training, by the training environments"
+            target.name, f"{start}{levels}; standardized for training, based on the training environments"
         )
     names = target.categories
     shares = np.bincount(target.values.astype(int), minlength=len(names)) / len(target)

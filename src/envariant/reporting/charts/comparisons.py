@@ -106,7 +106,7 @@ def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, 
     layers = [*drawn(band, data, "low"), line, points.add_params(pick)]
     chart = alt.layer(*layers, data=values(data)).properties(width=WIDTH, height=HEIGHT)
     ends = "; ".join(f"{row.label} {number(row.ood_score.mean)}" for row in rows[-8:])
-    return styled(chart, f"{metric}, {names[1]}, in the order of time: {ends}.")
+    return styled(chart, f"{metric}, {names[1]}, in chronological order: {ends}.")
 
 
 def _scores(
@@ -144,9 +144,8 @@ def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Inter
     """Draw the parts of each score drop as stacked bars, with the total drop and its confidence interval.
 
     Args:
-        parts: Mapping from environment to the three parts of its score drop: calibration level, calibration
-            slope and ranking.
-        totals: Mapping from environment to its score drop with confidence interval.
+        parts: Parts of the score drop of each environment: calibration level, calibration slope and ranking.
+        totals: Score drop of each environment, with its confidence interval.
         label: Label of the horizontal axis.
     """
     data: list[Row] = [
@@ -246,7 +245,7 @@ class ColumnRow:
             absent.
         unstable: Whether the slopes differ significantly.
         limits: Prediction interval of the slope in a new environment; None if unknown.
-        importance: Mapping from method to the decrease of its score when the column's values are shuffled.
+        importance: Decrease of the score when the column's values are shuffled, by method.
     """
 
     column: str

@@ -70,7 +70,7 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
     """Draw correlation shift against diversity shift, with one labeled point per environment or pair.
 
     Args:
-        shifts: Mapping from the name of a point to a measured shift, or a list of shifts, whose points are
+        shifts: Measured shifts. In a mapping, the keys are the names of the points; in a list, each point is
             named "first → second" after the compared groups.
     """
     if not isinstance(shifts, Mapping):
@@ -123,7 +123,7 @@ def _ends(name: str, measured: Interval) -> dict[str, float | None]:
 
 
 def _label_positions(points: Mapping[str, tuple[float, float]], top: float) -> dict[str, tuple[float, float]]:
-    """Return the position of every label's left end so that no label covers another label or a point.
+    """Return positions for the left ends of all labels, such that no label covers another label or a point.
 
     A label is placed to the right of its point if there is room, otherwise as near as possible.
     """

@@ -214,10 +214,10 @@ def lines(
 
 
 def has_shift_scale(results: Sequence[TrainingResult]) -> bool:
-    """Return whether all runs have the same environments, and at least three names give a shift value.
+    """Return whether all runs share the same environments, at least three of them named after a shift value.
 
-    Such names consist of the shifted quantity and its value, as in flip-0.9 or year-2019. A number alone, or
-    a name such as site-1, does not count.
+    A name with a shift value consists of the shifted quantity and its value, as in flip-0.9 or year-2019. A
+    number alone, or a name such as site-1, does not count.
     """
     roles = results[0].record.roles if results else {}
     same = all(result.record.roles == roles for result in results)

@@ -112,10 +112,10 @@ class SelectionResult(Displayed):
 
 
 def select(table: pd.DataFrame, selection: Selection, *, pooled: bool = False) -> tuple[SelectionResult, ...]:
-    """Apply a rule to each data set, set of test environments, replica and algorithm of a study.
+    """Apply a rule to every combination of data set, test environments, replica and algorithm in a study.
 
     If the study has runs with a single test environment, no result is returned for runs with several test
-    environments. Only rules such as leave-one-domain-out then use these runs.
+    environments; these runs are then used only by rules such as leave-one-domain-out.
 
     Args:
         table: Result of `Store.table()` for the study.

@@ -308,10 +308,11 @@ REPRODUCTION = Reproduction(
     "spirals or labels can be reproduced in number, only hold or not. Out of scope: CIFAR-10, and CoinRun "
     "with its 1,024 search trials of a residual network over game levels and the temporal AND-mask.",
     {
-        "quick": "2 or 3 runs per setting of the spirals, 5 random networks, and 4 thresholds with one seed "
-        "for random labels; about 25 minutes of one core.",
-        "full": "50 runs of AND-mask on spirals, 10 of every other method, 5 of every other threshold, 10 "
-        "random networks, and 7 thresholds with two seeds for random labels; about 3 hours of one core.",
+        "quick": "2 runs per setting of the spirals, those of other methods than AND-mask with a third of "
+        "the updates; 5 random networks; 4 thresholds with one seed for random labels. About 20 minutes of "
+        "one core.",
+        "full": "50 runs of AND-mask on spirals, 10 of every other method, 5 of every other threshold; 10 "
+        "random networks; 7 thresholds with two seeds for random labels. About 3 hours of one core.",
     },
     (spirals, spirals_paper, gradients, random_labels),
 )

@@ -18,7 +18,6 @@ from envariant.reproductions.summaries import (
     mean_curve,
     only_test_environment,
     ood_score,
-    score_table,
     signed,
     training_environments,
 )
@@ -112,7 +111,16 @@ def _accuracies(results: Mapping[str, TrainingResult], caption: str) -> Iterator
     }
     chart = charts.lines(series, "update", "test accuracy", marks={"chance": 0.5})
     yield CaptionedFigure("curves", chart, f"Test accuracy during training. {caption}")
-    yield score_table(results)
+    rows: list[tuple[str, ...]] = []
+    for name, result in results.items():
+        tests, train = result.final(only_test_environment(result), "accuracy").values, id_score(result)
+        spread = f" ± {statistics.stdev(tests):.3f}" if len(tests) > 1 else ""
+        updates = f"{result.record.spec.steps:,}"
+        rows.append(
+            (name, f"{statistics.fmean(tests):.3f}{spread}", f"{train.mean:.3f}", str(len(tests)), updates)
+        )
+    header = ("method", "test accuracy", "training accuracy", "runs", "updates")
+    yield CaptionedTable("scores", TextTable(header, tuple(rows)), "Final accuracy: mean ± sd over runs")
 
 
 def _threshold(runner: Runner, results: Mapping[str, TrainingResult]) -> Iterator[Finding]:
@@ -255,7 +263,7 @@ def gradients(runner: Runner) -> Iterator[Finding]:
     networks. The mechanism alone is the gradient on data with permuted signatures, and the shortcut alone the
     gradient with permuted points.
     """
-    inputs = {
+    inputs: dict[str, Any] = {
         "source": "spirals(signature=32, deviation=0.1)",
         "model": MODEL,
         "thresholds": [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0],
@@ -267,10 +275,11 @@ def gradients(runner: Runner) -> Iterator[Finding]:
         "masked mechanism": "reverse mask, mechanism", "masked shortcut": "reverse mask, shortcut",
     }  # fmt: skip
     series: dict[str, tuple[list[float], list[float]]] = {}
+    thresholds: list[float] = inputs["thresholds"]
     for key, label in labels.items():
         points = [
             (threshold, statistics.fmean(values))
-            for threshold, row in zip(inputs["thresholds"], found[key], strict=True)
+            for threshold, row in zip(thresholds, found[key], strict=True)
             if (values := [value for value in row if value is not None])
         ]
         series[label] = ([x for x, _ in points], [y for _, y in points])
@@ -286,7 +295,7 @@ def gradients(runner: Runner) -> Iterator[Finding]:
         [a - b for a, b in zip(found["kept mechanism"][i], found["kept shortcut"][i], strict=True)]
         for i in (-1, 0)
     ]
-    favored = difference(*gaps)
+    favored = difference(gaps[0], gaps[1])
     yield statement(
         "The mask favors the mechanism over the shortcut.",
         beyond(favored, above=0.0),

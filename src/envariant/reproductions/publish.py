@@ -287,7 +287,7 @@ def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
         hyperparameters = ", ".join(f"{key}={value}" for key, value in s.hyperparameters.items())
         numbers = (f"{s.steps:,}", str(s.replicas), str(s.seed))
         rate = s.learning_rate
-        optimizer = (s.optimizer, f"{rate:.4g}" if isinstance(rate, float) else str(rate), s.precision)
+        optimizer = (s.optimizer, f"{rate:.4g}" if isinstance(rate, float | int) else str(rate), s.precision)
         data = without_folders(s.data)
         rows.append((name, data, s.algorithm, hyperparameters, s.model, *numbers, *optimizer))
     header = (

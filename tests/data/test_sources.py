@@ -93,8 +93,8 @@ def test_default_settings_are_valid(protocol, algorithm, gray):
 
 KNOWN = (
     "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
-    "colored-mnist-grayscale, domainbed, features, image-folders, metadata-images, spawrious, table, "
-    "wilds"
+    "colored-mnist-grayscale, domainbed, features, image-folders, metadata-images, rotated-mnist, "
+    "spawrious, table, wilds"
 )
 SETTINGS = "known: label_noise, size, test_flips, train_flips"
 

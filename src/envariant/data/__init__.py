@@ -17,6 +17,7 @@ from envariant.data.images.domainbed import DomainBed
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
+from envariant.data.rotated.mnist import RotatedMNIST
 from envariant.data.tables.bundled import heart_disease
 from envariant.data.wilds_texts import wilds_table
 
@@ -52,6 +53,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "A small version of Colored MNIST with 1,797 digits of 8×8 pixels; needs no download.",
     ),
     "colored-digits-grayscale": ("colored.digits:ColoredDigits", "Colored digits without colors."),
+    "rotated-mnist": (
+        "rotated.mnist:RotatedMNIST",
+        "MNIST digits rotated by 0 to 75 degrees, one angle per environment, as in DomainBed.",
+    ),
     "table": (
         "tables.source:TableSource",
         "A CSV or Parquet file with a target column and an environment column.",
@@ -126,6 +131,7 @@ __all__ = [
     "Facts",
     "ImageFolders",
     "MetadataImages",
+    "RotatedMNIST",
     "Spawrious",
     "SpecSource",
     "Wilds",

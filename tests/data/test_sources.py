@@ -93,10 +93,10 @@ def test_default_settings_are_valid(protocol, algorithm, gray):
 
 KNOWN = (
     "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
-    "colored-mnist-grayscale, domainbed, features, image-folders, metadata-images, rotated-mnist, "
-    "spawrious, table, wilds"
+    "colored-mnist-grayscale, domainbed, domainbed-split, features, image-folders, metadata-images, "
+    "rotated-mnist, spawrious, table, wilds"
 )
-SETTINGS = "known: label_noise, size, test_flips, train_flips"
+SETTINGS = "known: gray_test, label_noise, size, strided_tests, test_flips, train_flips, two_logits"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "rotated.mnist:RotatedMNIST",
         "MNIST digits rotated by 0 to 75 degrees, one angle per environment, as in DomainBed.",
     ),
+    "domainbed-split": (
+        "domainbed_split:DomainBedSplit",
+        "Another data set in DomainBed's splits: 80 % and 20 % of every environment, test environments too.",
+    ),
     "table": (
         "tables.source:TableSource",
         "A CSV or Parquet file with a target column and an environment column.",

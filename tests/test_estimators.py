@@ -30,6 +30,7 @@ from envariant.core.schedules import Constant, Schedule
 from envariant.estimators import InvariantClassifier, InvariantRegressor
 from envariant.models import MLP
 from envariant.training.optimizers import Adam
+from envariant.training.run_spec import RunSpec
 
 QUICK = {"model": "mlp(hidden=16)", "steps": 60, "learning_rate": 0.03}
 SMALL = {"model": "linear", "steps": 20, "learning_rate": 0.03, "random_state": 0}
@@ -43,7 +44,7 @@ SHORT = {**QUICK, "steps": 30, "learning_rate": 0.06}
     [
         # The checks pass no environments, so ERM is trained: with a warning, or because it was requested.
         InvariantClassifier(IRM(), **{**SHORT, "model": MLP(hidden=16)}),
-        InvariantRegressor("erm", **SHORT),
+        InvariantRegressor("erm", **SHORT, clip=1.0, average="ema(0.5)"),
     ]
 )
 @pytest.mark.filterwarnings(NO_ENVIRONMENTS, "ignore::sklearn.exceptions.SkipTestWarning")
@@ -403,6 +404,68 @@ def test_pickled_estimator_holds_no_tensor():
     table, y, _ = frame()
     stored = pickle.dumps(InvariantClassifier("irm", **SMALL).fit(table, y, environments="site"))
     assert b"torch" not in stored
+
+
+def test_parameters_are_the_options_of_a_run():
+    """Every option that is added to `RunSpec` is a parameter, unless it is listed here."""
+    omitted = {"data", "test_environments", "augmentation", "adapt", "execution", "memory", "replicas"}
+    omitted |= {"shared_init", "seed"}
+    own = {"infer_environments", "random_state", "verbose"}
+    for estimator in (InvariantClassifier, InvariantRegressor):
+        assert set(estimator().get_params()) == set(RunSpec.model_fields) - omitted | own
+        assert estimator(clip=2.0).set_params(stop_early="patience(3)").get_params()["clip"] == 2.0
+    with pytest.raises(ValueError, match="^unknown option 'clpi'; did you mean 'clip'. known: "):
+        InvariantClassifier(clpi=1.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip": "norm(0.01)", "decay_weights_only": True, "weight_decay": 0.1},
+        {"accumulate": 3},
+        {"class_weights": {True: 9}},
+        {"average": "ema(0.9)"},
+        {"keep": "every(5)"},
+        {"init": "erm(steps=5)"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_take_effect_and_are_cloned_and_pickled(options):
+    table, y, _ = frame()
+    how = {**SMALL, "batch_size": 16} | options
+    fitted = check_round_trip(InvariantClassifier("vrex", **how), table, y)
+    plain = InvariantClassifier("vrex", **{**SMALL, "batch_size": 16}).fit(table, y, environments="site")
+    same = np.array_equal(fitted.predict_proba(table), plain.predict_proba(table))
+    assert same == ("keep" in options)
+    if "class_weights" in options:
+        assert fitted.predict_proba(table)[:, 1].mean() > plain.predict_proba(table)[:, 1].mean() + 0.05
+    assert sorted(fitted.result_.kept) == ([0, 5, 10, 15, 20] if "keep" in options else [])
+
+
+def test_options_that_need_minibatches_set_the_automatic_batch_size():
+    table, y, _ = frame()
+    for options in ({"accumulate": 2}, {"class_weights": "balanced"}):
+        fitted = InvariantClassifier("vrex", **SMALL, **options).fit(table, y, environments="site")
+        assert fitted.result_.record.spec.batch_size == 256
+
+
+def test_early_stopping_holds_out_a_share_of_every_environment():
+    table, y, _ = frame()
+    how = {**SMALL, "steps": 400, "learning_rate": 0.5, "evaluate_every": 5, "stop_early": "patience(2)"}
+    fitted = InvariantClassifier("erm", **how, keep="best(validation loss)")
+    result = fitted.fit(table, y, environments="site").result_
+    assert result.stopped
+    validation = [each for each in result.record.environments if each.role == "validation"]
+    assert [each.rows for each in validation] == [6, 6, 6]
+    kept = result.checkpoints[0].params["head.weight"].numpy()
+    np.testing.assert_array_equal(fitted.weights_["head.weight"], kept)
+    losses = {}
+    for row in result.rows:
+        if (row.role, row.metric, row.kind) == ("validation", "loss", "full"):
+            losses[row.step] = losses.get(row.step, 0) + row.value
+    assert result.checkpoints[0].step == min(losses, key=losses.get) < max(losses)
+    half = clone(fitted).set_params(holdout_fraction=0.5).fit(table, y, environments="site").result_
+    assert [each.rows for each in half.record.environments if each.role == "validation"] == [15, 15, 15]
 
 
 def test_clone_is_not_fitted():

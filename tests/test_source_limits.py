@@ -25,13 +25,12 @@ MAX_PARAMETERS = 12
 # Files that are one table with one entry per algorithm, or one report with one function per section.
 TABLES = {"envariant.algorithms.recipes", "envariant.reproductions.sjtu_2023"}
 
-# Functions that take the options of a run by keyword: the API, the estimators and the commands.
+# Functions that take the options of a run by keyword: the API and the commands.
 TAKE_RUN_OPTIONS = {
     "envariant.cli.compare.compare",
     "envariant.cli.sweep.sweep",
     "envariant.cli.train.train",
     "envariant.comparison.compare.compare",
-    "envariant.estimators.InvariantEstimator.__init__",
     "envariant.training.train.train",
 }
 

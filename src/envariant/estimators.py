@@ -7,10 +7,10 @@ import copy
 import secrets
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, Self, cast, final
+from typing import Any, Self, cast, final
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import nn
 
 from envariant import algorithms
 from envariant.algorithms import EIIL, Algorithm, Composition, Part, Recipe, TrainContext
-from envariant.core.conversion import warn_of_look_alikes
+from envariant.core.conversion import text_of, warn_of_look_alikes
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
@@ -33,18 +33,13 @@ from envariant.core.losses import Loss
 from envariant.core.multi_target import task_named
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
 from envariant.data.with_loss import with_loss
-from envariant.models import ModelConfig
+from envariant.training.estimator_options import complete, defaults, list_options, run_options
 from envariant.training.evaluator import Evaluator
 from envariant.training.model_builder import model_builder
-from envariant.training.optimizers import OptimizerConfig
 from envariant.training.result import TrainingResult
 from envariant.training.run_config import built
 from envariant.training.schedule_notes import SCALED
 from envariant.training.train import train
-
-# batch_size="auto": full batches for at most _FULL_BATCH rows, which are exact and equally fast; otherwise
-# minibatches of _BATCH rows per environment.
-_FULL_BATCH, _BATCH = 5000, 256
 
 
 @contextmanager
@@ -72,35 +67,23 @@ class InvariantEstimator(BaseEstimator, ABC):
     mean_: NDArray[np.float64]
     scale_: NDArray[np.float64]
 
+    algorithm: Any
+    hyperparameters: Any
+    model: Any
+    loss: Any
+
+    @list_options
     def __init__(
         self,
         algorithm: Algorithm | Recipe | Part | str = "irm",
         *,
-        hyperparameters: Mapping[str, Any] | None = None,
-        model: ModelConfig | nn.Module | Callable[[], nn.Module] | str = "mlp(hidden=(64, 64))",
-        loss: Callable[..., torch.Tensor] | Task | str | None = None,
-        steps: int = 500,
-        batch_size: int | Literal["auto", "full"] = "auto",
-        learning_rate: float | str | Mapping[str, Any] = 1e-3,
-        weight_decay: float | str | Mapping[str, Any] = 0.0,
-        optimizer: OptimizerConfig | type[torch.optim.Optimizer] | str | None = None,
-        precision: str = "float32",
-        device: str = "cpu",
         infer_environments: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
+        **options: Any,
     ) -> None:
-        self.algorithm = algorithm
-        self.hyperparameters = hyperparameters
-        self.model = model
-        self.loss = loss
-        self.steps = steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.optimizer = optimizer
-        self.precision = precision
-        self.device = device
+        for name, value in complete({"algorithm": algorithm, **options}).items():
+            setattr(self, name, value)
         self.infer_environments = infer_environments
         self.random_state = random_state
         self.verbose = verbose
@@ -135,30 +118,25 @@ class InvariantEstimator(BaseEstimator, ABC):
             task=task,
             label=type(self).__name__,
         )
+        # Class weights refer to the classes by name.
+        table = replace(table, classes=tuple(map(text_of, fitted.get("classes_", ()))))
         settings = self._settings(len(table.names), labeled=labels is not None)
         requested = _requested(settings)
         # Switch points given in parentheses must not be scaled like those of a recipe.
         explicit = settings["inferred"] and "(" in str(self.algorithm)
         named = isinstance(requested, str | Recipe) and not explicit
+        options = run_options({name: getattr(self, name) for name in defaults()}, len(inputs))
+        options["algorithm"] = requested if named else _algorithm(settings)
+        options["hyperparameters"] = settings["hyperparameters"] if named else {}
+        options["model"] = settings["model"]
         with warnings.catch_warnings():
             # The documentation of `steps` says that switch points scale with it.
             warnings.filterwarnings("ignore", f".*{SCALED}", EnvariantWarning)
             result = train(
                 table,
-                requested if named else _algorithm(settings),
-                hyperparameters=settings["hyperparameters"] if named else {},
-                model=settings["model"],
-                loss=self.loss,
-                steps=self.steps,
+                **options,
                 seed=self._seed(),
-                batch_size=_batch_size(self.batch_size, len(inputs)),
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
-                optimizer=self.optimizer,
-                precision=self.precision,
                 test_environments=(),
-                evaluate_every=self.steps,
-                device=self.device,
                 execution="sequential",
                 progress=bool(self.verbose),
             )
@@ -273,36 +251,44 @@ class InvariantEstimator(BaseEstimator, ABC):
 class InvariantClassifier(ClassifierMixin, InvariantEstimator):
     """Classifier for tables with rows from several environments, such as sites, years or instruments.
 
-    Columns are standardized by the mean and standard deviation of the training rows. The same
+    Columns are standardized by the mean and standard deviation of the rows passed to `fit`. The same
     `random_state`, rows and parameters give bit-identical predictions.
+
+    The options `stop_early`, `keep="best(…)"` and `average="swad"` need validation rows. With one of them,
+    `fit` holds out a random 20 % of the rows of every environment, or the share in `holdout_fraction`. These
+    rows are not trained on. The model is evaluated on them about 25 times during training, or every
+    `evaluate_every` steps. The split depends on `random_state`.
 
     Args:
         algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (`envariant algorithms`
             lists all names), recipe, part such as `VREx()`, or `Algorithm`.
-        hyperparameters: Values by hyperparameter name, for an algorithm given by name. They override values
-            in `algorithm`.
-        model: Name such as `linear` or `mlp(hidden=(64, 64))`, `ModelConfig`, function that returns a new
-            module, or module with initial weights.
-        loss: Name such as `focal(gamma=2)`, function of logits and targets, or `Task`. Default: the
-            cross-entropy.
-        steps: Number of optimizer updates. By default, the coefficients of irm and vrex increase after a
-            fifth of the steps.
-        batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
-            "auto": all rows of tables with at most 5,000 rows, otherwise 256 per environment.
-        learning_rate: Number or schedule, such as "cosine(1e-3)"; or a mapping whose keys are parameter
-            groups and whose values are numbers or schedules.
-        weight_decay: L2 coefficient applied by the optimizer; or a mapping from parameter group to number.
-        optimizer: `adam`, `adamw`, `sgd(momentum=0.9)`, `OptimizerConfig` or `torch.optim` class. Default:
-            adam, unless the algorithm computes parameter updates itself.
-        precision: Precision of matrix products in training: "float32", "bfloat16" or "auto". Predictions are
-            computed in float64 on the CPU.
-        device: Device to train on: "cpu", "cuda" or "auto".
         infer_environments: Whether to infer two environments by EIIL if `fit` receives none: one with the
             rows that a reference model predicts well, and one with the rows that it predicts poorly.
             `hyperparameters` may include those of EIIL, such as `reference_steps`. Ignored if the algorithm
             does not need environments.
-        random_state: Seed of initial weights and batch order. Default: a new seed for each fit.
+        random_state: Seed of initial weights, batch order and validation rows. Default: a new seed for each
+            fit.
         verbose: Whether to show progress.
+        options: Any option of `RunSpec` for one network on a table, such as `clip`, `accumulate`,
+            `class_weights` (also by the labels of `y`), `average`, `keep` or `init`. Options with another
+            default than in `RunSpec`:
+
+            - hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name; these
+              values override values in `algorithm`. Default: none.
+            - model: Name, `ModelConfig`, function that returns a new module, or module with initial
+              weights. Default: "mlp(hidden=(64, 64))".
+            - steps: Number of optimizer updates. By default, the coefficients of irm and vrex increase after
+              a fifth of the steps. Default: 500.
+            - batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
+              "auto" (default): all rows of tables with at most 5,000 rows, otherwise 256 per environment;
+              also 256 with `class_weights` or `accumulate`, which need minibatches.
+            - learning_rate: Number, schedule, or mapping from parameter group to these. Default: 0.001.
+            - precision: Precision of matrix products in training. Predictions are computed in float64 on the
+              CPU. Default: "float32".
+            - holdout_fraction: Share of validation rows. Default: 0.2 if an option needs them, otherwise 0.
+            - evaluate_every: Number of steps between evaluations. Default: the last step only, unless an
+              option needs validation rows.
+            - device: Device to train on: "cpu", "cuda" or "auto". Default: "cpu".
 
     Attributes:
         classes_: Class labels, sorted.
@@ -358,24 +344,16 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     """Regressor, trained on the squared error, for tables with rows from several environments.
 
     Targets are standardized for training, so that penalty coefficients do not depend on the unit of the
-    target. Predictions are in the original unit. The parameters are described in detail in
-    `InvariantClassifier`.
+    target. Predictions are in the original unit. `InvariantClassifier` describes the parameters in detail,
+    and the validation rows that some options need.
 
     Args:
         algorithm: Name, recipe, part or `Algorithm`.
-        hyperparameters: Values by hyperparameter name, for an algorithm given by name.
-        model: Name, `ModelConfig`, function that returns a new module, or module.
-        loss: Name such as `huber` or `poisson`, function, or `Task`. Default: the squared error.
-        steps: Number of optimizer updates.
-        batch_size: Number of rows per environment and step, "full" or "auto".
-        learning_rate: Number or schedule, or mapping of these by parameter group.
-        weight_decay: L2 coefficient applied by the optimizer, or mapping of these by parameter group.
-        optimizer: Name, `OptimizerConfig` or `torch.optim` class.
-        precision: Precision of matrix products in training: "float32", "bfloat16" or "auto".
-        device: Device to train on: "cpu", "cuda" or "auto".
         infer_environments: Whether to infer two environments by EIIL if `fit` receives none.
-        random_state: Seed of initial weights and batch order.
+        random_state: Seed of initial weights, batch order and validation rows.
         verbose: Whether to show progress.
+        options: Any option of `RunSpec` for one network on a table, such as `model`, `loss`, `steps`,
+            `learning_rate`, `clip`, `average` or `stop_early`, with the defaults of `InvariantClassifier`.
 
     Attributes:
         target_mean_: Mean of the training targets.
@@ -434,12 +412,6 @@ def _algorithm(settings: Mapping[str, Any]) -> Algorithm:
             f"pass environments to fit instead"
         )
     return replace(algorithm, environment_inference=EIIL())
-
-
-def _batch_size(requested: Any, rows: int) -> int | Literal["full"]:
-    if requested != "auto":
-        return requested
-    return "full" if rows <= _FULL_BATCH else _BATCH
 
 
 def _mapping(hyperparameters: object) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from envariant.algorithms import (
     RSC,
     TRM,
     Composition,
-    ERMPlus,
     Fish,
     VREx,
     recipe,
@@ -40,7 +39,6 @@ from envariant.algorithms.training_steps.adrmx import contrast, pairs_within_cla
 from envariant.algorithms.training_steps.context import ROWS as CONTEXT
 from envariant.algorithms.training_steps.context import GroupMeans
 from envariant.algorithms.training_steps.dann import class_weights
-from envariant.algorithms.training_steps.erm_plus import running_mean
 from envariant.algorithms.training_steps.miro import FIRST_RAW
 from envariant.algorithms.training_steps.miro import penalty as miro_penalty
 from envariant.algorithms.training_steps.mixup import mixed_risk
@@ -261,31 +259,6 @@ def test_context_for_prediction_is_the_mean_over_neighboring_rows():
     found = means.eval()(values)
     for start, end in ((0, CONTEXT), (CONTEXT, 2 * CONTEXT), (2 * CONTEXT, 2 * CONTEXT + 7)):
         torch.testing.assert_close(found[start:end], values[start:end].mean(dim=0).expand(end - start, 3))
-
-
-def test_erm_plus_plus_predicts_with_the_mean_of_its_weights():
-    mean = {"w": vector(0)}
-    seen = []
-    for update in range(1, 604):
-        mean = running_mean(mean, {"w": vector(update)}, update, 600)
-        seen.append(float(mean["w"]))
-    close(vector(*seen[597:603]), 598, 599, 599.5, 600, 600.5, 601)
-    part, params = ERMPlus(average_from=1), {"head.w": vector(2)}
-    state = {**part.init(params, train_context(1, Regression())), "mean": {"head.w": vector(5)}}
-    assert part.eval_params(params, state)["head.w"] == 5
-
-
-def test_erm_plus_plus_averages_weights_to_which_l2_was_applied():
-    algorithm = recipe("erm++").build({"head_steps": -1, "average_from": 1, "l2": 0.1})
-    problem = PROBLEMS["binary"]
-    params, state = problem.params, algorithm.init(problem.params, problem.context)
-    iterates = [params]
-    for step in range(4):
-        moved, state, _ = algorithm.gradients(problem, params, problem.batch, state, StepContext.at(step))
-        params = {name: value - moved[name] for name, value in params.items()}
-        iterates.append(params)
-    means = {name: torch.stack([each[name] for each in iterates]).mean(dim=0) for name in params}
-    assert_same(algorithm.eval_params(params, state), means, 1e-13)
 
 
 def test_erm_plus_plus_trains_only_the_head_first():

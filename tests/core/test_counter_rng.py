@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envariant.core.counter_rng import integers, mixed, step_key, step_keys, uniforms
+from envariant.core.counter_rng import coins, integers, mixed, step_key, step_keys, uniforms
 from envariant.training.replicas import Seeds
 
 CPU = torch.device("cpu")
@@ -61,3 +61,17 @@ def test_integers_stay_below_their_bounds_and_reach_all_of_them():
     for column, bound in ((1, 3), (2, 7)):
         counts = torch.bincount(found[:, column], minlength=bound).numpy()
         assert scipy.stats.chisquare(counts).pvalue > 0.001
+
+
+def test_coins_are_16_bits_of_the_numbers_of_a_row():
+    key = step_keys([3], 7, 1, torch.device("cpu"))[0, 0]
+    drawn = coins(key, 5, 4, 6, 0.3, first_row=2)
+    # Six values per row need two numbers per row; the highest 16 bits come first, as signed numbers.
+    for row in range(4):
+        for column in range(6):
+            word = mixed(int(key) + 0x9E3779B97F4A7C15 * ((2 + row) * 2 + column // 4 + 1 + (5 << 32)))
+            lane = (word >> (48 - 16 * (column % 4))) & 0xFFFF
+            signed = lane - 0x10000 if lane >= 0x8000 else lane
+            assert bool(drawn[row, column]) == (signed < round(0.3 * 2**16) - 2**15)
+    many = coins(key, 6, 300, 1001, 0.3)
+    assert abs(many.double().mean().item() - 0.3) < 0.004

@@ -138,6 +138,39 @@ def test_losses_of_pictures_are_said():
         from_dataset(items)
 
 
+class Broken(torch.utils.data.Dataset):
+    """Random rows, of which one cannot be read from a given reading on."""
+
+    def __init__(self, readings):
+        self.left = readings
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, k):
+        self.left -= k == 17
+        if self.left < 0:
+            raise ValueError("cannot identify\nimage file")
+        return torch.rand(3, 8, 8), k % 2, k // 10
+
+
+def test_errors_of_the_dataset_name_the_item():
+    with pytest.raises(
+        EnvariantError, match="^dataset: item 17: ValueError: cannot identify image file$"
+    ) as e:
+        from_dataset(Broken(0))
+    assert isinstance(e.value.__cause__, ValueError)
+    # Also where items are read during training.
+    found = from_dataset(Broken(1))
+    with pytest.raises(EnvariantError, match="^dataset: item 17: ValueError: cannot identify image file$"):
+        found["1"].input_store.gather(torch.arange(10))
+    with pytest.raises(EnvariantError, match="^dataset: item 17: ValueError: cannot identify image file$"):
+        envariant.train(from_dataset(Broken(1)), "erm", model="linear", steps=1, batch_size=30)
+    items = (each if k < 3 else 1 / 0 for k, each in enumerate([(torch.ones(2), 1, "a")] * 4))
+    with pytest.raises(EnvariantError, match="^dataset: item 3: ZeroDivisionError: division by zero$"):
+        from_dataset(items)
+
+
 def test_missing_numbers_of_random_items_are_named():
     class Noisy(torch.utils.data.Dataset):
         def __len__(self):

@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from envariant import data
+import envariant
+from envariant import Study, data
 from envariant.core.environments import EnvironmentSource
+from envariant.core.errors import EnvariantError
 from envariant.data.tables.source import TableSource
 from envariant.data.tables.source import source as table_source
 from envariant.data.tables.table import read
 from envariant.data.validation_split import ValidationSplit
+from envariant.studies.study import begin
 
 
 def frame():
@@ -140,6 +143,50 @@ def test_a_changed_renamed_or_relabeled_image_changes_the_identity(images):
         file.write(b"x")
     identities.append(identity())
     assert len(set(identities)) == 4
+
+
+def edit_in_place(path):
+    """Change the last pixel, so that the file keeps its size."""
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize("cache", ["cache", "images/art/cat/0.ppm"], ids=["a cache", "no writable cache"])
+def test_an_image_edited_in_place_changes_the_identity(cache, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / cache))
+    pytest.importorskip("PIL.Image").new("RGB", (8, 8)).save(images / "art/cat/0.ppm")
+    (images / "metadata.csv").unlink()
+    text = IMAGE_SOURCES[0].format(images)
+    before = data.source(text)
+    original, states = before.identity(), sorted(path.stat().st_size for path in images.rglob("*.p*"))
+    assert data.source(text).identity() == original
+    edit_in_place(images / "art/cat/0.ppm")
+    assert sorted(path.stat().st_size for path in images.rglob("*.p*")) == states
+    assert data.source(text).identity() != original
+    with pytest.raises(EnvariantError, match=f"the images in {images} have changed since they were first us"):
+        before.sample(0)
+    edit_in_place(images / "art/cat/0.ppm")
+    assert data.source(text).identity() == original
+
+
+def test_runs_are_not_resumed_with_images_edited_in_place(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
+    pytest.importorskip("PIL.Image").new("RGB", (8, 8)).save(images / "art/cat/0.ppm")
+    (images / "metadata.csv").unlink()
+    text = IMAGE_SOURCES[0].format(images)
+    study = {"data": text, "algorithms": "erm", "n_trials": 1, "replicas": 1}
+    options = {"model": "linear", "steps": 1, "batch_size": 1}
+    begin(tmp_path / "study", Study(**study)).close()
+    envariant.train(text, out=tmp_path / "run", **options)
+    edit_in_place(images / "art/cat/0.ppm")
+    with pytest.raises(EnvariantError, match=f"has runs on different data named 'image-folders.*{images}"):
+        begin(tmp_path / "study", Study(**study))
+    with pytest.raises(EnvariantError, match=f"other data under the same name, image-folders.*{images}"):
+        envariant.train(text, out=tmp_path / "run", **options)
 
 
 def test_a_relabeled_row_of_metadata_changes_the_identity(images):

@@ -93,10 +93,12 @@ def test_default_settings_are_valid(protocol, algorithm, gray):
 
 KNOWN = (
     "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
-    "colored-mnist-grayscale, domainbed, domainbed-split, features, image-folders, metadata-images, "
-    "rotated-mnist, spawrious, table, wilds"
+    "colored-mnist-grayscale, domainbed, domainbed-split, features, image-folders, linear-sem, "
+    "linear-unit-tests, metadata-images, rotated-mnist, spawrious, spirals, table, wilds"
 )
-SETTINGS = "known: gray_test, label_noise, size, strided_tests, test_flips, train_flips, two_logits"
+SETTINGS = (
+    "known: gray_test, label_noise, logged_tests, size, strided_tests, test_flips, train_flips, two_logits"
+)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ SETTINGS = "known: gray_test, label_noise, size, strided_tests, test_flips, trai
     [
         ("colored-mnst", f"unknown data set 'colored-mnst'; did you mean 'colored-mnist'? {KNOWN}"),
         ("colored-mnist:irn", "colored-mnist: unknown protocol 'irn'; did you mean 'irm'? "
-         "known: domainbed, irm, thirds"),
+         "known: domainbed, eqrm, irm, thirds"),
         ("colored-mnist(lable_noise=0.1)", "colored-mnist: unknown setting 'lable_noise'; "
          f"did you mean 'label_noise'? {SETTINGS}"),
         ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; {SETTINGS}"),

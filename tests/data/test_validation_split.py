@@ -45,6 +45,13 @@ def test_test_environments_are_not_split():
     ]
 
 
+def test_validation_environments_of_the_data_keep_their_role():
+    rows = [Environment(name, torch.zeros(20, 1), torch.zeros(20)) for name in ("a", "v", "t")]
+    own = EnvironmentSet("own", tuple(rows), Binary(), test=("t",), validation=("v",))
+    roles = ValidationSplit(own, 0.5).sample(0).roles()
+    assert roles == {"a": "train", "a" + SUFFIX: "validation", "v": "validation", "t": "test"}
+
+
 def test_held_out_rows_are_evaluated_and_not_trained_on():
     """Training with held-out rows equals training without them."""
     generator = torch.Generator().manual_seed(0)

@@ -1,11 +1,13 @@
 """Text columns of tables, replaced by the features of a text encoder."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import ks_2samp
 
 from envariant import data
 from envariant.comparison import inputs
@@ -19,6 +21,7 @@ from envariant.features.columns import embedded
 from envariant.features.tables import expanded, image_table
 from envariant.predictors import Linear
 from envariant.reporting.coverage import Coverage
+from envariant.reporting.shift import drift_table
 from envariant.saved_model import SavedModel
 
 WORDS = {False: ("poor", "slow", "broken", "late"), True: ("great", "fast", "solid", "kind")}
@@ -99,6 +102,40 @@ def test_a_saved_model_reads_texts_or_their_features(tmp_path, monkeypatch):
         model.predict(frame[["review"]])
     with pytest.raises(EnvariantError, match="lacks column 'review'; its columns: price"):
         model.predict(frame[["price"]])
+
+
+def test_drift_of_a_text_column_is_reported_for_the_column_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENVARIANT_CACHE", str(tmp_path / "cache"))
+    frame = reviews()
+    source = Features(
+        TableSource(read_with_texts(frame, "stars", "shop"), "reviews"), HashedWords(features=32)
+    ).table_source
+    model = SavedModel.of_predictor(source, Linear())
+    alike = model.resembles(frame)
+    assert [(c.name, c.kind, c.standing) for c in alike.columns] == [
+        ("price", "number", "alike"),
+        ("review", "32 features", "alike"),
+    ]
+    assert (alike.kind, alike.remarks) == ("alike", ())
+    new = frame.assign(review="an entirely different sentence on quite another subject")
+    drift = model.serve(new).drift
+    assert drift.differing == ("review",)
+    assert re.fullmatch(
+        r"New rows differ in review, more than training environments differ: review \(distance 0\.\d\d, at "
+        r"most 0\.\d\d between training environments\)",
+        drift.verdict,
+    )
+    assert drift.remarks == ()
+    # The mean Kolmogorov-Smirnov distance of all features, computed from the values themselves.
+    old, later = (HashedWords(features=32).embed(f["review"].tolist()).numpy() for f in (frame, new))
+    distances = [ks_2samp(old[:, k], later[:, k]).statistic for k in range(32)]
+    assert drift.columns[1].distance == pytest.approx(np.mean(distances), abs=0.011)
+    within = [
+        np.mean([ks_2samp(old[shop, k], old[~shop, k]).statistic for k in range(32)])
+        for shop in (frame["shop"].to_numpy() == name for name in ("north", "south", "west"))
+    ]
+    assert drift.columns[1].between == pytest.approx(max(within), abs=0.011)
+    assert "mean distance of its features" in str(drift_table(drift))
 
 
 def test_images_become_a_table_and_the_model_reads_files(tmp_path, monkeypatch):

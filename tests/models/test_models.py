@@ -9,6 +9,7 @@ from torch import nn
 
 from envariant.core.errors import EnvariantError
 from envariant.models import MLP, MNISTCNN, MODELS, EfficientNetLite0, LeNet, Linear, Timm, model_config
+from envariant.models.dropout import Dropout
 from envariant.training.model_builder import model_builder
 from envariant.training.run_config import built
 
@@ -171,6 +172,7 @@ def test_rows_of_a_batch_are_independent(text):
         (MLP(hidden=256), "mlp(hidden=256)"),
         (MLP(256, 3), "mlp(hidden=256, depth=3)"),
         (MLP(hidden=(8, 4)), "mlp(hidden=(8, 4))"),
+        (MLP(activation="tanh", dropout=0.2), "mlp(activation=tanh, dropout=0.2)"),
         (LeNet(), "lenet"),
         (MNISTCNN(), "mnist-cnn"),
     ],
@@ -191,7 +193,10 @@ def test_settings_may_go_without_a_key():
             "lenett",
             "unknown model 'lenett'; did you mean 'lenet'? known: efficientnet-lite0, lenet, linear, mlp, mnist-cnn, timm",
         ),
-        ("mlp(hiden=3)", "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: depth, hidden"),
+        (
+            "mlp(hiden=3)",
+            "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: activation, depth, dropout, dropout_position, hidden, init",
+        ),
         ("mlp(hidden=0)", "mlp: hidden widths must be whole numbers of at least 1; got 0"),
         ("mlp(hidden=())", "mlp: hidden widths must be whole numbers of at least 1; got ()"),
         (
@@ -199,6 +204,8 @@ def test_settings_may_go_without_a_key():
             "mlp: hidden must be a whole number, or several in parentheses; got (3, wide)",
         ),
         ("mlp(hidden=2.5)", "mlp: hidden must be a whole number, or several in parentheses; got 2.5"),
+        ("mlp(activation=gelu)", "mlp: activation must be relu or leaky-relu or tanh; got gelu"),
+        ("mlp(dropout=1)", "mlp: dropout must be in [0, 1), got 1"),
         ("mlp(1, 2, 3)", "mlp: takes at most 2 unnamed values; got 3"),
     ],
 )
@@ -206,6 +213,35 @@ def test_an_invalid_model_is_rejected(text, message):
     with pytest.raises(EnvariantError) as refusal:
         model_config(text)
     assert str(refusal.value) == message
+
+
+def test_mlp_options_give_the_described_layers():
+    torch.manual_seed(0)
+    options = "activation=leaky-relu, dropout=0.5, dropout_position=before, init=kaiming-normal"
+    model = model_config(f"mlp(hidden=400, {options})").build((300,), 1)
+    _, first, dropout, activation, second, *_ = model.featurizer
+    assert (type(dropout), dropout.p, type(activation), activation.negative_slope) == (
+        Dropout,
+        0.5,
+        nn.LeakyReLU,
+        0.01,
+    )
+    for layer, inputs in ((first, 300), (second, 400)):
+        assert layer.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.02)
+        assert layer.weight.mean().abs().item() < 0.002
+    assert all(torch.equal(m.bias, torch.full_like(m.bias, 0.01)) for m in (first, second, model.head))
+    after = model_config("mlp(hidden=4, dropout=0.5, activation=tanh)").build((3,), 1).featurizer
+    assert [type(part) for part in after[2:4]] == [nn.Tanh, Dropout]
+
+
+def test_dropout_outside_of_a_run_is_that_of_torch():
+    inputs = torch.rand(50, 6)
+    layer, theirs = Dropout(0.3), nn.Dropout(0.3)
+    torch.manual_seed(1)
+    ours = layer(inputs)
+    torch.manual_seed(1)
+    assert torch.equal(ours, theirs(inputs))
+    assert torch.equal(layer.eval()(inputs), inputs)
 
 
 @pytest.mark.parametrize("depth", ["0", "-1", "1.5", "deep"])

@@ -1,6 +1,7 @@
 """Means of weights of networks from one initialization: greedy and uniform soups."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import envariant
 from envariant.core.errors import EnvariantError
+from envariant.data import colored_digits
 from envariant.training.soup import greedy, mean_of
 from envariant.training.store import Store
 
@@ -145,5 +147,7 @@ def test_training_options_are_searched_and_train_apart(tmp_path):
         assert used == {run: trial.hyperparameters.get("average") for run, trial in trials.items()}
         assert len(set(used.values())) > 1
         assert store.counts()["done"] == 4
+    plus = replace(study, algorithms=("erm++",), ranges={"erm++": {"average": ["none"]}})
+    assert plus.trials_of("erm++", colored_digits())[1].hyperparameters["average"] == "none"
     with pytest.raises(EnvariantError, match=r"study: ranges of erm: average: unknown average 'emma'"):
         envariant.Study("colored-digits", "erm", ranges={"erm": {"average": ["emma"]}})

@@ -1,5 +1,6 @@
 """Weight averaging: the numbers of the papers, PyTorch's averages, SWAD against two other implementations."""
 
+import copy
 from collections import deque
 from dataclasses import replace
 
@@ -240,9 +241,36 @@ def test_batch_norm_statistics_are_those_of_the_averaged_weights(execution):
             torch.testing.assert_close(ours[name], theirs.get_buffer(name), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("execution", ["sequential", "stacked"])
+def test_erm_plus_plus_equals_a_plain_loop(execution):
+    """Two Adam optimizers of PyTorch, and the mean θ̃ ← (k·θ̃ + θ) / (k + 1) of the iterates from 4 on."""
+    module = nn.Sequential()
+    module.featurizer, module.head = nn.Linear(6, 5), nn.Linear(5, 1)
+    source, rate, start = made(Binary(), 1), 0.05, copy.deepcopy(module)
+    average = averaging("ma(start=599)").rescale(5000, 33)
+    with pytest.warns(envariant.core.errors.EnvariantWarning, match="instead of its default average"):
+        result = envariant.train(
+            source, "erm++(head_steps=2)", model=module, steps=9, learning_rate=rate, batch_size="full",
+            replicas=2, average=average, execution=execution, precision="float32", progress=False,
+        )  # fmt: skip
+    optimizers = [torch.optim.Adam(each.parameters(), lr=rate) for each in (start.head, start)]
+    mean, k = [p.detach().clone() for p in start.parameters()], 0
+    for update in range(1, 10):
+        start.zero_grad()
+        losses = [
+            F.binary_cross_entropy_with_logits(start(source[e].inputs)[:, 0], source[e].targets) for e in "ab"
+        ]
+        torch.stack(losses).mean().backward()
+        optimizers[update - 1 > 2].step()
+        k = k + 1 if update >= 5 else 0
+        mean = [(k * m + p.detach()) / (k + 1) for m, p in zip(mean, start.parameters(), strict=True)]
+    for ours, theirs in zip(result.model(1).parameters(), mean, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 def test_own_average_of_an_algorithm_is_replaced_with_a_remark():
     with pytest.warns(
-        envariant.core.errors.EnvariantWarning, match=r"erm\+\+: predicts with the average ema"
+        envariant.core.errors.EnvariantWarning, match=r"erm\+\+: predicts with ema\(0.9\) instead of"
     ):
         envariant.train("colored-digits", "erm++", average="ema(0.9)", steps=2, model="mlp(hidden=4)")
 

@@ -83,7 +83,7 @@ QUICK = {"data": "colored-digits", "algorithm": "erm", "model": "linear", "steps
         ({"augmentation": "flip"}, "unknown augmentation 'flip'"),
         ({"init": 3}, "init must be a name such as erm(steps=100) or rfc; got 3"),
         ({"init": "rfcc"}, "unknown init 'rfcc'; did you mean 'rfc'?"),
-        ({"freeze": "all"}, "freeze must be features; got 'all'"),
+        ({"freeze": "all"}, "freeze must be features, batch-norm or features + batch-norm; got 'all'"),
         ({"freeze": "features"}, "set init as well"),
         ({"device": "gpu"}, "device must be auto, cpu or cuda; got 'gpu'"),
         ({"execution": 3}, "execution must be auto, sequential, stacked or stacked(group=50); got 3"),

@@ -9,9 +9,11 @@ import pytest
 import envariant
 from envariant import InvariantClassifier
 from envariant.algorithms import EQRM, IRM, TRM, Composition, ERMPlus, Recipe, recipe, rescale
+from envariant.core.environments import DefaultSettings
 from envariant.core.errors import EnvariantWarning
 from envariant.data import ColoredMNIST, colored_digits
 from envariant.studies.study import Study
+from envariant.training.averaging import averaging
 from envariant.training.resolution import resolve, resolve_algorithm
 from envariant.training.run_spec import RunSpec
 
@@ -63,10 +65,10 @@ def test_scaled_schedule_is_stated_and_is_no_change_of_the_protocol():
 
 
 def test_other_step_numbers_scale_as_well():
-    parts = Composition(EQRM(burn_in=100)), TRM(warm_up=200), ERMPlus(head_steps=100, average_from=200)
+    parts = Composition(EQRM(burn_in=100)), TRM(warm_up=200), ERMPlus(head_steps=100)
     assert rescale(parts[0], 500, 50).risk_aggregator.burn_in == 10
     assert rescale(parts[1], 500, 50).warm_up == 20
-    assert (rescale(parts[2], 500, 50).head_steps, rescale(parts[2], 500, 50).average_from) == (10, 20)
+    assert rescale(parts[2], 500, 50) == ERMPlus(head_steps=10)
     assert rescale(parts[2], 500, 500) is parts[2]
     # Negative: no warm-up.
     assert rescale(ERMPlus(head_steps=-1), 5000, 50).head_steps == -1
@@ -82,8 +84,6 @@ def test_step_numbers_that_data_suggest_scale_as_well():
     [
         ("eqrm(burn_in=60)", "eqrm burn_in: 60 takes effect only after this run of 50 steps"),
         ("trm(warm_up=50)", "trm warm_up: 50 takes effect only after this run of 50 steps"),
-        ("erm++(head_steps=49, average_from=3)", "erm++ head_steps: 49 takes effect only after"),
-        ("erm++(head_steps=2, average_from=51)", "erm++ average_from: 51 takes effect only after"),
     ],
 )
 def test_other_step_numbers_beyond_the_run_are_reported(algorithm, start):
@@ -92,8 +92,34 @@ def test_other_step_numbers_beyond_the_run_are_reported(algorithm, start):
 
 
 def test_step_numbers_within_the_run_are_not_reported():
-    for algorithm in ("eqrm(burn_in=49)", "trm(warm_up=49)", "erm++(head_steps=48, average_from=50)"):
+    for algorithm in ("eqrm(burn_in=49)", "trm(warm_up=49)"):
         assert resolve(RunSpec(data=colored_digits(), algorithm=algorithm, steps=50)).remarks() == ()
+
+
+def test_default_average_of_an_algorithm_scales_and_can_be_replaced(monkeypatch):
+    source = colored_digits()
+    monkeypatch.setattr(type(source), "default_settings", lambda *_: DefaultSettings(steps=5000))
+    spec = RunSpec(data=source, algorithm="erm++(head_steps=40)", steps=50)
+    run, other, none, own = (
+        resolve(spec.but(average=each)) for each in (None, "ema(0.9)", "none", "ma(start=20)")
+    )
+    assert (run.spec.average, run.reference.average) == ("ma(start=6)", "ma(start=6)")
+    assert run.remarks() == (
+        "erm++: average ma(start=599) is suggested for 5000 steps; scaled to ma(start=6) for 50 steps",
+    )
+    assert other.remarks() == ("erm++: predicts with ema(0.9) instead of its default average ma(start=6)",)
+    assert none.remarks()[0].startswith("erm++: predicts with the last weights instead of")
+    assert (none.config.average, own.config.average) == (None, averaging("ma(start=20)"))
+    assert resolve(spec.but(algorithm="erm", average="none")).spec.average is None
+
+
+def test_restarts_at_every_step_of_a_short_run_are_reported():
+    spec = RunSpec(data=colored_digits(), steps=14, learning_rate="cosine-restarts(1e-3, period=10%)")
+    assert resolve(spec).remarks()[0] == (
+        "learning_rate: cosine-restarts(0.001, period=1) restarts at every step of this run of 14 steps, so its "
+        "value never decays; train longer, or give a longer period"
+    )
+    assert resolve(spec.but(steps=15)).remarks() == ()
 
 
 def test_reset_of_the_optimizer_beyond_the_run_is_reported():

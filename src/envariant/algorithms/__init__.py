@@ -19,7 +19,7 @@ from envariant.algorithms.gradient_aggregators.and_mask import AndMask
 from envariant.algorithms.gradient_aggregators.mean import MeanGradient
 from envariant.algorithms.gradient_aggregators.pcgrad import PCGrad
 from envariant.algorithms.gradient_aggregators.sand_mask import SandMask
-from envariant.algorithms.hyperparameters import rescale, resolve_schedules
+from envariant.algorithms.hyperparameters import rescale, rescaled_step, resolve_schedules
 from envariant.algorithms.identity import identity
 from envariant.algorithms.penalties.bottleneck import InformationBottleneck
 from envariant.algorithms.penalties.cad import CAD
@@ -119,6 +119,7 @@ __all__ = [
     "identity",
     "recipe",
     "rescale",
+    "rescaled_step",
     "resolve_schedules",
     "settings_of",
     "terms",

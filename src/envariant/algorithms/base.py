@@ -1,4 +1,4 @@
-"""Base classes of algorithms and their parts, and `TrainContext`, a description of the training run.
+"""Base classes of algorithms and their parts.
 
 An algorithm is a pure function from a minibatch to gradients. It has no mutable state and takes random
 numbers only from its context. It never branches in Python on a hyperparameter's value, because
@@ -9,13 +9,14 @@ algorithms are compositions (`composition.py`) of
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, cast, final
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol, cast
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from envariant.algorithms.train_context import TrainContext
 from envariant.core import specs
 from envariant.core.environments import EnvironmentBatch, PredictedBatch
 from envariant.core.errors import EnvariantError
@@ -33,62 +34,6 @@ Metrics = Mapping[str, Tensor]
 """Scalars to record, by name, without gradient."""
 
 
-@final
-@dataclass(frozen=True)
-class TrainContext:
-    """Constant properties of a training run: environments, task and model.
-
-    Attributes:
-        environment_names: Names of the training environments, in batch order.
-        environment_sizes: Number of training rows of each environment, independent of the batch size. May be
-            empty in `wrap_model` and `auxiliary_networks`, which are also called before environments are
-            inferred and when a saved model is rebuilt.
-        task: Prediction task.
-        features: Number of features per row that the head receives; 0 if the algorithm does not need
-            features.
-        input_shape: Shape of one row of inputs.
-        linear_head: Whether the model's head, before `wrap_model`, is one linear layer.
-        build: Function that builds a model with the run's architecture and new random weights for a given row
-            shape; None if the run was given a model object, which cannot be built again.
-    """
-
-    environment_names: tuple[str, ...]
-    environment_sizes: tuple[int, ...]
-    task: Task
-    features: int = 0
-    input_shape: Sequence[int] = ()
-    linear_head: bool = False
-    build: Callable[[Sequence[int]], nn.Module] | None = None
-
-    def __post_init__(self) -> None:
-        if self.environment_sizes and len(self.environment_sizes) != len(self.environment_names):
-            raise EnvariantError(
-                f"TrainContext: environment_sizes must have one entry per environment, "
-                f"got {len(self.environment_sizes)} for {len(self.environment_names)} names"
-            )
-
-    @property
-    def environments(self) -> int:
-        """Number of training environments."""
-        return len(self.environment_names)
-
-    def another(self, input_shape: Sequence[int] | None = None) -> nn.Module:
-        """Build a second model with the run's architecture and new random weights.
-
-        Args:
-            input_shape: Shape of one input row. Default: the input shape of the run.
-
-        Raises:
-            EnvariantError: If `build` is None, because the run was given a model object.
-        """
-        if self.build is None:
-            raise EnvariantError(
-                "model: this algorithm builds a second copy of the model, so it cannot use a model object; "
-                "pass a model name, or a function that returns a new model"
-            )
-        return self.build(self.input_shape if input_shape is None else input_shape)
-
-
 class Model(Protocol):
     """Model as a pure function: `model(params, inputs)` returns features and logits."""
 
@@ -98,6 +43,10 @@ class Model(Protocol):
         ...
 
     def __call__(self, params: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def layers(self, params: Parameters, inputs: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the outputs of the layers in `Algorithm.layers_used`, and the logits."""
+        ...
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
         """Return the logits of the model's head for features `[rows, width]`."""
@@ -134,6 +83,11 @@ class Algorithm(ABC):
         """Whether the algorithm uses the features (the inputs of the head); if not, features have width 0."""
 
     @property
+    def layers_used(self) -> tuple[str, ...]:
+        """Names of the submodules whose outputs the algorithm uses; "features" for the inputs of the head."""
+        return ()
+
+    @property
     def stochastic(self) -> bool:
         """Whether a training step uses random numbers."""
         return False
@@ -147,6 +101,11 @@ class Algorithm(ABC):
     def returns_updates(self) -> bool:
         """Whether `gradients` returns parameter updates, applied as θ ← θ − update without an optimizer."""
         return False
+
+    @property
+    def default_average(self) -> str | None:
+        """Default of the run's option `average`, such as "ma(start=599)"; None for no average."""
+        return None
 
     @property
     def predicts_with_own_weights(self) -> bool:
@@ -221,13 +180,13 @@ class Part(ABC):
         minimum_environments: Smallest number of training environments that the part needs.
         needs_features: Whether the part uses the features (the inputs of the head).
         needs_linear_head: Whether the head must be one linear layer.
-        needs_classes: Whether the part is defined only for classification. If true, the part also requires a
-            single target per row.
+        needs_classes: Whether the part is defined only for classification with a single target per row.
         needs_one_target: Whether the part requires a single target per row.
         stochastic: Whether the part uses random numbers.
         depends_on_sizes: Whether the weight of an environment depends on its number of rows. If false,
             duplicating all rows of one environment leaves the gradients unchanged, apart from divisors such
             as n − 1.
+        default_average: Default of the run's option `average`; its step number is scaled to the run.
     """
 
     name: ClassVar[str]
@@ -239,6 +198,7 @@ class Part(ABC):
     needs_one_target: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     depends_on_sizes: ClassVar[bool] = False
+    default_average: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         specs.validate(self)
@@ -262,6 +222,10 @@ class Part(ABC):
         """Return the state before the first step; see `Algorithm.init`. Default: an empty state."""
         del params, context
         return {}
+
+    def layers_used(self) -> tuple[str, ...]:
+        """Return the names of the submodules whose outputs the part uses; see `Algorithm.layers_used`."""
+        return ()
 
     def switch_steps(self) -> Mapping[str, int]:
         """Return, for each hyperparameter that is a step number, the first step that it affects.

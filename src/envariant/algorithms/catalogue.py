@@ -74,6 +74,7 @@ class Description:
         parts: Name, kind, formula and explanation of each part, in the order of `Recipe.parts`.
         needs: Requirements on data and model.
         settings: Name, default, search range (None if not searched) and meaning of each hyperparameter.
+        average: Default of the run's option `average`; None if the algorithm has no default average.
         paper: Papers that introduced the parts, separated by semicolons.
         example: Command line that trains the algorithm.
     """
@@ -84,6 +85,7 @@ class Description:
     parts: tuple[tuple[str, str, str, str], ...]
     needs: tuple[str, ...]
     settings: tuple[tuple[str, str, str | None, str], ...]
+    average: str | None
     paper: str
     example: str
 
@@ -95,6 +97,7 @@ class Description:
             "kind": self.kind,
             "parts": [dict(zip(keys, part, strict=True)) for part in self.parts],
             "needs": list(self.needs),
+            "average": self.average,
             "paper": self.paper,
             "hyperparameters": {
                 name: {"default": default, "range": search, "meaning": meaning}
@@ -124,6 +127,7 @@ def describe(recipe: Recipe) -> Description:
         tuple((part.name, _kind(part), *texts[part.name][:2]) for part in recipe.parts),
         tuple(_needs(recipe)),
         settings,
+        recipe.default.default_average,
         recipe.paper,
         _example(recipe),
     )
@@ -147,7 +151,8 @@ def _as_markdown(description: Description) -> Iterator[str]:
         yield from ("", f"{label}{_escaped(formula)}")
         if remarks:
             yield from ("", _escaped(remarks))
-    yield from ("", f"Needs: {'; '.join(description.needs)}. Paper: {description.paper}.", "")
+    average = f" Default average: `{description.average}`." if description.average else ""
+    yield from ("", f"Needs: {'; '.join(description.needs)}.{average} Paper: {description.paper}.", "")
     rows = [setting for setting in description.settings if setting[0] not in ("l2", "normalize_loss")]
     if rows:
         yield from ("| setting | default | search | meaning |", "| --- | --- | --- | --- |")

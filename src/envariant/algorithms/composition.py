@@ -195,12 +195,25 @@ class Composition(Algorithm):
         return self.training_step is not None and self.training_step.returns_updates
 
     @property
+    def layers_used(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.layers_used()))
+
+    @property
     def stochastic(self) -> bool:
         return any(part.stochastic for part in self.parts)
 
     @property
     def depends_on_sizes(self) -> bool:
         return any(part.depends_on_sizes for part in self.parts)
+
+    @property
+    def default_average(self) -> str | None:
+        declared = dict.fromkeys(part.default_average for part in self.parts if part.default_average)
+        if len(declared) > 1:
+            raise EnvariantError(
+                f"{self.name}: only one average is possible, and parts declare {' and '.join(declared)}"
+            )
+        return next(iter(declared), None)
 
     @property
     def predicts_with_own_weights(self) -> bool:

@@ -7,6 +7,7 @@ more from the training rows than training environments differ from each other.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, final
 
 import numpy as np
@@ -153,8 +154,12 @@ class Drift:
         unseen: Sequence[Mapping[str, int]],
         rows: int,
         environments: tuple[str, ...],
+        groups: Mapping[str, str] = MappingProxyType({}),
     ) -> "Drift":
         """Compare counts of new rows in each column with a summary of the training rows.
+
+        Single features of an embedded text or image mean nothing to a user. They are compared as one column:
+        its distance is the mean of the distances of its features, and its p-value is their smallest.
 
         Args:
             sketches: Summary of the training rows in each column.
@@ -162,9 +167,11 @@ class Drift:
             unseen: Number of new rows by unseen category, one mapping per column.
             rows: Number of new rows.
             environments: Names of the training environments.
+            groups: Mapping from each numeric column that is a feature of a text or image to the name of the
+                text or image column. Default: none.
 
         Returns:
-            Comparison of all columns; p-values are Holm-corrected over columns.
+            Comparison of all columns; p-values are Holm-corrected over columns and features.
         """
         raw = [_compare(*each) for each in zip(sketches, counts, unseen, strict=True)]
         tested = [p for c in raw for p in (c.p_value, c.missing_p_value) if not math.isnan(p)]
@@ -175,7 +182,12 @@ class Drift:
                 math.nan if math.isnan(p) else next(corrected) for p in (each.p_value, each.missing_p_value)
             )
             columns.append(replace(each, p_value=p, missing_p_value=missing_p))
-        return cls(tuple(columns), rows, environments)
+        features: dict[str, list[tuple[Sketch, ColumnDrift]]] = {}
+        for sketch, each in zip(sketches, columns, strict=True):
+            features.setdefault(groups.get(each.name, ""), []).append((sketch, each))
+        single = [each for _, each in features.pop("", [])]
+        merged = [_merged(name, members) for name, members in features.items()]
+        return cls((*single, *merged), rows, environments)
 
     @property
     def kind(self) -> Literal["alike", "different", "too few rows"]:
@@ -297,6 +309,27 @@ def _compare(sketch: Sketch, new: NDArray[np.int64], unseen: Mapping[str, int]) 
         unseen=dict(unseen) if sketch.categorical else None,
         outside=_outside(sketch, new) if sketch.ordered else None,
         training_range=sketch.training_range,
+    )
+
+
+def _merged(name: str, features: Sequence[tuple[Sketch, ColumnDrift]]) -> ColumnDrift:
+    """Compare all features of a text or image column together; features have no missing values."""
+    # As many distances as features: with their largest one, nearly every new environment would differ more.
+    environments = range(len(features[0][0].counts))
+    between = [
+        np.nanmean([s.distance(s.as_if_new(k), s.counts.sum(axis=0) - s.counts[k]) for s, _ in features])
+        for k in (environments if len(environments) > 1 else ())
+    ]
+    known = [each for _, each in features if not math.isnan(each.p_value)]
+    return replace(
+        features[0][1],
+        name=name,
+        kind=number_of(len(features), "feature"),
+        distance=float(np.mean([each.distance for each in known])) if known else math.nan,
+        between=_largest(map(float, between)),
+        p_value=min((each.p_value for each in known), default=math.nan),
+        outside=None,
+        training_range=(),
     )
 
 

@@ -97,7 +97,9 @@ def class_weights(value: object) -> ClassWeights | None:
 
 
 def _name(key: object) -> str:
-    """Return the name of a class as text; the class 1.0 has the name "1"."""
+    """Return the name of a class: 1.0 is the class "1", and True is the class "true"."""
+    if isinstance(key, bool):
+        return str(key).lower()
     return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
 
 

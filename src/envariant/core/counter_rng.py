@@ -6,16 +6,21 @@ mixing function is that of splitmix64 (Steele, Lea & Flood 2014). Unsigned 64-bi
 signed integers, because PyTorch lacks many operations on unsigned integers.
 """
 
+import random
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+# Truth values per random number.
+_LANES = 4
 
 
 def mixed(z: int) -> int:
@@ -66,6 +71,29 @@ def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tenso
     return _shifted(_drawn(keys, stream, count), 40).float() * 2.0**-24
 
 
+def coins(
+    key: Int[Tensor, ""], stream: int, rows: int, width: int, probability: float, *, first_row: int = 0
+) -> Bool[Tensor, "rows width"]:
+    """Return random truth values for rows of a table, each row from its own numbers.
+
+    Four values share the 64 bits of one number, so the probability is rounded to a multiple of 2⁻¹⁶.
+
+    Args:
+        key: Key of the step.
+        stream: Number of the stream; different streams have independent numbers.
+        rows: Number of rows.
+        width: Number of values per row.
+        probability: Probability of True.
+        first_row: Index of the first row.
+    """
+    words = -(-width // _LANES)
+    bits = _drawn(key, stream, rows * words, first=first_row * words).view(rows, words, 1)
+    lanes = torch.arange(0, 64, 64 // _LANES, device=key.device)
+    # Signed numbers are compared by their highest 16 bits, since the other bits of the limit are 0.
+    limit = (round(probability * 2**16) << 48) - 2**63
+    return ((bits << lanes) < limit).view(rows, words * _LANES)[:, :width]
+
+
 def default_generator(device: torch.device) -> torch.Generator:
     """Return the default random generator of PyTorch for a device."""
     if device.type == "cuda":
@@ -93,9 +121,15 @@ def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
             generator.set_state(state)
 
 
-def _drawn(keys: Tensor, stream: int, count: int) -> Tensor:
+def other_generators() -> tuple[object, ...]:
+    """Return the states of the global generators of Python and NumPy."""
+    state: Any = np.random.get_state(legacy=False)
+    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
+
+
+def _drawn(keys: Tensor, stream: int, count: int, first: int = 0) -> Tensor:
     # Streams are 2³² positions apart: no step uses that many numbers of one stream.
-    positions = torch.arange(1, count + 1, device=keys.device) + (stream << 32)
+    positions = torch.arange(first + 1, first + count + 1, device=keys.device) + (stream << 32)
     return _mixed(keys[..., None] + positions * _signed(_GOLDEN))
 
 

@@ -1,7 +1,9 @@
 """Read datasets of other libraries; random rows, and rows that do not fit in memory, are read at each use."""
 
+import itertools
 import random
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -106,8 +108,9 @@ class DatasetStore(InputStore):
         with image_rows.kept_random_states():
             for row, number in zip(rows, numbers.tolist(), strict=True):
                 _seed(counter_rng.step_key(key, number))
-                value = self.dataset[number][self.key]
-                value = value if self.convert is None else self.convert(value)
+                with _named(f"dataset: item {number}"):
+                    value = self.dataset[number][self.key]
+                    value = value if self.convert is None else self.convert(value)
                 value = tensor_of(value, f"dataset: item {number}")
                 if value.shape != self.shape:
                     shapes = f"{tuple(value.shape)}, at first {tuple(self.shape)}"
@@ -135,13 +138,14 @@ def read_items(
         convert: Function applied to the inputs of every item. Default: none.
 
     Raises:
-        EnvariantError: If the dataset is empty, an item lacks a key, or shapes of inputs differ.
+        EnvariantError: If the dataset is empty or raises an error, an item lacks a key, or shapes of inputs
+            differ.
     """
     # Iterating over a PyTorch dataset with a length need not terminate.
     has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not has_length and not hasattr(dataset, "__iter__"):
         raise EnvariantError(f"{where}: must be a dataset of {_described(keys)} pairs; got {shown(dataset)}")
-    items = (dataset[k] for k in range(len(dataset))) if has_length else iter(dataset)
+    items = _items(dataset, has_length, where)
     labels: list[list[Any]] = [[] for _ in keys[1:]]
     inputs: list[Tensor] = []
     first, large, count = torch.empty(0), False, 0
@@ -179,6 +183,29 @@ def read_items(
     return image_rows.prepared(rows, where) if rows.dim() > 1 else rows[:, None], labels
 
 
+@contextmanager
+def _named(where: str) -> Generator[None]:
+    """Within a `with` block, convert errors of the user's dataset to one line that begins with the item."""
+    try:
+        yield
+    except EnvariantError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise EnvariantError(f"{where}: {type(error).__name__}{text and ': '}{text}") from error
+
+
+def _items(dataset: Any, has_length: bool, where: str) -> Iterator[Any]:
+    """Yield all items of a dataset; an error names the item."""
+    iterator, end = None if has_length else iter(dataset), object()
+    for k in range(len(dataset)) if has_length else itertools.count():
+        with _named(f"{where}: item {k}"):
+            item = dataset[k] if iterator is None else next(iterator, end)
+        if item is end:
+            return
+        yield item
+
+
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -197,7 +224,8 @@ def _parts(item: Any, keys: Sequence[Key], where: str, convert: Convert | None) 
     except (KeyError, TypeError) as error:
         raise EnvariantError(f"{where} has no entry {error}; it must have {_described(keys)}") from None
     if convert is not None:
-        value = convert(value)
+        with _named(where):
+            value = convert(value)
     elif type(value).__module__.startswith("PIL."):
         remedy = "give the dataset a transform that converts images to tensors"
         raise EnvariantError(f"{where} is an image; {remedy}")

@@ -163,7 +163,8 @@ def fill(
     Args:
         cls: Dataclass to be constructed.
         spec: Spec with the arguments.
-        positional: Names of the fields that may be set without a key, in order. Default: all fields.
+        positional: Names of the fields that may be set without a key, in order. Default: all fields
+            that are not keyword-only.
         hidden: Names of the fields that a spec cannot set.
 
     Returns:
@@ -175,7 +176,8 @@ def fill(
     """
     fields = [f for f in dataclasses.fields(cls) if f.init]
     names = tuple(f.name for f in fields if f.name not in hidden)
-    order = names if positional is None else positional
+    unnamed = tuple(f.name for f in fields if f.name in names and not f.kw_only)
+    order = unnamed if positional is None else positional
     if len(spec.positional) > len(order):
         if not names:
             raise EnvariantError(f"{spec.name}: takes no settings")

@@ -17,6 +17,8 @@ from envariant.data.images.domainbed import DomainBed
 from envariant.data.images.folders import ImageFolders
 from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
+from envariant.data.linear_sem import LinearSEM
+from envariant.data.linear_unit_tests import LinearUnitTests
 from envariant.data.rotated.mnist import RotatedMNIST
 from envariant.data.tables.bundled import heart_disease
 from envariant.data.wilds_texts import wilds_table
@@ -38,7 +40,7 @@ PLUGINS = Plugins[type[EnvironmentSource]](
 SOURCES: dict[str, tuple[str, str]] = {
     "colored-mnist": (
         "colored.mnist_protocols:ColoredMNIST",
-        "Colored MNIST on the original digits, protocols :irm (default), :domainbed and :thirds.",
+        "Colored MNIST on the original digits, protocols :irm (default), :domainbed, :thirds and :eqrm.",
     ),
     "colored-mnist-grayscale": (
         "colored.mnist_protocols:ColoredMNIST",
@@ -61,6 +63,14 @@ SOURCES: dict[str, tuple[str, str]] = {
         "domainbed_split:DomainBedSplit",
         "Another data set in DomainBed's splits: 80 % and 20 % of every environment, test environments too.",
     ),
+    "linear-sem": (
+        "linear_sem:LinearSEM",
+        "Linear structural equation models of the IRM paper, such as linear-sem(FOU), in 8 setups.",
+    ),
+    "linear-unit-tests": (
+        "linear_unit_tests:LinearUnitTests",
+        "Linear unit tests for invariance, such as linear-unit-tests(example2s): six problems.",
+    ),
     "table": (
         "tables.source:TableSource",
         "A CSV or Parquet file with a target column and an environment column.",
@@ -82,6 +92,10 @@ SOURCES: dict[str, tuple[str, str]] = {
     "spawrious": (
         "images.spawrious:Spawrious",
         "Spawrious: dog breeds whose backgrounds change in the test environment.",
+    ),
+    "spirals": (
+        "spirals:Spirals",
+        "Interlocked spirals with a signature that is a shortcut: the synthetic data of the AND-mask paper.",
     ),
 }
 """Class (imported at first use) and description of every source, by name."""
@@ -134,6 +148,8 @@ __all__ = [
     "DomainBed",
     "Facts",
     "ImageFolders",
+    "LinearSEM",
+    "LinearUnitTests",
     "MetadataImages",
     "RotatedMNIST",
     "Spawrious",

@@ -60,7 +60,8 @@ class ValidationSplit(DerivedSource):
             tuple(parts),
             environments.task,
             test=tuple(name for name, role in roles.items() if role == "test"),
-            validation=tuple(part.name for part in parts if part.name not in environments.names),
+            # New parts, and the validation environments of the data itself.
+            validation=tuple(p.name for p in parts if roles.get(p.name, "validation") == "validation"),
             known=environments.known,
             classes=environments.classes,
         )

@@ -62,6 +62,8 @@ def drift_table(drift: Drift) -> TextTable:
         f"environments. Columns are compared one by one; changes of their joint distribution or of the "
         f"target are not detected.",
     ]
+    if any(c.kind.endswith(("feature", "features")) for c in drift.columns):
+        notes.append("A column of texts or images is compared by the mean distance of its features.")
     k = len(drift.environments)
     if 1 < k < 10:
         notes.append(

@@ -6,6 +6,8 @@ from envariant.core.errors import unknown_name
 from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
+    "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
+    "eqrm-2022": "Quantile Risk Minimization: Colored MNIST from an ERM start",
     "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
 }
 

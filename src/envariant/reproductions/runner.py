@@ -20,6 +20,7 @@ from envariant.core.errors import EnvariantError
 from envariant.reproductions import computations
 from envariant.training.result import TrainingResult
 from envariant.training.store.reader import FILE
+from envariant.training.stored_start import FromRun
 from envariant.training.train import train
 
 Profile = Literal["quick", "full"]
@@ -42,11 +43,14 @@ class Run:
         data: Name of a data set.
         algorithm: Name of an algorithm with its hyperparameters, such as `irm(coefficient=1e4)`.
         settings: Other arguments of `train`, by name.
+        start: Run whose final weights are the initial weights of the same replicas. It is trained first, and
+            several runs may share it. Its default number of replicas is that of this run.
     """
 
     data: str
     algorithm: str
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    start: "Run | None" = None
 
     def but(self, **settings: Any) -> "Run":
         """Return a copy of the run in which the given settings are changed."""
@@ -111,9 +115,13 @@ class Runner:
         settings: dict[str, Any] = {"replicas": self.replicas, **run.settings}
         name = _folder(run, settings)
         if name not in self.runs:
-            if self.stored_only:
+            if self.stored_only or (run.start is not None and self._is_known(run)):
                 self.runs[name] = self._stored(name, settings["replicas"])
             else:
+                if run.start is not None:
+                    start = run.start.but(**{"replicas": settings["replicas"], **run.start.settings})
+                    self.train(start)
+                    settings["init"] = FromRun(str(self.folder / _folder(start, start.settings)))
                 # With automatic choice by timing, results would not be bit-identical between calls.
                 self.runs[name] = train(
                     self.source(run.data), run.algorithm, execution="sequential", **settings,
@@ -192,7 +200,8 @@ class Runner:
 
 
 def _folder(run: Run, settings: Mapping[str, Any]) -> str:
-    """Return the name of a run's folder: the algorithm, and a hash of data, algorithm and settings."""
-    declaration = json.dumps([run.data, run.algorithm, dict(settings)], sort_keys=True)
+    """Return the name of a run's folder: the algorithm, and a hash of the run's description."""
+    start = () if run.start is None else (_folder(run.start, run.start.settings),)
+    declaration = json.dumps([run.data, run.algorithm, dict(settings), *start], sort_keys=True)
     digest = hashlib.blake2b(declaration.encode(), digest_size=5).hexdigest()
     return f"{specs.parse(run.algorithm).name}-{digest}"

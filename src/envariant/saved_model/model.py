@@ -319,7 +319,7 @@ class SavedModel(Displayed):
         Raises:
             EnvariantError: If a column is missing, or a value does not have the type of its column.
         """
-        counter = RowCounter(self.reference)
+        counter = RowCounter(self.reference, self.embedded)
         for _, columns in self._read(data, encoding):
             counter.add(columns)
         return counter.drift(self.environments)
@@ -342,7 +342,7 @@ class SavedModel(Displayed):
                 the type of its column.
         """
         rows = ServedRows(self.serving, self.density, self.classes, level, unlike_level)
-        predict, counter = self._predict(), RowCounter(self.reference)
+        predict, counter = self._predict(), RowCounter(self.reference, self.embedded)
         for index, columns in self._read(data, encoding):
             counter.add(columns)
             inputs, logits = self._outputs(predict, columns)

@@ -13,14 +13,22 @@ from envariant.analysis.drift import Drift
 from envariant.analysis.input_density import InputDensity, fit_density
 from envariant.data.tables.columns import Column
 from envariant.data.tables.source import TableSource
+from envariant.features.columns import is_feature
 
 
 @final
 class RowCounter:
-    """Counter of new rows in each bin of the stored column distributions."""
+    """Counter of new rows in each bin of the stored column distributions.
 
-    def __init__(self, sketches: tuple[Sketch, ...]) -> None:
-        self._sketches = sketches
+    Args:
+        sketches: Distribution of each encoded column in training.
+        embedded: Columns of texts or images, whose features are compared together, and their encoders.
+    """
+
+    def __init__(self, sketches: tuple[Sketch, ...], embedded: Sequence[tuple[str, str]] = ()) -> None:
+        self._sketches, columns = sketches, [name for name, _ in embedded]
+        features = [sketch.name for sketch in sketches if is_feature(sketch.name, columns)]
+        self._column_of_feature = {name: name.rpartition(" ")[0] for name in features}
         self._counts = [np.zeros(sketch.bins, dtype=np.int64) for sketch in sketches]
         self._unseen: list[dict[str, int]] = [{} for _ in sketches]
         self._rows = 0
@@ -36,7 +44,9 @@ class RowCounter:
 
     def drift(self, environments: tuple[str, ...]) -> Drift:
         """Compare the rows counted so far with the training rows."""
-        return Drift.of(self._sketches, self._counts, self._unseen, self._rows, environments)
+        return Drift.of(
+            self._sketches, self._counts, self._unseen, self._rows, environments, self._column_of_feature
+        )
 
 
 def reference_of(source: TableSource, environments: Sequence[str]) -> tuple[Sketch, ...]:

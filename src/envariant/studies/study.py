@@ -287,7 +287,8 @@ class Study(Displayed):
             for trial in trials:
                 own = {k: v for k, v in trial.hyperparameters.items() if k not in self.searched_options}
                 tried = resolve_algorithm(algorithm, own, source, config.steps)
-                for remark in remarks(tried, trial.learning_rate, config.steps, config.optimizer):
+                own_remarks = remarks(tried, trial.learning_rate, config.steps, config.optimizer)
+                for remark in (*resolved.algorithm.scaled, *own_remarks):
                     collected.setdefault((name, remark.partition(":")[0]), f"{name}: {remark}")
         return tuple(collected.values())
 

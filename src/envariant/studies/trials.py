@@ -19,6 +19,7 @@ from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Schedule, schedule
 from envariant.core.search_space import LogUniform, Range, search_range
 from envariant.predictors import predictor
+from envariant.training.averaging import NO_AVERAGE
 from envariant.training.option_values import learning_rate as rate_of
 from envariant.training.parameter_groups import ByGroup
 from envariant.training.resolution import ResolvedAlgorithm, check_objects, resolve_algorithm, terms_of
@@ -155,6 +156,9 @@ class SearchSpace:
         }
         if not isinstance(suggested.trained, Composition):
             return sampled
+        if suggested.trained.default_average is not None and sampled.get("average", "") is None:
+            # None would stand for this default.
+            sampled["average"] = NO_AVERAGE
         fixed = _fixed(self.algorithm)
         recipe, length = recipe_of(self.algorithm), suggested.defaults.steps
         if isinstance(self.algorithm, Recipe):

@@ -81,6 +81,7 @@ class Problem:
             features=4 if self.has_features else 0,
             input_shape=(3,),
             linear_head=True,
+            layers={"features": 4},
             build=lambda shape: _Network(shape[0], self.task.outputs),
         )
 
@@ -94,6 +95,11 @@ class Problem:
             return inputs[:, :0], self.task.logits(functional_call(self.module, own, (inputs,)))
         logits = self.head(params, features)
         return features if self.has_features else features[:, :0], logits
+
+    def layers(self, params: Parameters, inputs: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the inputs of the head as the output of the only layer, and the logits."""
+        features, logits = self(params, inputs)
+        return (features,), logits
 
     def head(self, params: Parameters, features: Tensor) -> Tensor:
         """Return the logits of the head for features `[rows, 4]`."""

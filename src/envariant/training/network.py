@@ -6,24 +6,25 @@ Autograd then works block by block, and activations stay in the processor's cach
 
 import hashlib
 import math
-import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, cast, final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from envariant.core.conversion import joined
-from envariant.core.counter_rng import default_generator, private_random_numbers
+from envariant.core.counter_rng import default_generator, other_generators, private_random_numbers
 from envariant.core.errors import EnvariantError, first_line
 from envariant.core.tasks import Task
-from envariant.training.module_outputs import features_of, logits_of, remark_on
+from envariant.models.dropout import Dropout, MaskNumbers, masks
+from envariant.training.layer_outputs import FeaturesAndOutput, channels_of, check_layers
+from envariant.training.module_outputs import logits_of, remark_on
 from envariant.training.precision import Precision
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
@@ -35,27 +36,13 @@ ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 BLOCK_BYTES = {"cpu": 100 * 2**20, "cuda": 2**30}
 _BLOCK_ROWS = (64, 2**20)
 
+# First stream of the dropout masks, above the streams of an algorithm's parts.
+_MASKS = 2**16
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers with running statistics of their inputs."""
+
 TOGETHER = "rows_together"
 """Attribute of modules that predict groups of rows jointly: number of rows in a group."""
-
-
-@final
-class _FeaturesAndOutput(nn.Module):
-    def __init__(self, module: nn.Module, needs_features: bool, task: Task) -> None:
-        super().__init__()
-        self.module = module
-        self.needs_features = needs_features
-        self.task = task
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        rows = len(inputs)
-        if not self.needs_features:
-            output = logits_of(self.module(inputs), rows, self.task, self.module)
-            # Returning unused features would cost a copy per step.
-            return output.new_zeros(rows, 0), output
-        featurizer, head = (getattr(self.module, part) for part in ("featurizer", "head"))
-        features = features_of(featurizer(inputs), rows, self.module)
-        return features, logits_of(head(features), rows, self.task, self.module)
 
 
 @final
@@ -69,6 +56,9 @@ class Network:
         device: Device of the weights.
         needs_features: Whether the algorithm uses the inputs of the head (features).
         input_shape: Shape of one row of inputs.
+        layers: Names of the layers whose outputs the algorithm uses; see `Algorithm.layers_used`.
+        frozen_batch_norm: Whether BatchNorm layers stay in evaluation mode, so that their statistics never
+            change.
 
     Attributes:
         params: Initial values of the trainable parameters (`requires_grad=True`), by name.
@@ -76,9 +66,11 @@ class Network:
         changing: Names of the buffers that change in a forward pass in training mode.
         width: Approximate number of activations that the model computes per row.
         features: Number of features per row; 0 if the algorithm does not need features.
+        layers: Number of channels of each layer whose outputs the algorithm uses, by name.
         auxiliary: Auxiliary networks of the algorithm by name; `params` includes their parameters.
         stochastic: Whether a forward pass in training mode uses random numbers, as in dropout, or changes
             attributes of the module.
+        has_masks: Whether the network has dropout layers whose masks depend on the key of the step.
         remark: Warning that the outputs cannot be logits; "" if there is none.
         together: Number of neighboring rows whose predictions depend on each other; 1 for most models.
 
@@ -96,6 +88,8 @@ class Network:
         *,
         needs_features: bool,
         input_shape: Sequence[int],
+        layers: Sequence[str] = (),
+        frozen_batch_norm: bool = False,
     ) -> None:
         if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
             raise EnvariantError(
@@ -115,9 +109,14 @@ class Network:
             raise EnvariantError(
                 "model: this algorithm uses features, so the module needs the submodules featurizer and head"
             )
-        self._both = _FeaturesAndOutput(module, needs_features, task).to(device)
+        check_layers(module, layers)
+        self.layers = dict.fromkeys(layers, 0)
+        frozen = [part for part in module.modules() if frozen_batch_norm and isinstance(part, BATCH_NORMS)]
+        self._both = FeaturesAndOutput(module, needs_features, task, frozen).to(device)
         # The fast kernels of recurrent layers have no derivatives under `torch.func`.
         self._recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+        self._dropout = [part for part in module.modules() if isinstance(part, Dropout)]
+        self.has_masks = bool(self._dropout)
         self._changes_inputs, self.remark = False, ""
         self.together = max(getattr(part, TOGETHER, 1) for part in module.modules())
         self._block = _BLOCK_ROWS[0]
@@ -185,6 +184,8 @@ class Network:
         *,
         training: bool,
         replicas: int = 1,
+        key: Tensor | None = None,
+        number: int = 0,
     ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows *c"]]:
         """Return features and logits in float32; features have width 0 if the algorithm does not need them.
 
@@ -195,6 +196,37 @@ class Network:
             training: Whether layers are in training mode.
             replicas: Number of replicas stacked by `torch.func.vmap`; with more replicas, the inputs are
                 processed in smaller chunks to limit memory.
+            key: Random-number key of dropout masks in training mode. Default: 0.
+            number: Number of this pass within the step; every pass has its own masks.
+        """
+        features, raw = self.outputs(
+            params, buffers, inputs, training=training, replicas=replicas, key=key, number=number
+        )
+        return features, self.task.logits(raw)
+
+    def outputs(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Float[Tensor, "rows *input_shape"],
+        *,
+        training: bool,
+        replicas: int = 1,
+        layers: Sequence[str] = (),
+        key: Tensor | None = None,
+        number: int = 0,
+    ) -> list[Tensor]:
+        """Return features, outputs of the head, and outputs of layers, in float32; see `forward`.
+
+        Args:
+            params: Parameters by name.
+            buffers: Buffers by name.
+            inputs: Inputs, `[rows, *input_shape]`.
+            training: Whether layers are in training mode.
+            replicas: Number of replicas stacked by `torch.func.vmap`.
+            layers: Names of layers.
+            key: Random-number key of dropout masks in training mode. Default: 0.
+            number: Number of this pass within the step; every pass has its own masks.
         """
         self._both.train(training)
         held = self._part(params, "")
@@ -205,10 +237,26 @@ class Network:
         # Weights are cast again for every block, so that their gradients add up over blocks in float32.
         # Cloned if the module changes its inputs in place, because later steps use the same rows.
         inputs = inputs.clone() if self._changes_inputs else inputs
+        drawn = self._mask_numbers(inputs.device, key, number) if training else None
         with self._kernels():
-            outputs = [functional_call(self._both, names, (block,)) for block in inputs.split(blocks)]
-        features, raw = (joined(parts).float() for parts in zip(*outputs, strict=True))
-        return features, self.task.logits(raw)
+            outputs = [
+                self._of_block(names, block, drawn and replace(drawn, first_row=sum(blocks[:i])), layers)
+                for i, block in enumerate(inputs.split(blocks))
+            ]
+        return [joined(parts).float() for parts in zip(*outputs, strict=True)]
+
+    def _of_block(
+        self, names: Mapping[str, Tensor], block: Tensor, numbers: MaskNumbers | None, layers: Sequence[str]
+    ) -> tuple[Tensor, ...]:
+        with masks(self._dropout, numbers):
+            return functional_call(self._both, dict(names), (block, layers))
+
+    def _mask_numbers(self, device: torch.device, key: Tensor | None, number: int) -> MaskNumbers | None:
+        """Return the random numbers of the dropout masks in one pass; None without dropout layers."""
+        if not self.has_masks:
+            return None
+        key = torch.zeros((), dtype=torch.int64, device=device) if key is None else key
+        return MaskNumbers(key, _MASKS + number * len(self._dropout))
 
     def call(self, part: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the output of the model's head or of an auxiliary network, in float32.
@@ -218,9 +266,10 @@ class Network:
             params: Parameters by name.
             inputs: Inputs of the head or of the auxiliary network, one row each.
         """
-        module = self.auxiliary[part] if part in self.auxiliary else getattr(self.module, part)
+        self._both.train()
+        module = self.auxiliary[part].train() if part in self.auxiliary else getattr(self.module, part)
         with self._kernels():
-            output = functional_call(module.train(), self._part(params, f"{part}."), (inputs,))
+            output = functional_call(module, self._part(params, f"{part}."), (inputs,))
         return (
             output if part in self.auxiliary else logits_of(output, len(inputs), self.task, module)
         ).float()
@@ -290,7 +339,7 @@ class Network:
             sizes.extend(part.numel() for part in parts if isinstance(part, Tensor))
 
         name = type(self.module).__name__
-        attributes, generators = constants(self.module), _other_generators()
+        attributes, generators = constants(self.module), other_generators()
         leaves = [module for module in self.module.modules() if not list(module.children())]
         hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
         try:
@@ -301,7 +350,8 @@ class Network:
                 self._both.train(True)
                 generator = default_generator(self.device)
                 before = generator.get_state()
-                features, output = functional_call(self._both, names, (inputs,))
+                numbers = self._mask_numbers(self.device, None, 0)
+                features, output, *layers = self._of_block(names, inputs, numbers, list(self.layers))
                 stochastic = not torch.equal(before, generator.get_state())
         except (torch.OutOfMemoryError, EnvariantError):
             raise
@@ -312,7 +362,7 @@ class Network:
         finally:
             for hook in hooks:
                 hook.remove()
-        if _other_generators() != generators:
+        if other_generators() != generators:
             raise EnvariantError(
                 f"model {name}: draws random numbers from Python or NumPy in forward, which the seeds of a "
                 f"run do not determine; draw them from PyTorch"
@@ -322,41 +372,12 @@ class Network:
                 f"model {name}: its output does not depend on its trained parameters; compute it in forward "
                 f"with PyTorch, without no_grad, detach or NumPy"
             )
+        self.layers = {k: channels_of(each) for k, each in zip(self.layers, layers, strict=True)}
         stochastic = stochastic or constants(self.module) != attributes
         self._changes_inputs = changes(inputs) != version
         self.remark = remark_on(self.module, output, self.task, input_shape)
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
         return frozenset(changed), stochastic, sum(sizes) // 2, features.shape[1]
-
-
-@final
-class PureModel:
-    """Model passed to algorithms: a network with fixed buffers, which implements `algorithms.base.Model`.
-
-    Args:
-        net: Network of the stack.
-        buffers: Buffers of one replica.
-        replicas: Number of stacked replicas.
-
-    Attributes:
-        auxiliary_networks: Names of the algorithm's auxiliary networks.
-    """
-
-    def __init__(self, net: Network, buffers: Mapping[str, Tensor], replicas: int) -> None:
-        self._net, self._buffers, self._replicas = net, buffers, replicas
-        self.auxiliary_networks = tuple(net.auxiliary)
-
-    def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
-        net = self._net
-        # Running statistics are copied, because changes in place are not allowed while differentiating.
-        copies = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
-        return net.forward(params, copies, inputs, training=True, replicas=self._replicas)
-
-    def head(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        return self._net.task.logits(self._net.call("head", params, features))
-
-    def network(self, name: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        return self._net.call(name, params, inputs)
 
 
 def constants(module: nn.Module) -> str:
@@ -378,12 +399,6 @@ def constants(module: nn.Module) -> str:
             elif isinstance(value, int | float | str | bytes | tuple | list | dict):
                 digest.update(repr(value).encode())
     return digest.hexdigest()
-
-
-def _other_generators() -> tuple[object, ...]:
-    """Return the states of the global generators of Python and NumPy."""
-    state: Any = np.random.get_state(legacy=False)
-    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from envariant.training.linear_probe import LinearProbe
 from envariant.training.replica_stack import ReplicaStack
 from envariant.training.replicas import Replica, Start
 from envariant.training.run_config import RunConfig, module_of
+from envariant.training.stored_start import FromRun
 
 
 @final
@@ -238,7 +239,7 @@ def _head_name(k: int) -> str:
     return f"imitating-head-{k}"
 
 
-INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM, RFC, LinearProbe)}
+INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM, RFC, LinearProbe, FromRun)}
 
 
 def initializer_named(text: str | None) -> Initializer | None:

@@ -226,7 +226,8 @@ def conflict(stored: Record, requested: Record, *, unfinished: bool) -> str:
             return f"{key} {before.get(key)}, not {value}"
     for what, digest in requested.fingerprints.items():
         if stored.fingerprints.get(what) != digest:
-            return f"other {what} under the same name"
+            name = f", {requested.spec.data}" if what == "data" else ""
+            return f"other {what} under the same name{name}"
     return ""
 
 

@@ -85,6 +85,7 @@ class ReplicaStack:
         self.network, context = network(sets[0], first, config)
         if len(replicas) > 1 and self.network.stochastic:
             raise StackingError("the model draws random numbers of its own, as dropout does")
+        self._draws = self._algorithm.stochastic or self.network.has_masks
         self._rows = Rows(sets, self._roles, device)
         if self._rows.reader is None:
             # Not for rows from disk: several threads allocate many blocks, and the gaps between these blocks
@@ -366,7 +367,7 @@ class ReplicaStack:
             inputs=inputs,
             targets=targets,
             numbers=self._hyperparameters.at(step),
-            keys=self._batches.keys(batch) if self._algorithm.stochastic else self._no_keys,
+            keys=self._batches.keys(batch) if self._draws else self._no_keys,
             rates=self._rates.at(step)[:, 0],
             alive=self._alive,
             failed_at=self._failed_at,

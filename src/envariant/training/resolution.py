@@ -1,7 +1,7 @@
 """Resolve the options of a run: look up names, and fill in the default settings of the data set."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import torch
@@ -26,7 +26,7 @@ from envariant.data.validation_split import ValidationSplit
 from envariant.data.with_loss import WithLoss, check_loss
 from envariant.predictors import PREDICTORS, Predictor, predictor
 from envariant.training.augmentation import Augmentation, augmentation
-from envariant.training.averaging import averaging
+from envariant.training.averaging import NO_AVERAGE, averaging
 from envariant.training.content_hash import content_hash
 from envariant.training.early_stopping import stop_rule
 from envariant.training.execution import Execution, execution_request
@@ -40,7 +40,7 @@ from envariant.training.pretraining import Initializer, initializer_named
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig
 from envariant.training.run_spec import RunSpec
-from envariant.training.schedule_notes import idle_schedules, scaling_notes
+from envariant.training.schedule_notes import SCALED, idle_schedules, scaling_notes
 
 
 @final
@@ -259,6 +259,9 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         "learning_rate": defaults.learning_rate,
         "optimizer": defaults.optimizer,
     }
+    algorithm, suggested["average"] = _with_average(algorithm, requested.average, steps)
+    if requested.average == NO_AVERAGE and suggested["average"] is None:
+        requested = requested.but(average=None)
     if not fitted and (requested.evaluate_every or 1) > steps:
         raise EnvariantError(
             f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
@@ -292,6 +295,30 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
         groups,
         spec.identity(_identities(requested, source, algorithm)),
     )
+
+
+def _with_average(
+    algorithm: ResolvedAlgorithm, requested: object, steps: int
+) -> tuple[ResolvedAlgorithm, str | None]:
+    """Return the algorithm's default average, scaled to the run, and the algorithm with a remark on it.
+
+    Args:
+        algorithm: Algorithm with its hyperparameters.
+        requested: Option `average` of the run.
+        steps: Number of steps of the run.
+    """
+    trained, length = algorithm.trained, algorithm.defaults.steps
+    usual = averaging(trained.default_average) if isinstance(trained, Algorithm) else None
+    if usual is None:
+        return algorithm, None
+    scaled, note = usual.rescale(length, steps), ""
+    used = scaled if requested is None else averaging(requested)
+    if used != scaled:
+        note = f"predicts with {used or 'the last weights'} instead of its default average {scaled}"
+    elif requested is None and scaled != usual:
+        note = f"average {usual} {SCALED} {length} steps; scaled to {scaled} for {steps} steps"
+    notes = (f"{algorithm.name}: {note}",) if note else ()
+    return replace(algorithm, scaled=(*algorithm.scaled, *notes)), str(scaled)
 
 
 def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:

@@ -363,7 +363,7 @@ def _averaging_remarks(resolved: ResolvedRun, net: Network, replicas: int) -> li
     if (
         resolved.spec.shared_init
         and replicas > 1
-        and not (has_order or algorithm.stochastic or net.stochastic)
+        and not (has_order or algorithm.stochastic or net.stochastic or net.has_masks)
     ):
         remarks.append(
             "shared_init: replicas with full batches have equal results; set batch_size, so that they differ "

@@ -20,7 +20,7 @@ from envariant.training.early_stopping import Patience
 from envariant.training.evaluator import Adapt
 from envariant.training.keep_rules import KeepLast, KeepRule
 from envariant.training.memory_budget import is_out_of_memory, require
-from envariant.training.network import ModelBuilder, Network
+from envariant.training.network import BATCH_NORMS, ModelBuilder, Network
 from envariant.training.optimizers import OptimizerConfig
 from envariant.training.replicas import Replica
 
@@ -42,7 +42,8 @@ class RunConfig:
         test: Names of the test environments; None for the default test environments of the data set.
         device: Device used for training.
         compiled: Whether to compile each step program.
-        freeze: "features" to train only the head; None to train all parameters.
+        freeze: "features" to train only the head, "batch-norm" to keep the statistics of BatchNorm layers,
+            "features + batch-norm" for both, or None.
         adapt: Function that adapts the model to an environment before prediction, or None.
         clip: Gradient clipping, or None.
         accumulate: Number of batches whose gradients are averaged for each update.
@@ -93,6 +94,11 @@ def network(
         EnvariantError: If data, model and algorithm are incompatible.
     """
     module, context = module_of(environments, replica, config)
+    frozen = "batch-norm" in (config.freeze or "")
+    if frozen and not any(isinstance(part, BATCH_NORMS) for part in module.modules()):
+        raise EnvariantError(
+            f'freeze: model {type(module).__name__} has no BatchNorm layers; leave out "batch-norm"'
+        )
     net = Network(
         module,
         environments.task,
@@ -100,8 +106,10 @@ def network(
         config.device,
         needs_features=replica.algorithm.needs_features,
         input_shape=environments.input_shape,
+        layers=replica.algorithm.layers_used,
+        frozen_batch_norm=frozen,
     )
-    context = replace(context, features=net.features)
+    context = replace(context, features=net.features, layers=net.layers)
     net.adopt(auxiliary_networks(replica, context, config.device))
     return net, context
 
@@ -199,6 +207,6 @@ def module_of(
             build=lambda shape: built(config.model, shape, task.outputs),
         )
         module = replica.algorithm.wrap_model(module, context)
-    if config.freeze is not None:
+    if "features" in (config.freeze or ""):
         featurizer_and_head(module, "freeze")[0].requires_grad_(False)
     return module, context

@@ -167,9 +167,9 @@ class RunSpec(BaseModel, Displayed):
     )
     average: Any = _option(
         None,
-        "Averaging of the weights: ema(0.99), ma(start=100), "
-        '"swa(start=75%)" or swad, with any algorithm. The averaged weights are used in evaluation and '
-        "prediction, and saved. In Python also an Averaging.",
+        "Average of the weights, which is evaluated, predicted with and saved: ema(0.99), ma(start=100), "
+        '"swa(start=75%)" or swad, with any algorithm; none for the trained weights; by default the '
+        "average of the algorithm, if it has one (erm++); in Python also an Averaging.",
     )
     keep: Any = _option(
         "last",
@@ -194,8 +194,10 @@ class RunSpec(BaseModel, Displayed):
         'Pretraining that provides the initial weights: erm, "erm(steps=200)", or rfc for rich features '
         "(Zhang, Lopez-Paz, Bottou 2022).",
     )
-    freeze: Literal["features"] | None = _option(
-        None, '"features": train only the head, on the pretrained features from init.'
+    freeze: Literal["features", "batch-norm", "features + batch-norm"] | None = _option(
+        None,
+        '"features": train only the head, on the pretrained features from init; "batch-norm": keep the '
+        'statistics of BatchNorm layers, whose weights still train; "features + batch-norm": both.',
     )
     adapt: Any = _option(
         None,
@@ -299,9 +301,9 @@ class RunSpec(BaseModel, Displayed):
 
     @model_validator(mode="after")
     def _freeze_needs_init(self) -> Self:
-        if self.freeze is not None and self.init is None:
+        if "features" in (self.freeze or "") and self.init is None:
             raise ValueError(
-                'freeze="features" needs pretrained features: set init as well, for example init="rfc"'
+                f'freeze="{self.freeze}" needs pretrained features: set init as well, for example init="rfc"'
             )
         return self
 

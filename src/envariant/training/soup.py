@@ -20,11 +20,11 @@ from envariant.core.environments import Environment, EnvironmentSet, Environment
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.data.validation_split import ValidationSplit
 from envariant.data.with_loss import named_loss, with_loss
-from envariant.training.averaging.averaged_weights import BATCH_NORMS, MOST_BATCHES
+from envariant.training.averaging.averaged_weights import MOST_BATCHES
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.evaluator import Evaluator, Weights
 from envariant.training.history import LOSS, OUTPUT_SD, HistoryRow
-from envariant.training.network import TOGETHER
+from envariant.training.network import BATCH_NORMS, TOGETHER
 from envariant.training.record import Record
 from envariant.training.result import TrainingResult
 
@@ -261,7 +261,8 @@ class _Scorer:
         steps = self._result.record.spec.steps or 0
         state = ReplicaState(steps, params, first.buffers, None, self._result.seconds)
         module = self._module(state)
-        if not any(isinstance(part, BATCH_NORMS) for part in module.modules()):
+        frozen = "batch-norm" in (self._result.record.spec.freeze or "")
+        if frozen or not any(isinstance(part, BATCH_NORMS) for part in module.modules()):
             return state
         with private_random_numbers(0, torch.device("cpu")):
             update_bn(self._training_batches(), module)

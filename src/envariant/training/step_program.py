@@ -24,7 +24,8 @@ from envariant.core.environments import EnvironmentBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 from envariant.training.batch_sampler import Axis
-from envariant.training.network import Network, PureModel
+from envariant.training.network import Network
+from envariant.training.pure_model import PureModel
 
 # Recording takes about a second, mostly for a first import, and saves about half a millisecond per step, plus
 # half a millisecond per `_LARGE_STEP` activations, because it needs less memory.
@@ -181,15 +182,11 @@ class StepProgram:
         algorithm = with_numbers(self._algorithm, numbers.unbind())
         batch = EnvironmentBatch(inputs, targets, self._sizes, net.task)
 
-        model = PureModel(net, buffers, self._replicas)
+        model = PureModel(net, params, buffers, inputs, self._replicas, key)
         context = StepContext(step, rate, key if algorithm.stochastic else None)
         gradients, state, metrics = algorithm.gradients(model, params, batch, state, context)
         self.metrics = tuple(metrics)
-        changed: dict[str, Tensor] = {}
-        if net.changing:
-            changed = {name: buffers[name].clone() for name in sorted(net.changing)}
-            with torch.no_grad():
-                net.forward(params, {**buffers, **changed}, inputs, training=True)
+        changed = model.updated_buffers()
         flat = torch.cat([gradients[name].flatten() for name in params])
         reported = [value.to(flat.dtype).flatten() for value in metrics.values()]
         return flat, changed, state, torch.cat(reported) if reported else flat.new_zeros(0)

@@ -19,5 +19,5 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
 
 
 ENROLLED = {
-    "erm++": Enrolled({"head_rate": 2.0, "average_from": 3, "l2": L2}, reference, USUAL),
+    "erm++": Enrolled({"head_rate": 2.0, "l2": L2}, reference, USUAL),
 }

@@ -12,7 +12,7 @@ def reference(problem: Problem, differentiate: Differentiate) -> dict[str, Tenso
 
     def loss(p: Params) -> Tensor:
         h = problem(p, problem.batch.inputs)[0]
-        variance = torch.log(1 + torch.exp(7 * p["miro-noise.raw"])) + 1e-5
+        variance = torch.log(1 + torch.exp(7 * p["miro-noise.raw.0"])) + 1e-5
         channels = [
             ((h[:, k] - before[:, k]) ** 2 / variance[k]).mean() + torch.log(variance[k])
             for k in range(h.shape[1])

@@ -332,6 +332,35 @@ def test_strided_test_environments_are_those_of_the_rex_code():
         assert [int((each.targets == each.attributes[name]).sum()) for each in tests] == counts[name]
 
 
+def test_eqrm_environments_are_those_of_the_fixture(digits):
+    """Compare with counts and digests of a second implementation (torch seed 0)."""
+    flips = tuple(k / 10 for k in range(11))
+    source = colored_mnist("eqrm", test_flips=flips, logged_tests=True)
+    drawn = source.sample(0)
+    training, tests, logged = drawn.environments[:2], drawn.environments[2:13], drawn.environments[13:]
+    assert list(map(counts, training)) == [
+        [12_567, 12_601, 22_472, 18_730],
+        [12_675, 12_497, 19_946, 18_808],
+    ]
+    digests = [hashlib.sha256(each.inputs.numpy().tobytes()).hexdigest()[:16] for each in training]
+    assert digests == ["20556e9a2135522e", "eef32d66069a89b3"]
+    # The shuffled digits start 9 3 5 4 7 4 9 6 8 8.
+    assert [first_digits(each, 5) for each in training] == [[9, 5, 7, 9, 8], [3, 4, 4, 6, 8]]
+    assert [each.name for each in logged] == [f"logged-flip-{flip}" for flip in (0.1, 0.2, 0.5, 0.9)]
+    assert counts(logged[-1])[::2] + counts(logged[-1])[3:] == [4_953, 1_017, 7_467]
+    assert [counts(each)[2] for each in tests] == [
+        10_000, 9_019, 8_046, 6_954, 6_072, 4_974, 4_025, 3_040, 1_921, 996, 0
+    ]  # fmt: skip
+    assert [counts(each)[3] for each in tests] == [
+        7_502, 7_479, 7_517, 7_504, 7_542, 7_517, 7_467, 7_442, 7_458, 7_474, 7_481
+    ]  # fmt: skip
+    assert first_digits(tests[0], 5) == digits.test_labels[[7953, 9495, 6723, 5291, 1125]].tolist()
+    facts = source.facts(drawn)
+    assert [1 - fact.theory.color_only for fact in facts] == pytest.approx(
+        [0.1, 0.2, *flips, 0.1, 0.2, 0.5, 0.9]
+    )
+
+
 def test_training_environments_may_have_equal_flips():
     drawn = colored_mnist(train_flips=(0.5, 0.5)).sample(0)
     assert drawn.names == ("flip-0.5", "flip-0.5-2", "flip-0.9")
@@ -349,11 +378,12 @@ def test_domainbed_has_its_own_defaults():
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
-        (("irn",), {}, "unknown protocol 'irn'; did you mean 'irm'? known: domainbed, irm, thirds"),
+        (("irn",), {}, "unknown protocol 'irn'; did you mean 'irm'? known: domainbed, eqrm, irm, thirds"),
         ((), {"label_noise": 1.2}, "label_noise must lie in [0, 1]; got 1.2"),
         ((), {"train_flips": (0.1, -0.2)}, "train_flips must lie in [0, 1]; got -0.2"),
         ((), {"test_flips": (0.9, 0.9)}, "test_flips must differ from one another; got (0.9, 0.9)"),
         (("thirds",), {"gray_test": True}, "gray_test is available in protocol 'irm' only"),
+        (("irm",), {"logged_tests": True}, "logged_tests is available in protocol 'eqrm' only"),
         (
             (),
             {"gray": True, "gray_test": True},

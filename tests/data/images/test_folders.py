@@ -349,7 +349,8 @@ def test_an_unwritable_cache_is_rejected(root, tmp_path):
     said = refusal(drawn, root, cache=tmp_path / "file")
     assert said.startswith(f"{tmp_path / 'file' / 'images'}: cannot be written (")
     assert said.endswith(
-        "); set the option cache, or the environment variable ENVARIANT_CACHE, to a folder with 0.0 MiB of free space"
+        "); set the option cache, or the environment variable ENVARIANT_CACHE, to a folder with 0.0 MiB of free space, "
+        "or use storage=files, which decodes images whenever they are used and needs no cache"
     )
 
 

@@ -1,6 +1,6 @@
 """MIRO: fine-tuning that keeps the features informative about the features before fine-tuning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
 
@@ -12,11 +12,11 @@ from torch.func import grad_and_value
 
 from envariant.algorithms.base import Metrics, Model, Parameters, State, TrainContext, TrainingStep
 from envariant.core.environments import EnvironmentBatch
+from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice
 from envariant.core.step_context import StepContext
 
 _NOISE = "miro-noise"
-_PARAMETER = f"{_NOISE}.raw"
 _LEAST_VARIANCE = 1e-5
 FIRST_RAW = -2.2522735494
 """Initial b of every channel: softplus(b) + 1e-5 is 0.1."""
@@ -24,27 +24,30 @@ FIRST_RAW = -2.2522735494
 
 @final
 class _Noise(nn.Module):
-    """Module with the parameter b, stored after division by `noise_rate`."""
+    """Parameters of the noise of each layer, divided by their learning-rate factor."""
 
-    def __init__(self, channels: int, rate: float) -> None:
+    def __init__(self, channels: Sequence[int], rate: float) -> None:
         super().__init__()
-        self.raw = nn.Parameter(torch.full((channels,), FIRST_RAW / rate))
+        self.raw = nn.ParameterList([torch.full((each,), FIRST_RAW / rate) for each in channels])
 
 
 @final
 @dataclass(frozen=True)
 class MIRO(TrainingStep):
-    """Risk R + λ·½·mean[(h − h⁰)² / σ² + log σ²], σ² = softplus(b) + 1e-5. Cha et al. 2022.
+    """Risk R + λ·Σ ½·mean[(h − h⁰)² / σ² + log σ²], σ² = softplus(b) + 1e-5. Cha et al. 2022.
 
-    h are the features, and h⁰ are the features from a copy of the featurizer that was frozen before the first
-    step. b is a learned vector with one entry per channel. The penalty bounds the mutual information of h and
-    h⁰ from below. Start from pretrained weights. The released code sums the penalty over five layers of a
-    ResNet; here, the only layer is the input of the head.
+    The sum is over layers. h is the output of a layer, h⁰ that of a frozen copy of the network before the
+    first step, and b has one learned entry for each channel of each layer. The penalty bounds the mutual
+    information of h and h⁰ from below. Start from pretrained weights. The released code uses five layers of
+    a ResNet, the outputs of its stem and of its four stages; the default is the input of the head.
 
     Attributes:
         weight: λ, weight of the penalty.
-        noise_rate: Learning rate of b as a multiple of the run's learning rate. The multiple is exact only
-            with optimizers such as Adam, whose updates do not depend on the scale of gradients.
+        noise_rate: Learning rate of b as a multiple of the run's learning rate. It is exact with Adam, whose
+            updates do not depend on the scale of gradients.
+        layers: Names of the submodules whose outputs are regularized, joined by "+", as in
+            "featurizer.layer1 + featurizer.layer2"; "features" for the input of the head. Channels are the
+            last axis of outputs `[rows, positions, channels]`, and the second axis of all others.
     """
 
     name: ClassVar[str] = "miro"
@@ -53,9 +56,23 @@ class MIRO(TrainingStep):
     aggregates_risk: ClassVar[bool] = True
     weight: Annotated[NonNegativeFloat, Choice((1.0, 0.1, 0.01, 0.001))] = 0.1
     noise_rate: PositiveFloat = 10.0
+    layers: str = "features"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = self.layers_used()
+        if not all(names) or len(set(names)) < len(names):
+            raise EnvariantError(
+                f"miro: layers must be different names joined by '+', such as featurizer.layer1 + features; "
+                f"got '{self.layers}'"
+            )
+
+    def layers_used(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.layers.split("+"))
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
-        return {_NOISE: _Noise(context.features, self.noise_rate)}
+        channels = [context.layers[name] for name in self.layers_used()]
+        return {_NOISE: _Noise(channels, self.noise_rate)}
 
     def init(self, params: Parameters, context: TrainContext) -> State:
         return {"before": {name: value.detach().clone() for name, value in params.items()}}
@@ -63,12 +80,14 @@ class MIRO(TrainingStep):
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        before = model(state["before"], batch.inputs)[0].detach()
+        before = model.layers(state["before"], batch.inputs)[0]
 
         def loss(params: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            features, logits = model(params, batch.inputs)
+            outputs, logits = model.layers(params, batch.inputs)
             risk = batch.risk(batch.task.losses(logits, batch.targets))
-            value = penalty(features, before, params[_PARAMETER] * self.noise_rate)
+            raw = (params[f"{_NOISE}.raw.{i}"] * self.noise_rate for i in range(len(outputs)))
+            layers = zip(outputs, before, raw, strict=True)
+            value = torch.stack([penalty(now, then.detach(), b) for now, then, b in layers]).sum()
             return risk + self.weight * value, (risk.detach(), value.detach())
 
         gradient, (_, (risk, value)) = grad_and_value(loss, has_aux=True)(params)
@@ -76,12 +95,14 @@ class MIRO(TrainingStep):
 
 
 def penalty(features: Tensor, before: Tensor, raw: Tensor) -> Tensor:
-    """Return ½·mean[(h − h⁰)² / σ² + log σ²] over rows and channels.
+    """Return ½·mean[(h − h⁰)² / σ² + log σ²] over rows, channels and positions.
 
     Args:
-        features: h, `[rows, channels]`.
-        before: h⁰, `[rows, channels]`.
+        features: h: `[rows, channels]`, `[rows, positions, channels]` or `[rows, channels, *positions]`.
+        before: h⁰, with the shape of h.
         raw: b, `[channels]` or `[1]`.
     """
     variance = F.softplus(raw) + _LEAST_VARIANCE
+    if features.dim() > 3:
+        variance = variance.view(-1, *(1,) * (features.dim() - 2))
     return 0.5 * ((features - before).square() / variance + variance.log()).mean()

@@ -1,15 +1,17 @@
-"""Colored MNIST on the original digits, in the three protocols of the literature.
+"""Colored MNIST on the original digits, in the protocols of the literature.
 
 `irm` is the protocol of the IRM, REx and Fishr code: two training environments of 25,000 rows and a test
 environment of 10,000 rows, all from the MNIST training file; images have shape 2×14×14. `domainbed` splits
 all 70,000 digits into three environments; images have shape 2×28×28. `thirds`, used in many course projects,
 splits the training file into three blocks of 20,000 rows; images are standardized and have shape 3×28×28.
+`eqrm` shuffles the whole training file; its test environments are MNIST's test digits, of shape 2×14×14.
 Random numbers are generated in the same order as in the published code, so samples are bit-identical.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -22,21 +24,22 @@ from envariant.core.environments import DefaultSettings, Environment, Environmen
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Step
 from envariant.core.tasks import Multiclass
-from envariant.data.colored import construction, mnist
+from envariant.data.colored import construction, eqrm, mnist
 from envariant.data.colored.construction import Flips
 
 
 @final
 @dataclass(frozen=True)
 class ColoredMNIST(construction.ColoredSource):
-    """Colored MNIST on the original digits, in protocol "irm", "domainbed" or "thirds".
+    """Colored MNIST on the original digits, in protocol "irm", "domainbed", "thirds" or "eqrm".
 
     In protocol "irm", all test environments use the same 10,000 images: rows 50,000–59,999 of the MNIST
-    *training* file. In the other protocols, every environment has different images. All settings of
-    `ColoredSource` can be used too; the default of `train_flips` depends on the protocol.
+    *training* file; in protocol "eqrm", those of the MNIST *test* file. In the other protocols, every
+    environment has different images. All settings of `ColoredSource` can be used too; the default of
+    `train_flips` depends on the protocol.
 
     Attributes:
-        protocol: "irm", "domainbed" or "thirds".
+        protocol: "irm", "domainbed", "thirds" or "eqrm".
         size: Height and width of an image in pixels: 28, 14 (every second pixel) or 7 (every fourth pixel).
             Default: the size of the protocol.
         gray_test: Whether to add a test environment `gray`, in which both color channels contain the image,
@@ -45,6 +48,8 @@ class ColoredMNIST(construction.ColoredSource):
             of the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
         two_logits: Whether the label is a class of two, with one logit per class and cross-entropy loss as in
             DomainBed, instead of a single logit with logistic loss.
+        logged_tests: Whether to add the four test environments that the EQRM code logs during training, which
+            consist of 10,000 rows of the training file; only in protocol "eqrm".
         folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
             or a download.
     """
@@ -56,6 +61,7 @@ class ColoredMNIST(construction.ColoredSource):
     gray_test: bool = False
     strided_tests: bool = False
     two_logits: bool = False
+    logged_tests: bool = False
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -66,9 +72,9 @@ class ColoredMNIST(construction.ColoredSource):
         object.__setattr__(self, "size", defaults.size if self.size is None else self.size)
         super().__post_init__()
         check_size(self.base, self.size)
-        for option in ("gray_test", "strided_tests"):
-            if getattr(self, option) and self.protocol != "irm":
-                raise EnvariantError(f"{self.base}: {option} is available in protocol 'irm' only")
+        for option, protocol in _OPTIONS.items():
+            if getattr(self, option) and self.protocol != protocol:
+                raise EnvariantError(f"{self.base}: {option} is available in protocol '{protocol}' only")
         if self.gray_test and self.gray:
             raise EnvariantError(f"{self.base}: gray_test needs color; all images of {self.name} are gray")
 
@@ -76,6 +82,10 @@ class ColoredMNIST(construction.ColoredSource):
     def name(self) -> str:
         base = f"{self.base}{'-grayscale' if self.gray else ''}:{self.protocol}"
         return specs.describe(base, self, ColoredMNIST(self.protocol, gray=self.gray))
+
+    @property
+    def flips(self) -> Flips:
+        return (*super().flips, *(eqrm.LOGGED if self.logged_tests else ()))
 
     def environments(self, seed: int) -> tuple[Environment, ...]:
         return tuple(_PROTOCOLS[self.protocol].sample(self, _digits(self.folder), seed))
@@ -114,6 +124,8 @@ def check_size(where: str, size: int | None) -> None:
 
 
 _STRIDE = 10
+# Settings that only one protocol has.
+_OPTIONS = {"gray_test": "irm", "strided_tests": "irm", "logged_tests": "eqrm"}
 
 
 @lru_cache(maxsize=2)
@@ -170,6 +182,11 @@ def _sample_thirds(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iter
         labels = digits.train_labels[block]
         environment = source.colored(name, gray, labels, flip, (noise, color), lambda number: number >= 5)
         yield construction.standardized(environment, 0.1307, 0.3081)
+
+
+def _sample_eqrm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterator[Environment]:
+    drawn = eqrm.sample(source.train_flips, source.test_flips, digits, seed, source.drawn)
+    return islice(drawn, len(source.flips))
 
 
 def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
@@ -250,6 +267,17 @@ def _thirds_settings(algorithm: str, gray: bool) -> DefaultSettings:
     )
 
 
+def _eqrm_settings(algorithm: str, gray: bool) -> DefaultSettings:
+    """Return the network and the batches of the EQRM code; its ERM start and its weights are not included."""
+    return DefaultSettings(
+        model="mlp(hidden=390, depth=3)",
+        steps=600,
+        batch_size=25_000,
+        learning_rate=1e-4,
+        source="EQRM code, without its dropout, ERM start and decay of the learning rate",
+    )
+
+
 @final
 @dataclass(frozen=True)
 class _Protocol:
@@ -263,4 +291,5 @@ _PROTOCOLS: dict[str, _Protocol] = {
     "irm": _Protocol(14, (0.2, 0.1), _sample_irm, _irm_settings),
     "domainbed": _Protocol(28, (0.1, 0.2), _sample_domainbed, _domainbed_settings),
     "thirds": _Protocol(28, (0.2, 0.1), _sample_thirds, _thirds_settings),
+    "eqrm": _Protocol(14, (0.1, 0.2), _sample_eqrm, _eqrm_settings),
 }

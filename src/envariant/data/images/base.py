@@ -162,16 +162,18 @@ class ImageSource(SpecSource):
         return self._identity[0]
 
     def _content(self) -> str:
-        # File times and the folder are ignored, so that a copied folder has the same identity.
+        # The folder and file times are ignored, so that a copied folder has the same identity.
         listing = self.listing()
         pixels = (self.preprocessing, self.normalize)
         settings = (*pixels, self.test or listing.test, listing.validation, listing.classes)
         digest = hashlib.blake2b(repr(settings).encode("utf-8", "surrogateescape"), digest_size=16)
         for group in listing.groups:
             digest.update(f"\0{group.name}\0".encode("utf-8", "surrogateescape"))
-            states = reading.file_states(Path(self.root), group.files)
-            for (file, state), target in zip(states, group.targets, strict=True):
-                digest.update(f"{file}\0{state.st_size} {target}\0".encode("utf-8", "surrogateescape"))
+            for file, target in zip(group.files, group.targets, strict=True):
+                digest.update(f"{file}\0{target}\0".encode("utf-8", "surrogateescape"))
+        files = [file for group in listing.groups for file in group.files]
+        content = reading.content_digest(Path(self.root), files, workers=self.workers, cache=self.cache)
+        digest.update(content.encode())
         return f"images({digest.hexdigest()})"
 
     @property
@@ -244,6 +246,11 @@ class ImageSource(SpecSource):
         environments(lambda _: (torch.zeros(1, 1), torch.zeros(1)))
         for remark in listing.notable():
             warnings.warn(f"{shown(str(self.root))}: {remark}", EnvariantWarning, stacklevel=2)
+        if self._identity and self._content() != self._identity[0]:
+            raise EnvariantError(
+                f"{self.base}: the images in {self.root} have changed since they were first used; restore "
+                f"them, or create the data source again and store its runs in a new folder"
+            )
         pixels = self._pixels(files)
         scale = (reading.MEAN, reading.DEVIATION) if self.normalize else (None, None)
         ends = dict(zip(listing.groups, accumulate(len(g.files) for g in listing.groups), strict=True))

@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import shutil
 import stat
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from envariant.core import machine
 from envariant.core.errors import EnvariantError, EnvariantWarning
-from envariant.core.files import writing
+from envariant.core.files import write_text, writing
 from envariant.data.cache import CACHE_VARIABLE, cache_folder
 from envariant.data.images.decoding import (
     NOTES,
@@ -47,6 +48,8 @@ MEMORY_SHARE = 0.25
 
 # Part of the cache key; must be increased when decoding changes.
 _DECODER_VERSION = "3"
+_DIGEST_BYTES = 16
+_DIGEST = re.compile(rf"[0-9a-f]{{{2 * _DIGEST_BYTES}}}")
 # Files submitted to the threads at a time: enough to use all threads, few enough to stop quickly.
 _FILES_PER_BATCH = 256
 # Bytes of a cache whose size is printed before it is written.
@@ -122,7 +125,8 @@ def _opened(
     needed = math.prod(shape)
     remedy = (
         f"set the option cache, or the environment variable {CACHE_VARIABLE}, to a folder with "
-        f"{_amount(needed)} of free space"
+        f"{_amount(needed)} of free space, or use storage=files, which decodes images whenever they are used "
+        f"and needs no cache"
     )
     with writing(path.parent, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +179,7 @@ def gray_depth(root: Path, files: Sequence[str], workers: int | None = None) -> 
         files: Paths relative to the folder.
         workers: Number of threads. Default: one per available processor.
     """
-    with ThreadPoolExecutor(workers or machine.cores()) as pool, _no_size_warnings():
+    with ThreadPoolExecutor(_threads(workers)) as pool, _no_size_warnings():
         largest = largest_gray(root, files, pool)
     return largest, bits_of(largest) if largest else 16
 
@@ -188,6 +192,52 @@ def cache_path(
     for file, state in file_states(root, files):
         digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     return cache_folder(cache) / "images" / f"{digest.hexdigest()}.npy"
+
+
+def content_digest(
+    root: Path, files: Sequence[str], *, workers: int | None = None, cache: str | Path | None = None
+) -> str:
+    """Return a digest of all bytes of all files, in hexadecimal digits.
+
+    The digest is stored in the cache folder, if it can be written, and computed again if the name, size or
+    a time of a file changes.
+
+    Args:
+        root: Folder of the files.
+        files: Paths relative to the folder.
+        workers: Number of threads. Default: one per available processor.
+        cache: Cache folder. Default: as in `open_cache`.
+
+    Raises:
+        EnvariantError: If a file is missing or cannot be read.
+    """
+    key = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for file, state in file_states(root, files):
+        # Programs can restore the modification time of an edited file, but not the time of its last change.
+        times = f"{state.st_mtime_ns} {state.st_ctime_ns}"
+        key.update(f"\0{file}\0{state.st_size} {times}".encode("utf-8", "surrogateescape"))
+    path = cache_folder(cache) / "images" / f"{key.hexdigest()}.digest"
+    with contextlib.suppress(OSError, ValueError):
+        if _DIGEST.fullmatch(known := path.read_text(encoding="ascii")):
+            return known
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    with _progress("checking images", len(files)) as advance, ThreadPoolExecutor(_threads(workers)) as pool:
+        for start in range(0, len(files), _FILES_PER_BATCH):
+            paths = [root / file for file in files[start : start + _FILES_PER_BATCH]]
+            for each in pool.map(_digest_of, paths):
+                digest.update(each)
+            advance(len(paths))
+    with contextlib.suppress(EnvariantError):
+        write_text(digest.hexdigest(), path)
+    return digest.hexdigest()
+
+
+def _digest_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).digest()
+    except OSError as error:
+        raise EnvariantError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _warned(root: Path, cached: PixelFile) -> PixelFile:
@@ -206,7 +256,7 @@ def _check_disk(folder: Path, needed: int, remedy: str) -> None:
     if needed > free:
         raise EnvariantError(
             f"{folder}: the decoded images need {_amount(needed)}, but only {_amount(free)} are free; "
-            f"{remedy}, or use storage=files, which decodes images whenever they are used",
+            f"{remedy}",
             retryable=True,
         )
     if needed >= _LARGE_CACHE:
@@ -290,16 +340,9 @@ def _decoded(
     root: Path, files: Sequence[str], preprocessing: Preprocessing, workers: int | None, notes: list[str]
 ) -> Generator[np.ndarray]:
     """Decode images in threads, and yield them in order, `[3, size, size]`; at the end, extend `notes`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from envariant.core.console import SafeConsole
-
     pillow()
     counts: Counter[str] = Counter()
-    columns = TextColumn("reading images"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
-    bars = Progress(*columns, console=SafeConsole(stderr=True), disable=not sys.stderr.isatty())
-    with bars, ThreadPoolExecutor(workers or machine.cores()) as pool:
-        task = bars.add_task("", total=len(files))
+    with _progress("reading images", len(files)) as advance, ThreadPoolExecutor(_threads(workers)) as pool:
         with _no_size_warnings():
             largest = largest_gray(root, files, pool)
         bits = bits_of(largest) if largest else 16
@@ -310,12 +353,29 @@ def _decoded(
             for image, keys in images:
                 counts.update(keys)
                 yield image
-            bars.advance(task, len(paths))
+            advance(len(paths))
     if bits != 16:
         notes.append(_depth_note(largest, bits))
     notes += [
         f"{counts[key]:,} of {len(files):,} images {what}" for key, what in NOTES.items() if counts[key]
     ]
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Generator[Callable[[int], None]]:
+    """Show a progress bar on a terminal; yield a function that advances it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from envariant.core.console import SafeConsole
+
+    columns = TextColumn(what), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=SafeConsole(stderr=True), disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("", total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+def _threads(workers: int | None) -> int:
+    return workers or machine.cores()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from envariant.reporting.charts.comparisons import (
     over_time,
 )
 from envariant.reporting.charts.data import counts, shift_plane
+from envariant.reporting.charts.groups import grouped
 from envariant.reporting.charts.runs import curves, has_shift_scale, lines, shift_curve, sweep
 from envariant.reporting.charts.studies import (
     RankingRow,
@@ -41,6 +42,7 @@ __all__ = [
     "curves",
     "data_of",
     "drops",
+    "grouped",
     "has_shift_scale",
     "hyperparameters",
     "label_curves",

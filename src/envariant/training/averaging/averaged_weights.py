@@ -6,20 +6,18 @@ from typing import final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from envariant.core.counter_rng import private_random_numbers
 from envariant.training import precision
 from envariant.training.averaging.base import Averaging, State
 from envariant.training.batch_sampler import BatchSampler
 from envariant.training.evaluator import Weights
-from envariant.training.network import Network
+from envariant.training.network import BATCH_NORMS, Network
 from envariant.training.step_program import Axis, over_replicas
 
 MOST_BATCHES = 500
 """Largest number of batches from which BatchNorm statistics are computed."""
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-"""Layers with running statistics of their inputs."""
 
 
 @final

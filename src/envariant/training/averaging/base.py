@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from envariant.algorithms import rescaled_step
 from envariant.core import specs
 from envariant.core.specs import Percent
 
@@ -49,6 +50,18 @@ class Averaging(ABC):
             if isinstance(value := getattr(self, f.name), Percent)
         }
         return dataclasses.replace(cast("Any", self), **changes) if changes else self
+
+    def rescale(self, old: int, new: int) -> Self:
+        """Scale the step number `start`, if the rule has one, to another run length.
+
+        Args:
+            old: Number of steps for which `start` was chosen.
+            new: Number of steps of the run.
+        """
+        start = getattr(self, "start", None)
+        if not isinstance(start, int) or old == new:
+            return self
+        return dataclasses.replace(cast("Any", self), start=rescaled_step(start, old, new))
 
     def init(self, params: Float[Tensor, "replicas numbers"]) -> State:
         """Return the state before the first update.

@@ -1,0 +1,107 @@
+"""Invariant causal prediction (Peters et al. 2016) for linear models, many problems in one batch.
+
+For every non-empty subset of the inputs, the target is regressed on the subset over all environments. The
+subset is accepted if the residuals have the same mean and variance in each environment as in the others. The
+estimate is the regression on the inputs that all accepted subsets share.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from envariant.reproductions.quadratic import Moments
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CausalPrediction:
+    """Result of invariant causal prediction for several problems.
+
+    Attributes:
+        weights: Estimated weights, of shape `[problems, d]`; zeros if no input is in all accepted subsets.
+        accepted: Number of accepted subsets of each problem.
+        closest: Smallest |p − level| of each problem over all subsets: how close a decision was.
+    """
+
+    weights: Tensor
+    accepted: Tensor
+    closest: Tensor
+
+
+def predict_causally(moments: Moments, rows: int, level: float = 0.05) -> CausalPrediction:
+    """Run invariant causal prediction as the released program of the IRM paper does.
+
+    For each environment, Welch's t test compares the means of the residuals inside and outside, and
+    p_F = 2 min(p, 1 − p) with the upper tail p of the F distribution compares their variances. With
+    p_e = 2 min(p_t, p_F), a subset is accepted if environments · min_e p_e exceeds the level.
+
+    Args:
+        moments: Moments of shape `[problems, environments]` with an intercept. The intercept gives the means
+            of the residuals; it is not part of the regressions.
+        rows: Number of rows of every environment.
+        level: Level of the tests.
+    """
+    problems, environments, width = moments.cross.shape
+    d = width - 1
+    pooled = moments.mean(1)
+    shared = torch.ones(problems, d, dtype=torch.bool)
+    accepted = torch.zeros(problems, dtype=torch.long)
+    closest = torch.full((problems,), torch.inf, dtype=torch.float64)
+    for size in range(1, d + 1):
+        subsets = torch.tensor(list(combinations(range(d), size)))
+        weights = torch.zeros(problems, len(subsets), width, dtype=torch.float64)
+        solutions = _regress(pooled, subsets)
+        weights.scatter_(2, subsets.expand(problems, -1, -1), solutions)
+        p = torch.from_numpy(_p_values(*_residuals(moments, weights), rows))
+        is_accepted = environments * p > level
+        member = torch.zeros(len(subsets), d, dtype=torch.bool).scatter_(1, subsets, value=True)
+        shared &= (member | ~is_accepted[..., None]).all(dim=1)
+        accepted += is_accepted.sum(dim=1)
+        closest = torch.minimum(closest, (environments * p - level).abs().amin(dim=1))
+    shared &= (accepted > 0)[:, None]
+    estimate = torch.zeros(problems, d, dtype=torch.float64)
+    for i in shared.any(dim=1).nonzero()[:, 0].tolist():
+        columns = shared[i].nonzero()[:, 0]
+        estimate[i, columns] = _regress(pooled[i : i + 1], columns[None])[0, 0]
+    return CausalPrediction(estimate, accepted, closest)
+
+
+def _regress(pooled: Moments, subsets: Tensor) -> Tensor:
+    """Return the regressions `[problems, subsets, size]` on subsets `[subsets, size]` of the inputs."""
+    gram = pooled.gram[:, subsets[:, :, None], subsets[:, None, :]]
+    return torch.linalg.solve(gram, pooled.cross[:, subsets])
+
+
+def _residuals(moments: Moments, weights: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return means and mean squares `[problems, environments, subsets]` of the residuals of weights."""
+    # The last row of the Gram matrix holds the means of the inputs.
+    means = moments.cross[:, :, None, -1] - torch.einsum("pej,psj->pes", moments.gram[:, :, -1], weights)
+    squares = moments[:, :, None].risk(weights[:, None])
+    return means.numpy(), squares.numpy()
+
+
+def _p_values(means: NDArray[np.float64], squares: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """Return min_e p_e for means and mean squares of residuals, of shape `[problems, subsets]`."""
+    inside, outside = rows, (means.shape[1] - 1) * rows
+
+    def of_the_others(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
+
+    def variance(mean: NDArray[np.float64], square: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+        return (square - mean**2) * (n / (n - 1))
+
+    mean, other = means, of_the_others(means)
+    a, b = variance(mean, squares, inside), variance(other, of_the_others(squares), outside)
+    ratio = a / b
+    a, b = a / inside, b / outside
+    freedom = (a + b) ** 2 / (a**2 / (inside - 1) + b**2 / (outside - 1))
+    p_t = 2 * stats.t.sf(np.abs(mean - other) / np.sqrt(a + b), freedom)
+    tail = stats.f.sf(ratio, inside - 1, outside - 1)
+    p_f = 2 * np.minimum(tail, 1 - tail)
+    return 2 * np.minimum(p_t, p_f).min(axis=1)

@@ -1,0 +1,1 @@
+"""Computations of the linear unit tests for invariance discovery (Aubin et al. 2021)."""

@@ -44,6 +44,12 @@ def test_test_environments_are_split_too():
     )
 
 
+def test_only_the_first_rows_may_be_used():
+    sample = DomainBedSplit(numbered(), rows=10).sample(0)
+    assert [len(e) for e in sample.environments] == [8, 2] * 3
+    assert sample["a"].inputs.max() < 30
+
+
 def test_the_name_can_be_read_again():
     text = "domainbed-split('rotated-mnist(size=14)', trial=1)"
     assert data.source(text).name == text

@@ -8,11 +8,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self, final
+from typing import Annotated, Any, ClassVar, Self, final
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from pydantic import Field
 from torch import Tensor
 
 from envariant.core import specs
@@ -38,6 +39,7 @@ class DomainBedSplit(SpecSource):
         source: Data source to split, or its name with settings.
         trial: Number of the trial. With the index of an environment, it determines the split.
         fraction: Share of the rows in the smaller parts, rounded down.
+        rows: Use only the first rows of each environment. Default: use all rows, as DomainBed does.
     """
 
     base: ClassVar[str] = "domainbed-split"
@@ -45,9 +47,10 @@ class DomainBedSplit(SpecSource):
     source: Any
     trial: int = 0
     fraction: float = 0.2
+    rows: Annotated[int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
-        specs.validate(self, self.base, only=("trial", "fraction"))
+        specs.validate(self, self.base, only=("trial", "fraction", "rows"))
         source = source_named(self.source) if isinstance(self.source, str) else self.source
         if not isinstance(source, EnvironmentSource):
             raise EnvariantError(
@@ -64,12 +67,12 @@ class DomainBedSplit(SpecSource):
 
     @property
     def name(self) -> str:
-        changed = {key: getattr(self, key) for key in ("trial", "fraction")}
+        changed = {key: getattr(self, key) for key in ("trial", "fraction", "rows")}
         changed = {key: value for key, value in changed.items() if value != getattr(type(self), key)}
         return str(specs.Spec(self.base, (self.source.name,), changed))
 
     def identity(self) -> str:
-        settings = {"trial": self.trial, "fraction": self.fraction}
+        settings = {"trial": self.trial, "fraction": self.fraction, "rows": self.rows}
         return str(specs.Spec(self.base, (self.source.identity(),), settings))
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
@@ -83,10 +86,11 @@ class DomainBedSplit(SpecSource):
         whole = self.source.sample(seed)
         parts = []
         for index, environment in enumerate(whole.environments):
-            rows, out_rows = split(len(environment), self.trial, index, self.fraction)
+            count = min(self.rows or len(environment), len(environment))
+            rows, out_rows = split(count, self.trial, index, self.fraction)
             if not len(out_rows):
                 raise EnvariantError(
-                    f"{self.base}: {self.fraction:g} of the {len(environment)} rows of '{environment.name}' "
+                    f"{self.base}: {self.fraction:g} of the {count} rows of '{environment.name}' "
                     f"are no whole row"
                 )
             parts.append(environment.select(rows, name=environment.name, origin=""))

@@ -8,6 +8,7 @@ from envariant.reproductions.base import Reproduction
 NAMES: dict[str, str] = {
     "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
     "eqrm-2022": "Quantile Risk Minimization: Colored MNIST from an ERM start",
+    "domainbed-2020": "In Search of Lost Domain Generalization: ColoredMNIST and RotatedMNIST",
     "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
 }
 

@@ -93,11 +93,12 @@ def test_default_settings_are_valid(protocol, algorithm, gray):
 
 KNOWN = (
     "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
-    "colored-mnist-covariate-shift, "
-    "colored-mnist-grayscale, colored-mnist-hetero, domainbed, features, image-folders, linear-sem, linear-unit-tests, "
-    "metadata-images, spawrious, spirals, table, wilds"
+    "colored-mnist-covariate-shift, colored-mnist-grayscale, colored-mnist-hetero, domainbed, domainbed-split, features, "
+    "image-folders, linear-sem, linear-unit-tests, metadata-images, rotated-mnist, spawrious, spirals, table, wilds"
 )
-SETTINGS = "known: gray_test, label_noise, logged_tests, size, strided_tests, test_flips, train_flips"
+SETTINGS = (
+    "known: gray_test, label_noise, logged_tests, size, strided_tests, test_flips, train_flips, two_logits"
+)
 
 
 @pytest.mark.parametrize(

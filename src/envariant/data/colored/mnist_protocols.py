@@ -19,9 +19,10 @@ import torch
 
 from envariant import published
 from envariant.core import specs
-from envariant.core.environments import DefaultSettings, Environment
+from envariant.core.environments import DefaultSettings, Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.core.schedules import Step
+from envariant.core.tasks import Multiclass
 from envariant.data.colored import construction, eqrm, mnist
 from envariant.data.colored.construction import Flips
 
@@ -44,6 +45,8 @@ class ColoredMNIST(construction.ColoredSource):
             as in the REx and Fishr code; only in protocol "irm".
         strided_tests: Whether test environment k, of at most ten, consists of the rows k, k + 10, k + 20, …
             of the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
+        two_logits: Whether the label is a class of two, with one logit per class and cross-entropy loss as in
+            DomainBed, instead of a single logit with logistic loss.
         logged_tests: Whether to add the four test environments that the EQRM code logs during training, which
             consist of 10,000 rows of the training file; only in protocol "eqrm".
         folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
@@ -56,6 +59,7 @@ class ColoredMNIST(construction.ColoredSource):
     size: int | None = None
     gray_test: bool = False
     strided_tests: bool = False
+    two_logits: bool = False
     logged_tests: bool = False
     folder: Path | None = field(default=None, compare=False)
 
@@ -84,6 +88,10 @@ class ColoredMNIST(construction.ColoredSource):
 
     def environments(self, seed: int) -> tuple[Environment, ...]:
         return tuple(_PROTOCOLS[self.protocol].sample(self, mnist.cached(self.folder), seed))
+
+    def sample(self, seed: int) -> EnvironmentSet:
+        sample = super().sample(seed)
+        return replace(sample, task=Multiclass(2)) if self.two_logits else sample
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
         return _PROTOCOLS[self.protocol].default_settings(algorithm, self.gray)

@@ -409,9 +409,9 @@ REPRODUCTION = Reproduction(
     "Gulrajani and Lopez-Paz train 14 methods with random hyperparameters and select models by three rules. "
     "With training-domain validation, no method is better than ERM by more than one point. This page "
     "repeats both MNIST data sets, with the splits, draws, network and selection rules of the released "
-    "program, beside its tables. Oracle selection looks at labels of the test environment; it is shown because "
-    "it was published. Data, splits and draws are those of the program to the bit; minibatches and initial weights "
-    "are not, so training is compared by means and spreads only.",
+    "program, beside its tables. Oracle selection looks at labels of the test environment; it is shown "
+    "because it was published. Data, splits and draws are those of the program to the bit; minibatches and "
+    "initial weights are not, so training is compared by means and spreads only.",
     {
         "quick": "ColoredMNIST: 4 methods, 108 runs of 500 steps. RotatedMNIST: 12 methods, 504 runs of 200 "
         "steps, all six environments and all 15 pairs. Images of 14×14 pixels and a part of the rows.",

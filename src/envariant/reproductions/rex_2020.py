@@ -6,78 +6,19 @@ are run here.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, final
 
 from envariant import published
 from envariant.reporting.tables import TextTable, mean_sd
 from envariant.reproductions.base import CaptionedTable, Finding, Reproduction, section
-from envariant.reproductions.runner import Run, Runner
+from envariant.reproductions.rex_protocols import GRAY, METHODS, PAPER, README, TEST, Protocol
+from envariant.reproductions.rex_sem import linear, toy
+from envariant.reproductions.rex_variants import covariate_shift, memory, onset, range_of_shifts
+from envariant.reproductions.runner import Runner
 from envariant.reproductions.summaries import training_environments
 from envariant.reproductions.verdicts import Claim, PublishedMean, agreement, statement
 from envariant.training.result import TrainingResult
 
-TEST, GRAY = "flip-0.9", "gray"
-DATA = f"colored-mnist({GRAY}_test=true)"
 TABLE = "rex_colored_mnist"
-# Rows of the table, with the algorithm that each of them names.
-METHODS: Mapping[str, str] = {"V-REx": "vrex", "MM-REx": "mm-rex", "IRM": "irm", "RI": "risk-interpolation"}
-EVERY = 100
-
-
-@final
-@dataclass(frozen=True)
-class Protocol:
-    """Settings that all methods share.
-
-    Attributes:
-        hidden: Width of both hidden layers.
-        l2: Weight of the squared norm of all parameters, in a loss that sums the two risks.
-        rate: Learning rate of Adam.
-        switch: Step at which the coefficient rises from 1 to `weight`.
-        weight: Coefficient of the penalty after the switch.
-        steps: Number of updates before the last evaluation.
-    """
-
-    hidden: int
-    l2: float
-    rate: float
-    switch: int
-    weight: float
-    steps: int
-
-    def run(self, method: str, data: str = DATA, **settings: Any) -> Run:
-        """Return the run of one row of the table.
-
-        Args:
-            method: Name of the row.
-            data: Name of the data set.
-            settings: Further arguments of `train`.
-        """
-        coefficient = f"step(1, {self.weight!r}, at={self.switch})"
-        # The code adds the penalty to the sum of both risks. MM-REx is R₁ + R₂ + c |R₁ − R₂|, which is twice
-        # the library's form with the mean, so the weight of the norm is halved there.
-        summed, halved = f"risk_aggregator=sum, l2={self.l2!r}", f"l2={self.l2 / 2!r}"
-        arguments = {
-            "V-REx": f"coefficient={coefficient}, pairwise=true, {summed}",
-            "MM-REx": f"coefficient={coefficient}, {halved}",
-            "IRM": f"coefficient={coefficient}, {summed}",
-            "RI": halved,
-        }
-        declared = {"model": f"mlp(hidden={self.hidden})", "learning_rate": self.rate, "steps": self.steps}
-        declared |= {"batch_size": "full", "evaluate_every": EVERY}
-        return Run(data, f"{METHODS[method]}({arguments[method]})", {**declared, **settings})
-
-
-def _published(protocol: str) -> Protocol:
-    p = published.protocol(protocol)
-    # The program prints values that it computes before an update, so 501 steps are 500 updates.
-    return Protocol(
-        p["hidden"], p["l2"], p["lr"], int(p["anneal_steps"]), p["penalty_weight"], int(p["steps"]) - 1
-    )
-
-
-README, PAPER = _published("colored_mnist_rex"), _published("colored_mnist_irm")
 
 
 def highest(result: TrainingResult, environment: str) -> list[float]:
@@ -179,11 +120,16 @@ def paper(runner: Runner) -> Iterator[Finding]:
 REPRODUCTION = Reproduction(
     name="rex-2020",
     title="Out-of-distribution generalization via risk extrapolation, reproduced",
-    lead="The REx paper (Krueger et al., ICML 2021) extends IRM's Colored MNIST experiments with two "
-    "penalties on the differences between risks, V-REx and MM-REx.",
+    lead="The REx paper (Krueger et al., ICML 2021) penalizes differences between the risks of environments: "
+    "V-REx by their variance, MM-REx by their largest difference. Not repeated here: PACS, which needs its "
+    "images and a pretrained network; reinforcement learning; the search over 340 random settings; the "
+    "variants with hybrid domains on images; and the data on stock prices, which may not be distributed.",
     conditions={
-        "quick": "one restart of each row of the table.",
-        "full": "ten restarts of each row of the table, as published.",
+        "quick": "one restart of each row of the table; fewer values in each sweep; 400 steps of "
+        "memorization.",
+        "full": "ten restarts of each row of the table, as published; three trials with covariate shift; "
+        "every fifth step T of the paper, with two runs instead of five; 5,000 steps of memorization instead "
+        "of 25,000.",
     },
-    sections=(readme, paper),
+    sections=(readme, paper, range_of_shifts, covariate_shift, onset, memory, toy, linear),
 )

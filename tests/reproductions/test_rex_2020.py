@@ -1,0 +1,70 @@
+"""The sections of rex-2020 on small data, and the numbers that the program prints."""
+
+import pytest
+
+from envariant import published
+from envariant.data import ColoredMNIST
+from envariant.reproductions import reproduction, rex_2020, rex_protocols, rex_sem, rex_variants
+from envariant.reproductions.rex_protocols import PAPER, README
+from envariant.reproductions.runner import Run, Runner
+from envariant.training.resolution import resolve
+from envariant.training.run_spec import RunSpec
+
+REX = reproduction("rex-2020")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Train all declared runs on colored digits, with a network 2 wide, for a few steps."""
+    monkeypatch.setattr(rex_2020, "GRAY", "flip-0.9")
+    monkeypatch.setattr(rex_sem, "STEPS", 50)
+    train_as_declared = Runner.train
+
+    def train(self, run):
+        data = "colored-digits"
+        if run.data == rex_variants.RANGE:
+            data += run.data.partition(", strided")[0].removeprefix("colored-mnist") + ")"
+        settings = {**run.settings, "model": "mlp(hidden=2)", "steps": 4, "evaluate_every": 2}
+        return train_as_declared(self, Run(data, run.algorithm, settings))
+
+    monkeypatch.setattr(Runner, "train", train)
+
+
+def test_every_section_runs_to_its_end(small, tmp_path):
+    runner = Runner(tmp_path, "quick")
+    for section in REX.sections:
+        if section.name != "sem":
+            assert list(section.find(runner)), section.name
+
+
+def test_the_readme_row_is_what_the_data_suggest():
+    """The suggestion has one update more, as all suggestions of the program's number of steps."""
+    run = README.run("V-REx", data="colored-mnist")
+    declared = resolve(RunSpec(data=run.data, algorithm=run.algorithm, **run.settings)).spec
+    suggested = resolve(RunSpec(data=ColoredMNIST("irm"), algorithm="vrex")).spec
+    for option in ("hyperparameters", "model", "learning_rate", "optimizer"):
+        assert getattr(declared, option) == getattr(suggested, option), option
+    assert (declared.steps, suggested.steps) == (500, 501)
+
+
+def test_the_text_names_the_settings_of_the_irm_paper():
+    irm = published.protocol("colored_mnist_irm")
+    assert (PAPER.hidden, PAPER.l2, PAPER.rate) == (irm["hidden"], irm["l2"], irm["lr"])
+    assert (PAPER.switch, PAPER.weight, PAPER.steps) == (190, irm["penalty_weight"], 500)
+    assert rex_protocols.README.at(0).run("IRM").algorithm == (
+        "irm(coefficient=10000.0, risk_aggregator=sum, l2=0.001)"
+    )
+
+
+def test_the_highest_accuracy_needs_a_training_accuracy_at_least_as_large(tmp_path):
+    settings = {"model": "mlp(hidden=4)", "steps": 12, "evaluate_every": 3, "replicas": 2}
+    result = Runner(tmp_path, "quick").train(Run("colored-digits", "erm", settings))
+    rows = result.history
+    rows = rows[rows["metric"] == "accuracy"]
+    for k, found in enumerate(rex_2020.highest(result, "flip-0.9")):
+        best = float("nan")
+        for step in (0, 3, 6, 9, 12):
+            at = rows[(rows["replica"] == k) & (rows["step"] == step)].set_index("environment")["value"]
+            if (at["flip-0.2"] + at["flip-0.1"]) / 2 >= at["flip-0.9"] and not best >= at["flip-0.9"]:
+                best = at["flip-0.9"]
+        assert found == pytest.approx(best, nan_ok=True)

@@ -10,6 +10,7 @@ from envariant.reporting import charts
 from envariant.reporting.tables import TextTable
 from envariant.reproductions import spiral_gradients
 from envariant.reproductions.and_mask_labels import random_labels
+from envariant.reproductions.and_mask_linear import linear
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.summaries import (
@@ -323,5 +324,5 @@ REPRODUCTION = Reproduction(
         "full": "50 runs of AND-mask on spirals, 10 of every other method, 5 of every other threshold; 10 "
         "random networks; 7 thresholds with two seeds for random labels. About 3 hours of one core.",
     },
-    (spirals, spirals_paper, gradients, random_labels),
+    (spirals, spirals_paper, gradients, linear, random_labels),
 )

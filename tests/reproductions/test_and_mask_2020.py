@@ -14,6 +14,7 @@ from envariant.data.colored import mnist
 from envariant.reproductions import (
     and_mask_2020,
     and_mask_labels,
+    and_mask_linear,
     publish,
     reproduction,
     row_mask,
@@ -122,6 +123,7 @@ def test_correlations_of_gradients_are_those_of_a_plain_loop():
 def test_every_section_runs_to_its_end_and_few_steps_decide_nothing(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(and_mask_labels, "ROWS", 160)
     monkeypatch.setattr(and_mask_labels, "EPOCHS", 2)
+    monkeypatch.setattr(and_mask_linear, "STEPS", 3)
     monkeypatch.setattr(and_mask_2020, "MODEL", MODEL)
     small = "spirals(environments=3, signature=2, rows=40, test_rows=30, deviation=0.1)"
     correlations = spiral_gradients.correlations

@@ -79,6 +79,6 @@ def error_rates(rows: Sequence[tuple[Tensor, Tensor]], w: Array) -> Array:
         Error rates `[runs, environments]`; NaN for weights that are not finite.
     """
     outputs = [x.numpy() @ w[:, :-1].T + w[:, -1] for x, _ in rows]
-    targets = [y.numpy()[:, None] for _, y in rows]
-    wrong = [((z > 0) != (y > 0.5)).mean(axis=0) for z, y in zip(outputs, targets, strict=True)]
-    return np.where(np.isfinite(w).all(axis=1)[:, None], np.stack(wrong, axis=1), np.nan)
+    targets = [np.asarray(y[:, None]) for _, y in rows]
+    wrong = [np.not_equal(z > 0, y > 0.5).mean(axis=0) for z, y in zip(outputs, targets, strict=True)]
+    return np.where(np.isfinite(w.sum(axis=1)).reshape(-1, 1), np.stack(wrong, axis=1), np.nan)

@@ -41,6 +41,11 @@ def test_penalties_set_in_earlier_in_shorter_runs_or_not_at_all():
     assert drawn.optimizer == "adam"
 
 
+def test_methods_that_compare_environments_are_erm_on_a_single_one():
+    texts = {m: draws.draw_of(m, 1, 0, single=True).algorithm for m in draws.METHODS}
+    assert {m for m, text in texts.items() if text == "erm"} == {"ERM", *draws.COMPARING}
+
+
 def test_every_draw_of_every_method_is_an_algorithm():
     from envariant.algorithms import composing
 
@@ -71,7 +76,7 @@ def test_selection_rules_are_those_of_plain_loops():
     assert selection.oracle(own, "a") == best["oracle"][1]
 
 
-def made_up(data, method, left_out, draws, trials, steps, every, rows, most_rows, *, mnist):
+def made_up(data, method, left_out, draws, trials, steps, every, rows, most_rows, single, *, mnist):
     """Return random accuracies in place of those of trained models; one run of RSC diverges."""
     generator = np.random.default_rng([len(data), len(method), *map(ord, "".join(left_out))])
     angles = ("0", "15", "30", "45", "60", "75")
@@ -108,7 +113,7 @@ def test_every_section_runs_to_its_end(tmp_path, monkeypatch, profile):
 @pytest.mark.filterwarnings("ignore::envariant.core.errors.EnvariantWarning")
 def test_runs_are_measured_on_both_parts_of_every_environment():
     data = "colored-mnist:domainbed(size=7, two_logits=true)"
-    ((first, second),) = train_all(data, "IRM", ["+90%", "-90%"], 2, 1, 2, 1, 20, 4)
+    ((first, second),) = train_all(data, "IRM", ["+90%", "-90%"], 2, 1, 2, 1, 20, 4, single=True)
     assert [*first] == [part for name in ("+90%", "+80%", "-90%") for part in (name, name + " out")]
     assert [*first["-90%"]] == [1, 2]
     assert first != second

@@ -17,7 +17,7 @@ from envariant.core.printable import number_of
 from envariant.reporting.tables import NONE, TextTable
 from envariant.reproductions.base import CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.domainbed import selection
-from envariant.reproductions.domainbed.draws import METHODS, STEPS, values
+from envariant.reproductions.domainbed.draws import COMPARING, METHODS, STEPS, values
 from envariant.reproductions.domainbed.runs import train_all
 from envariant.reproductions.domainbed.selection import RULES, Curves, Rule
 from envariant.reproductions.runner import Runner
@@ -74,7 +74,9 @@ class Protocol:
     def inputs(self, method: str, left_out: tuple[str, ...]) -> dict[str, Any]:
         """Return the inputs of `train_all` for one method and set of left-out environments."""
         shared = ("data", "draws", "trials", "steps", "every", "rows", "most_rows")
-        return {"method": method, "left_out": list(left_out), **{key: getattr(self, key) for key in shared}}
+        single = len(self.environments) - len(left_out) == 1
+        own = {"method": method, "left_out": list(left_out), "single": single}
+        return own | {key: getattr(self, key) for key in shared}
 
 
 def colored(runner: Runner) -> Protocol:
@@ -161,12 +163,13 @@ def _curves(runner: Runner, protocol: Protocol, method: str, left_out: tuple[str
         name, inputs, partial(train_all, mnist=runner.mnist)
     )
     return [
-        [
-            run and {part: {int(step): value for step, value in curve.items()} for part, curve in run.items()}
-            for run in trial
-        ]
+        [None if run is None else {part: _by_step(curve) for part, curve in run.items()} for run in trial]
         for trial in stored
     ]
+
+
+def _by_step(curve: Mapping[str, float]) -> dict[int, float]:
+    return {int(step): value for step, value in curve.items()}
 
 
 def _selected(
@@ -248,6 +251,11 @@ def _reductions(selected: Selected) -> str:
     if set(p.paired) != set(p.methods):
         chosen = ", ".join(p.paired) or "no method"
         parts.append(f"pairs of environments left out, for leave-one-domain-out selection, by {chosen} only")
+    if len(p.environments) == 3 and (replaced := [method for method in p.paired if method in COMPARING]):
+        parts.append(
+            f"with two of three environments left out, {', '.join(replaced)} train as ERM; in the program, "
+            "IRM, MLDG, DANN and CDANN keep a term of their own on a single environment"
+        )
     if {"DANN", "CDANN"} & {*p.methods}:
         parts.append("discriminators without the drawn dropout and weight decay")
     text = "; ".join(parts)

@@ -26,11 +26,18 @@ def coefficient(algorithm, steps, source=MNIST, **hyperparameters):
     return str(resolved.trained.penalties[0].coefficient)
 
 
-@pytest.mark.parametrize("algorithm", ["irm", "vrex", recipe("irm")])
-def test_suggested_switch_scales_with_the_steps(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "weight", "switch", "scaled"),
+    [
+        ("irm", "91257.18613115903", 190, 57),
+        ("vrex", "10000", 100, 30),
+        (recipe("irm"), "91257.18613115903", 190, 57),
+    ],
+)
+def test_suggested_switch_scales_with_the_steps(algorithm, weight, switch, scaled):
     paper, short = (coefficient(algorithm, steps) for steps in (501, 150))
-    assert paper == "step(1, 91257.18613115903, at=190)"
-    assert short == "step(1, 91257.18613115903, at=57)"
+    assert paper == f"step(1, {weight}, at={switch})"
+    assert short == f"step(1, {weight}, at={scaled})"
 
 
 def test_switch_of_the_algorithm_scales_where_the_data_suggest_none():

@@ -50,6 +50,14 @@ SOURCES: dict[str, tuple[str, str]] = {
         "colored.channels:ColorChannels",
         "Colored MNIST with the color channels as environments, as in the course report.",
     ),
+    "colored-mnist-covariate-shift": (
+        "colored.covariate_shift:CovariateShift",
+        "Colored MNIST with imbalanced classes, digits or shades of color, as in the REx code.",
+    ),
+    "colored-mnist-hetero": (
+        "colored.hetero:HeteroskedasticMNIST",
+        "Colored MNIST whose label noise depends on the digit, with a shift of the digits (REx code).",
+    ),
     "colored-digits": (
         "colored.digits:ColoredDigits",
         "A small version of Colored MNIST with 1,797 digits of 8×8 pixels; needs no download.",

@@ -1,7 +1,7 @@
 """Reproduction of Invariant Risk Minimization (Arjovsky, Bottou, Gulrajani, Lopez-Paz 2019)."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from envariant import published
 from envariant.analysis.statistics import difference, interval
 from envariant.core.schedules import Step
-from envariant.data.linear_sem import SETUPS, Setup
+from envariant.data.linear_sem import SETUPS
 from envariant.reporting import charts
 from envariant.reporting.tables import TextTable, mean_sd
 from envariant.reproductions import sem
@@ -17,7 +17,7 @@ from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Findin
 from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.sem import ERRORS, METHODS
 from envariant.reproductions.summaries import only_test_environment, show_runs, training_environments
-from envariant.reproductions.verdicts import Claim, PublishedMean, agreement, beyond, statement
+from envariant.reproductions.verdicts import Claim, PublishedMean, agreement, all_hold, beyond, statement
 from envariant.training.result import TrainingResult
 
 STEPS = 100_000
@@ -27,11 +27,11 @@ TABLES = {"causal": "sem_causal", "non-causal": "sem_noncausal"}
 TOLERANCE, TOLERANCE_IRM, SHARE_IRM = 1.1e-5, 2e-3, 0.95
 NEAR = 0.05
 
-Errors = Mapping[str, Mapping[str, list[float]]]
-"""Mapping from method and kind of error to one error per seed."""
+Errors = Mapping[str, Any]
+"""Results of one setup, as returned by `sem.solve`."""
 
 
-def _solved(runner: Runner) -> dict[Setup, Errors]:
+def _solved(runner: Runner) -> dict[str, Errors]:
     seeds = runner.pick(quick=SEEDS_QUICK, full=SEEDS)
     return {
         setup: runner.compute("sem", {"setup": setup, "seeds": seeds, "steps": STEPS}, sem.solve)
@@ -72,7 +72,7 @@ def linear(runner: Runner) -> Iterator[Finding]:
     yield from _statements(solved)
 
 
-def _table(solved: Mapping[Setup, Errors], kind: str) -> CaptionedTable:
+def _table(solved: Mapping[str, Errors], kind: str) -> CaptionedTable:
     rows: list[tuple[str, ...]] = []
     for method in METHODS:
         cells = [solved[setup][method][kind] for setup in SETUPS]
@@ -90,7 +90,7 @@ def _mean_sd(values: list[float]) -> str:
     return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, 5)
 
 
-def _lines(solved: Mapping[Setup, Errors], method: str) -> Claim:
+def _lines(solved: Mapping[str, Errors], method: str) -> Claim:
     """Compare the errors of single seeds with the recorded lines."""
     deviations: list[float] = []
     close = 0
@@ -118,7 +118,7 @@ def _lines(solved: Mapping[Setup, Errors], method: str) -> Claim:
     return Claim(text, verdict, numbers, exact=True)
 
 
-def _means(solved: Mapping[Setup, Errors], method: str) -> Claim:
+def _means(solved: Mapping[str, Errors], method: str) -> Claim:
     """Compare the means over seeds with the published means of all setups."""
     cells = {(kind, setup): solved[setup][method][kind] for kind in ERRORS for setup in SETUPS}
     papers = {key: PublishedMean.of(TABLES[key[0]], method, key[1]) for key in cells}
@@ -135,17 +135,11 @@ def _means(solved: Mapping[Setup, Errors], method: str) -> Claim:
     return Claim(text, "reproduced" if all(agree.values()) else "not reproduced", numbers)
 
 
-def _all(parts: Iterable[bool | None]) -> bool | None:
-    """Return False if any part is false, None if any other part is undecided, and True otherwise."""
-    known = list(parts)
-    return False if False in known else None if None in known else True
-
-
-def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
-    def errors(setup: Setup, method: str, kind: str = "causal") -> list[float]:
+def _statements(solved: Mapping[str, Errors]) -> Iterator[Claim]:
+    def errors(setup: str, method: str, kind: str = "causal") -> list[float]:
         return solved[setup][method][kind]
 
-    def change(setup: Setup, method: str, factor: float = 1.0, kind: str = "causal") -> Any:
+    def change(setup: str, method: str, factor: float = 1.0, kind: str = "causal") -> Any:
         """Return the paired difference of errors, IRM − factor · method, with its interval."""
         other = [factor * value for value in errors(setup, method, kind)]
         return difference(errors(setup, "IRM", kind), other)
@@ -161,7 +155,7 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     yield statement(
         "IRM's mean causal error is below those of ERM and ICP in every setup, except that ICP's median is "
         "lower in FOU.",
-        _all([*below.values(), medians["ICP"] < medians["IRM"]]),
+        all_hold([*below.values(), medians["ICP"] < medians["IRM"]]),
         f"paired differences are below 0 in {sum(v is True for v in below.values())} of {len(pairs)} cases"
         + (f", not clearly: {listed(rest)}" if rest else "")
         + f"; medians in FOU: ICP {medians['ICP']:.5f}, IRM {medians['IRM']:.5f}",
@@ -173,7 +167,7 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     yield statement(
         "Where the noise of the target varies (E), ERM relies on effects almost only; IRM halves both errors "
         "and does not remove them.",
-        _all(
+        all_hold(
             [
                 *(beyond(each, below=0.0) for each in halved),
                 *(beyond(each, above=0.7) for each in effects.values()),
@@ -188,7 +182,7 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     hidden = {s: change(s, "ERM") for s in SETUPS if s[0] == "P"}
     yield statement(
         "A hidden confounder (P) does not stop IRM: its causal error is below ERM's.",
-        _all(beyond(each, below=0.0) for each in hidden.values()),
+        all_hold(beyond(each, below=0.0) for each in hidden.values()),
         f"paired differences IRM − ERM: {listed(hidden)}",
     )
     means = {s: interval(errors(s, "IRM")) for s in SETUPS}
@@ -196,15 +190,15 @@ def _statements(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     yield statement(
         f"IRM is near the true weights, with a mean causal error below {NEAR:g}, in the O setups only. The "
         "bars of the paper do not answer this.",
-        _all(near),
+        all_hold(near),
         listed(means),
     )
 
 
-def _conservative(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
+def _conservative(solved: Mapping[str, Errors]) -> Iterator[Claim]:
     """Test that invariant causal prediction finds no cause in most problems with P or S."""
 
-    def zero(setup: Setup) -> float:
+    def zero(setup: str) -> float:
         pairs = zip(*(solved[setup]["ICP"][kind] for kind in ERRORS), strict=True)
         return statistics.fmean(causal == 1 and noncausal == 0 for causal, noncausal in pairs)
 
@@ -213,14 +207,16 @@ def _conservative(solved: Mapping[Setup, Errors]) -> Iterator[Claim]:
     yield statement(
         "ICP is conservative: the zero vector is its median estimate in every setup with P or S. In FEU it "
         "accepts effects only.",
-        _all([min(shares.values()) > 0.5, set(solved["FEU"]["ICP"]["causal"]) == {1.0}, effects.low > 0.5]),
+        all_hold(
+            [min(shares.values()) > 0.5, set(solved["FEU"]["ICP"]["causal"]) == {1.0}, effects.low > 0.5]
+        ),
         "share of zero vectors: "
         + ", ".join(f"{s} {share:.3f}" for s, share in shares.items())
         + f"; FEU: causal error {statistics.fmean(solved['FEU']['ICP']['causal']):g}, non-causal {effects}",
     )
 
 
-def _scrambling(solved: Mapping[Setup, Errors], method: str) -> Claim:
+def _scrambling(solved: Mapping[str, Errors], method: str) -> Claim:
     """Compare the causal errors of plain and scrambled inputs, in units of two standard errors."""
     ratios: dict[str, float] = {}
     for setup in SETUPS[::2]:
@@ -296,7 +292,7 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
     scores = {name: interval(_values(result, "test")) for name, result in results.items()}
     yield statement(
         "In the test environment IRM is above 0.6 and ERM below 0.2.",
-        _all([beyond(scores["IRM"], above=0.6), beyond(scores["ERM"], below=0.2)]),
+        all_hold([beyond(scores["IRM"], above=0.6), beyond(scores["ERM"], below=0.2)]),
         f"IRM {scores['IRM']}, ERM {scores['ERM']}, grayscale oracle {scores['grayscale oracle']}",
     )
 

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ REGS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Weights of the risk among which the program chooses."""
 RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 # Problems in one batch: few enough that all arrays fit into the cache of a core.
-_BATCH = 192
+_BATCH = 384
 
 
 @final
@@ -60,10 +61,19 @@ def select(
     batches: list[Tensor] = []
     for some, reg in zip(index.split(_BATCH), regs.split(_BATCH), strict=True):
         batches.append(featurizers(train[some].to(dtype), reg, steps).sum(-1).double())
-    weights = torch.cat(batches).view(problems, count, -1)
+    return selected(torch.cat(batches).view(problems, count, -1), validation)
+
+
+def selected(weights: Tensor, validation: Moments) -> Selected:
+    """Select one solution of each problem by the risk in a validation environment.
+
+    Args:
+        weights: Solutions for each value of `REGS`, of shape `[problems, regs, d]`.
+        validation: Moments of the validation environment, of shape `[problems]`.
+    """
     # The first of equals, as the program's strict comparison.
     best = validation[:, None].risk(weights).argmin(dim=1)
-    return Selected(weights[torch.arange(problems), best], torch.tensor(REGS, dtype=torch.float64)[best])
+    return Selected(weights[torch.arange(len(best)), best], torch.tensor(REGS, dtype=torch.float64)[best])
 
 
 def featurizers(train: Moments, reg: Tensor, steps: int) -> Tensor:
@@ -74,23 +84,26 @@ def featurizers(train: Moments, reg: Tensor, steps: int) -> Tensor:
         reg: Weight of the risk of each problem; the penalty has weight 1 − reg.
         steps: Number of full-batch steps.
     """
-    problems, environments, d = train.cross.shape
-    gram = train.gram.reshape(problems, environments * d, d)
-    cross = train.cross.reshape(problems, environments * d, 1)
-    # Gᵀ = G; a contiguous copy is faster in products.
-    transposed = gram.mT.contiguous()
-    on_risk, on_penalty = 2 * reg[:, None, None], (8 / d) * (1 - reg[:, None, None])
-    phi = torch.eye(d, dtype=gram.dtype).repeat(problems, 1, 1)
-    first, second, denominator = torch.zeros_like(phi), torch.zeros_like(phi), torch.empty_like(phi)
+    # With problems in the last dimension, NumPy's products take a third of the time of batched products in
+    # PyTorch. Axes: e environment, i and j inputs, p problem.
+    gram, cross = (np.ascontiguousarray(np.moveaxis(a.numpy(), 0, -1)) for a in (train.gram, train.cross))
+    weight, d = reg.numpy(), cross.shape[1]
+    number = gram.dtype.type
+    on_risk, on_penalty = 2 * weight, number(8 / d) * (1 - weight)
+    phi = np.repeat(np.eye(d, dtype=number)[..., None], len(weight), axis=2)
+    first, second, gradient, buffer = (np.zeros_like(phi) for _ in range(4))
     for step in range(1, steps + 1):
-        r = torch.baddbmm(cross, gram, phi.sum(-1, keepdim=True), beta=-1).view(problems, environments, d)
-        q = torch.bmm(r, phi).mul_(on_penalty)
-        column = torch.bmm(transposed, torch.bmm(q, phi.mT).view(problems, -1, 1))
-        column.addcmul_(r.sum(1)[..., None], on_risk)
-        gradient = torch.baddbmm(column, r.mT, q)
-        first.lerp_(gradient, 1 - BETA1)
-        second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        torch.sqrt(second, out=denominator)
-        denominator.div_(math.sqrt(1 - BETA2**step)).add_(EPS)
-        phi.addcdiv_(first, denominator, value=-RATE / (1 - BETA1**step))
-    return phi
+        r = np.einsum("eijp,jp->eip", gram, phi.sum(axis=1)) - cross
+        q = np.einsum("eip,ijp->ejp", r, phi) * on_penalty
+        column = np.einsum("eijp,ejp->ip", gram, np.einsum("ejp,ijp->eip", q, phi)) + on_risk * r.sum(axis=0)
+        np.einsum("eip,ejp->ijp", r, q, out=gradient)
+        gradient += column[:, None]
+        first += np.multiply(np.subtract(gradient, first, out=buffer), number(1 - BETA1), out=buffer)
+        second *= number(BETA2)
+        second += np.multiply(np.square(gradient, out=buffer), number(1 - BETA2), out=buffer)
+        np.sqrt(second, out=buffer)
+        buffer *= number(1 / math.sqrt(1 - BETA2**step))
+        buffer += number(EPS)
+        np.divide(first, buffer, out=buffer)
+        phi -= np.multiply(buffer, number(RATE / (1 - BETA1**step)), out=buffer)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(phi, -1, 0)))

@@ -10,7 +10,7 @@ standard errors; `PublishedMean.of` converts both.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -171,3 +171,13 @@ def beyond(interval: Interval, *, above: float | None = None, below: float | Non
     if interval.low <= bound <= interval.high:
         return None
     return (interval.low > bound) == (above is not None)
+
+
+def all_hold(parts: Iterable[bool | None]) -> bool | None:
+    """Return whether all parts of a statement hold: False if one does not, None if one is undecided.
+
+    Args:
+        parts: Whether each part holds; None for undecided parts.
+    """
+    known = list(parts)
+    return False if False in known else None if None in known else True

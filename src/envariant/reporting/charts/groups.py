@@ -1,7 +1,7 @@
 """Chart of values by group: several methods for each of several problems."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -10,7 +10,9 @@ from envariant.reporting.charts.base import WIDTH, Chart, Row, color, faded, num
 _ROW_HEIGHT = 30
 
 
-def grouped(scores: Mapping[str, Mapping[str, float]], label: str, scale: str = "linear") -> Chart:
+def grouped(
+    scores: Mapping[str, Mapping[str, float]], label: str, scale: Literal["linear", "log"] = "linear"
+) -> Chart:
     """Draw one row per group, with one dot per method.
 
     Args:

@@ -36,9 +36,9 @@ class Draw:
     reset: int = 0
 
     @property
-    def optimizer(self) -> str:
-        """Optimizer as text."""
-        return f"adam(reset={self.reset})" if self.reset else "adam"
+    def optimizer(self) -> str | None:
+        """Optimizer as text; None for the default, Adam, because some methods have their own optimizers."""
+        return f"adam(reset={self.reset})" if self.reset else None
 
 
 def values(method: str, draw: int, trial: int) -> dict[str, Any]:

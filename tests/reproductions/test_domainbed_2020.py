@@ -139,10 +139,10 @@ def test_the_full_profile_has_the_published_protocol(untrained):
 
 @pytest.mark.filterwarnings("ignore::envariant.core.errors.EnvariantWarning")
 def test_runs_are_measured_on_both_parts_of_every_environment():
-    data = "colored-mnist:domainbed(size=7, two_logits=true)"
-    ((first, second),) = train_all(data, "IRM", ["+90%", "-90%"], 2, 1, 2, 1, 20, 4, single=True)
-    assert [*first] == [part for name in ("+90%", "+80%", "-90%") for part in (name, name + " out")]
-    assert [*first["-90%"]] == [1, 2]
+    data = "rotated-mnist(size=7, rows=10, angles=(0, 30, 60))"
+    ((first, second),) = train_all(data, "IRM", ["0", "60"], 2, 1, 2, 1, None, 4, single=True)
+    assert [*first] == [part for name in ("0", "30", "60") for part in (name, name + " out")]
+    assert [*first["60"]] == [1, 2]
     assert first != second
 
 

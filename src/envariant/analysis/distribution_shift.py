@@ -277,7 +277,7 @@ def _density_measures(
     with np.errstate(divide="ignore", invalid="ignore"):
         # Relative to the density of the points; the quotients are at most 2 and cannot overflow.
         relative = np.nan_to_num(densities / mean)
-    diversity, correlation = shift_integrals(*relative, share, disjoint, legacy=legacy)
+    diversity, correlation = shift_integrals(relative[0], relative[1], share, disjoint, legacy=legacy)
     return min(1.0, diversity), min(1.0, correlation)
 
 

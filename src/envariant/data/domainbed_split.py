@@ -63,7 +63,8 @@ class DomainBedSplit(SpecSource):
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
         settings = specs.fill(cls, spec, cls.positional)
-        return cls(**{**settings, "source": source_named(str(settings["source"]), folder=folder)})
+        settings["source"] = source_named(str(settings["source"]), folder=folder)
+        return cls(**settings)
 
     @property
     def name(self) -> str:

@@ -33,7 +33,7 @@ def rotated(
     """
     if angle % 360 == 0:
         return images.copy()
-    x, y, dx, dy, inside = _positions(*images.shape[1:], angle)
+    x, y, dx, dy, inside = _positions(images.shape[1], images.shape[2], angle)
     interpolate = _bilinear if interpolation == "bilinear" else _bicubic
     result = np.empty_like(images)
     for first in range(0, len(images), _BLOCK):
@@ -48,13 +48,13 @@ def _positions(height: int, width: int, angle: float) -> tuple[np.ndarray, ...]:
     """Return where each output pixel is in the input: column, row, offsets in [0, 1), and whether inside."""
     radians = -math.radians(angle)
     # Pillow rounds the matrix.
-    cosine, sine, minus_sine = (round(f(radians), 15) for f in (math.cos, math.sin, lambda t: -math.sin(t)))
+    cosine, sine = round(math.cos(radians), 15), round(math.sin(radians), 15)
     center_x, center_y = width / 2, height / 2
     offset_x = cosine * -center_x + sine * -center_y + center_x
-    offset_y = minus_sine * -center_x + cosine * -center_y + center_y
+    offset_y = -sine * -center_x + cosine * -center_y + center_y
     column, row = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     x = cosine * column + sine * row + offset_x
-    y = minus_sine * column + cosine * row + offset_y
+    y = -sine * column + cosine * row + offset_y
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = x - 0.5, y - 0.5
     left, top = np.floor(x), np.floor(y)
@@ -96,11 +96,11 @@ def _bicubic(images: Pixels, x: Index, y: Index, dx: Offset, dy: Offset) -> Pixe
     pixel = _pixels(images, x, y)
     rows: list[Pixels] = []
     for j in (-1, 0, 1, 2):
-        values = _cubic(*(pixel(i, j) for i in (-1, 0, 1, 2)), dx)
+        values = _cubic(pixel(-1, j), pixel(0, j), pixel(1, j), pixel(2, j), dx)
         exists = (y + j >= 0) & (y + j < images.shape[1])
         # Above the image, row 0 is used; below it, the last row that exists.
         rows.append(values if j == -1 else np.where(exists, values, rows[-1]))
-    return _cubic(*rows, dy).clip(0, 255)
+    return _cubic(rows[0], rows[1], rows[2], rows[3], dy).clip(0, 255)
 
 
 def _cubic(v1: Pixels, v2: Pixels, v3: Pixels, v4: Pixels, d: Offset) -> Pixels:

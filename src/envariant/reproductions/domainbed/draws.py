@@ -36,9 +36,9 @@ class Draw:
     reset: int = 0
 
     @property
-    def optimizer(self) -> str:
-        """Optimizer as text."""
-        return f"adam(reset={self.reset})" if self.reset else "adam"
+    def optimizer(self) -> str | None:
+        """Optimizer as text; None for the default, Adam, because some methods have their own optimizers."""
+        return f"adam(reset={self.reset})" if self.reset else None
 
 
 def values(method: str, draw: int, trial: int) -> dict[str, Any]:
@@ -59,7 +59,15 @@ def values(method: str, draw: int, trial: int) -> dict[str, Any]:
     return {**drawn, **{name: sample(generator) for name, (_, sample) in own.items()}}
 
 
-def draw_of(method: str, draw: int, trial: int, *, steps: int = STEPS, most_rows: int | None = None) -> Draw:
+def draw_of(
+    method: str,
+    draw: int,
+    trial: int,
+    *,
+    steps: int = STEPS,
+    most_rows: int | None = None,
+    single: bool = False,
+) -> Draw:
     """Return the training options of one draw.
 
     Args:
@@ -68,6 +76,8 @@ def draw_of(method: str, draw: int, trial: int, *, steps: int = STEPS, most_rows
         trial: Number of the trial.
         steps: Number of updates of a run. Steps at which a penalty sets in are scaled in proportion.
         most_rows: Largest batch size; larger ones are reduced to it. Default: no limit.
+        single: Whether there is one training environment, on which methods that compare environments are
+            replaced by ERM.
     """
     own = values(method, draw, trial)
     batch = own["batch_size"] if most_rows is None else min(own["batch_size"], most_rows)
@@ -77,14 +87,19 @@ def draw_of(method: str, draw: int, trial: int, *, steps: int = STEPS, most_rows
         # A penalty that would set in after the end has its first weight, 1, in all steps.
         weight = f"step(1, {own[f'{prefix}_lambda']!r}, at={at})" if at < steps else "1"
         text = f"{name}(coefficient={weight}, normalize_loss=false{settings})"
-        return Draw(text, own["lr"], batch, at if at < steps else 0)
+        return Draw("erm" if single else text, own["lr"], batch, at if at < steps else 0)
     name, fields = _RECIPES[method]
     if method in ("DANN", "CDANN"):
         # The learning rates of network and discriminator are drawn separately.
         own |= {"lr": own["lr_g"], "rate": own["lr_d"] / own["lr_g"]}
+    if single and method in COMPARING:
+        return Draw("erm", own["lr"], batch)
     arguments = ", ".join(f"{field}={own.get(key, key)!r}" for field, key in fields.items())
     return Draw(f"{name}({arguments})" if fields else name, own["lr"], batch)
 
+
+COMPARING = ("IRM", "VREx", "GroupDRO", "MLDG", "CORAL", "MMD", "DANN", "CDANN")
+"""Methods that compare environments and need at least two."""
 
 Sample = Callable[[np.random.RandomState], Any]
 

@@ -20,6 +20,7 @@ def train_all(
     every: int,
     rows: int | None,
     most_rows: int | None,
+    single: bool,
     *,
     mnist: Path | None = None,
 ) -> list[list[dict[str, dict[int, float]] | None]]:
@@ -35,6 +36,7 @@ def train_all(
         every: Number of updates between measurements.
         rows: Number of rows of each environment; None for all.
         most_rows: Largest batch size; None for no limit.
+        single: Whether only one environment is trained on.
         mnist: Folder of the MNIST files. Default: the cache or a download.
     """
     accuracies: list[list[dict[str, dict[int, float]] | None]] = []
@@ -43,7 +45,7 @@ def train_all(
         source = sources.source(text, folder=mnist)
         accuracies.append([])
         for number in range(draws):
-            draw = draw_of(method, number, trial, steps=steps, most_rows=most_rows)
+            draw = draw_of(method, number, trial, steps=steps, most_rows=most_rows, single=single)
             result = train(
                 source,
                 draw.algorithm,

@@ -54,7 +54,7 @@ def linear(runner: Runner) -> Iterator[Finding]:
         yield CaptionedFigure(
             kind,
             charts.grouped(means, label, "log"),
-            f"{label}. Errors of 0 are not on the logarithmic axis.",
+            f"{label.capitalize()}. Errors of 0 are not on the logarithmic axis.",
         )
         yield _table(solved, kind)
     yield (

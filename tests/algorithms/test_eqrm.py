@@ -1,5 +1,7 @@
 """EQRM: the spec's quantiles and slopes, and the derivative by root finding."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,13 @@ import envariant
 from algorithms.references.eqrm import slopes_of_quantile, smooth_quantile, weights_after
 from algorithms.spec_values import close, vector, with_risks
 from envariant.algorithms import EQRM
+from envariant.algorithms.risk_aggregators.mm_rex import MMREx
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
+from envariant.core.schedules import Step
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Binary
+from envariant.data import colored_digits
 
 R = (0.2, 0.5, 0.6, 1.1)
 
@@ -71,6 +76,22 @@ def test_the_mean_risk_is_minimized_during_burn_in():
     early, late = (float(part.risk(with_risks(vector(*R), StepContext.at(step)), {})[0]) for step in (4, 5))
     assert early == pytest.approx(0.6)
     assert late == pytest.approx(1.20197, rel=1e-5)
+
+
+@pytest.mark.parametrize(("a", "weight"), [(-100, 18.456), (-1000, 58.362), (-10_000, 184.56)])
+def test_with_two_environments_the_log_form_is_mm_rex(a, weight):
+    """R̄ + 1.06·2^(−1/5)·√(−2a)·|R₁ − R₂|/√2; the weight of MM-REx is twice that of |R₁ − R₂|."""
+    kappa = 2 * 1.06 * 2**-0.2 * math.sqrt(-2 * a) / math.sqrt(2)
+    assert kappa == pytest.approx(weight, rel=1e-4)
+    trained = [
+        envariant.train(
+            colored_digits(), part, model="mlp(hidden=8)", steps=6, evaluate_every=1, replicas=1, progress=False,
+            optimizer="sgd", learning_rate=1e-4, batch_size="full", precision="float32", execution="sequential",
+        )
+        for part in (EQRM(a, burn_in=2), MMREx(Step(0, kappa, at=2)))
+    ]  # fmt: skip
+    ours, theirs = ([r.value for r in each.rows if r.metric == "loss"] for each in trained)
+    assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 @pytest.fixture(scope="module")

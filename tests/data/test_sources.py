@@ -93,10 +93,12 @@ def test_default_settings_are_valid(protocol, algorithm, gray):
 
 KNOWN = (
     "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
-    "colored-mnist-grayscale, domainbed, features, image-folders, linear-sem, linear-unit-tests, "
-    "metadata-images, spawrious, spirals, table, wilds"
+    "colored-mnist-covariate-shift, colored-mnist-grayscale, colored-mnist-hetero, domainbed, domainbed-split, features, "
+    "image-folders, linear-sem, linear-unit-tests, metadata-images, rotated-mnist, spawrious, spirals, table, wilds"
 )
-SETTINGS = "known: label_noise, size, test_flips, train_flips"
+SETTINGS = (
+    "known: gray_test, label_noise, logged_tests, size, strided_tests, test_flips, train_flips, two_logits"
+)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ SETTINGS = "known: label_noise, size, test_flips, train_flips"
          "known: domainbed, eqrm, irm, thirds"),
         ("colored-mnist(lable_noise=0.1)", "colored-mnist: unknown setting 'lable_noise'; "
          f"did you mean 'label_noise'? {SETTINGS}"),
-        ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; {SETTINGS}"),
+        ("colored-mnist(gray=true)", f"colored-mnist: unknown setting 'gray'; did you mean 'gray_test'? {SETTINGS}"),
         ("colored-mnist(folder=here)", f"colored-mnist: unknown setting 'folder'; {SETTINGS}"),
         ("colored-mnist(protocol=irm)", f"colored-mnist: unknown setting 'protocol'; {SETTINGS}"),
         ("colored-mnist(0.1)", "colored-mnist: settings must be named, as in colored-mnist(label_noise=…)"),

@@ -8,6 +8,8 @@ from torch import nn
 import envariant
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary
+from envariant.training import step_program
+from envariant.training.network import Network
 from tests.training.test_stacking import made
 
 NORMS = ("featurizer.2", "head.0")
@@ -98,3 +100,26 @@ def test_pretraining_trains_statistics_that_then_keep_their_bits():
         early, late = (each.checkpoints[0].buffers[key] for each in (once, more))
         assert torch.equal(early, late)
         assert not torch.equal(early, started().get_buffer(key))
+
+
+@pytest.mark.parametrize(("algorithm", "passes"), [("erm", 1), ("miro(weight=0)", 2), ("mldg(beta=0)", 3)])
+@pytest.mark.parametrize("recorded", [False, pytest.param(True, marks=pytest.mark.verify)])
+def test_statistics_are_those_of_one_pass_per_step_on_the_batch(algorithm, passes, recorded, monkeypatch):
+    """The algorithm's own pass is used; MLDG has none on the whole batch, and gets a further one."""
+    count, outputs = [0], Network.outputs
+
+    def counted(self, *arguments, training, **options):
+        count[0] += training
+        return outputs(self, *arguments, training=training, **options)
+
+    monkeypatch.setattr(Network, "outputs", counted)
+    monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1 if recorded else 10**9)
+    for how, replicas in (("sequential", 1), ("stacked", 2)):
+        count[0], plain = 0, started()
+        result = trained(algorithm, steps=1, replicas=replicas, execution=how)
+        if not recorded and how == "sequential":
+            assert count[0] == passes
+        source = made(Binary(), 1)
+        plain.train()(torch.cat([source[e].inputs for e in "ab"]))
+        for name, value in plain.named_buffers():
+            torch.testing.assert_close(result.checkpoints[0].buffers[name], value, rtol=1e-6, atol=1e-6)

@@ -21,7 +21,7 @@ def built(text=MODEL, inputs=6):
 
 
 def features(net, rows, key=3, passes=1, replicas=1):
-    pure = PureModel(net, net.buffers, replicas, torch.tensor(key))
+    pure = PureModel(net, net.params, net.buffers, rows, replicas, torch.tensor(key))
     return [pure(net.params, rows)[0] for _ in range(passes)]
 
 
@@ -78,6 +78,10 @@ def test_share_of_zeros_and_scale_are_those_of_dropout():
 
 def test_replicas_in_a_stack_have_the_masks_of_their_own_keys():
     net, rows = built(), torch.randn(5, 6)
-    stacked = vmap(lambda key: PureModel(net, net.buffers, 2, key)(net.params, rows)[0])(torch.tensor([3, 9]))
+
+    def features_of(key):
+        return PureModel(net, net.params, net.buffers, rows, 2, key)(net.params, rows)[0]
+
+    stacked = vmap(features_of)(torch.tensor([3, 9]))
     for k, key in enumerate((3, 9)):
         torch.testing.assert_close(stacked[k], features(net, rows, key)[0])

@@ -1,5 +1,7 @@
 """The option `loss`: named losses, functions and tasks in runs, studies, the command line and saved models."""
 
+import random
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,9 +83,17 @@ def test_replicas_agree_stacked_and_sequentially():
             r"of shape \(2,\) for 2 rows; got \(1,\)",
         ),
         (lambda logits, targets: logits - targets + 0j, "must be real numbers in float32; got complex64"),
-        (
-            lambda logits, targets: (logits + torch.randn(2)).square(),
-            "losses draw random numbers, which the seeds",
+        *(
+            (
+                lambda logits, targets, draw=draw: (logits + draw()).square(),
+                "losses draw random numbers, which the seeds",
+            )
+            for draw in (
+                lambda: torch.randn(2),
+                np.random.rand,
+                random.random,
+                np.random.default_rng(0).random,
+            )
         ),
     ],
 )

@@ -19,6 +19,7 @@ from envariant.training.replicas import Replica, Seeds
 from envariant.training.run_config import RunConfig, network
 from envariant.training.store import recorder
 from envariant.training.store.recorder import Recorder
+from envariant.training.stored_start import FromRun
 
 SHORT = {"model": "mlp(hidden=16)", "precision": "float32", "batch_size": "full", "learning_rate": 0.01}
 QUICK_RFC = "rfc(first_steps=4, steps=6, synthesis_steps=6)"
@@ -43,6 +44,22 @@ def test_pretraining_by_erm_equals_training_by_erm_first():
     started = run("vrex(5)", steps=1, init="erm(steps=7, l2=0)")
     assert measured(started, 0) == measured(erm, 7)
     assert measured(started, 0) != measured(run("vrex(5)", steps=1), 0)
+
+
+def test_a_run_starts_from_the_stored_replica_with_the_same_seeds(tmp_path):
+    erm = run("erm(l2=0)", steps=3, replicas=3, seed=4, out=tmp_path / "erm")
+    start = FromRun(str(tmp_path / "erm"))
+    two = run("vrex(5)", steps=1, replicas=2, seed=4, init=start)
+    for k in range(2):
+        first = [r.value for r in two.rows if r.replica == k and r.step == 0 and r.role != "batch"]
+        last = [r.value for r in erm.rows if r.replica == k and r.step == 3 and r.role != "batch"]
+        assert first == last
+    named = run("vrex(5)", steps=1, seed=4, replicas=2, init=f"run({str(tmp_path / 'erm')!r})")
+    assert measured(named, 1) == measured(two, 1)
+    with pytest.raises(
+        EnvariantError, match="no replica with the same seeds; use seed=4, and at most 3 repl"
+    ):
+        run("vrex(5)", steps=1, replicas=1, seed=5, init=start)
 
 
 class Noted:

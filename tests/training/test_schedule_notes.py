@@ -26,11 +26,18 @@ def coefficient(algorithm, steps, source=MNIST, **hyperparameters):
     return str(resolved.trained.penalties[0].coefficient)
 
 
-@pytest.mark.parametrize("algorithm", ["irm", "vrex", recipe("irm")])
-def test_suggested_switch_scales_with_the_steps(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "weight", "switch", "scaled"),
+    [
+        ("irm", "91257.18613115903", 190, 57),
+        ("vrex", "10000", 100, 30),
+        (recipe("irm"), "91257.18613115903", 190, 57),
+    ],
+)
+def test_suggested_switch_scales_with_the_steps(algorithm, weight, switch, scaled):
     paper, short = (coefficient(algorithm, steps) for steps in (501, 150))
-    assert paper == "step(1, 91257.18613115903, at=190)"
-    assert short == "step(1, 91257.18613115903, at=57)"
+    assert paper == f"step(1, {weight}, at={switch})"
+    assert short == f"step(1, {weight}, at={scaled})"
 
 
 def test_switch_of_the_algorithm_scales_where_the_data_suggest_none():
@@ -111,6 +118,15 @@ def test_default_average_of_an_algorithm_scales_and_can_be_replaced(monkeypatch)
     assert none.remarks()[0].startswith("erm++: predicts with the last weights instead of")
     assert (none.config.average, own.config.average) == (None, averaging("ma(start=20)"))
     assert resolve(spec.but(algorithm="erm", average="none")).spec.average is None
+
+
+def test_restarts_at_every_step_of_a_short_run_are_reported():
+    spec = RunSpec(data=colored_digits(), steps=14, learning_rate="cosine-restarts(1e-3, period=10%)")
+    assert resolve(spec).remarks()[0] == (
+        "learning_rate: cosine-restarts(0.001, period=1) restarts at every step of this run of 14 steps, so its "
+        "value never decays; train longer, or give a longer period"
+    )
+    assert resolve(spec.but(steps=15)).remarks() == ()
 
 
 def test_reset_of_the_optimizer_beyond_the_run_is_reported():

@@ -2,7 +2,8 @@
 
 Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
 different targets in the two groups. Methods against one kind of shift usually do not help against the other.
-Ye et al. 2022, OoD-Bench (arXiv 2106.03721).
+Ye et al. 2022, OoD-Bench (arXiv 2106.03721). The formulas are those of its code since April 2025, which uses
+squared Hellinger distances; those of the paper remain available.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, final
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 from sklearn.exceptions import ConvergenceWarning
@@ -31,7 +33,13 @@ MEASURES = ("diversity", "correlation", "label", "covariate")
 """Names of the shift measures, which are fields of `Shift` and `ShiftEstimate`."""
 
 NOTABLE = 0.1
-"""Smallest relevant diversity or correlation shift."""
+"""Smallest relevant diversity shift, and correlation shift by the formula of the paper."""
+
+NOTABLE_CORRELATION = 0.05
+"""Smallest relevant correlation shift, a squared Hellinger distance.
+
+It corresponds to a probability that changes from 0.5 to 0.8. Estimates without any shift are up to 0.04.
+"""
 
 # As in OoD-Bench, features are the last hidden layer of a small network that classifies the group.
 _FEATURES = 8
@@ -58,11 +66,13 @@ class Shift:
 
     Attributes:
         first, second: Names of the two groups.
-        diversity: Diversity shift: ½ ∫ |p − q| over features z that occur in one group only.
-        correlation: Correlation shift: ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| over features z that occur in both
+        diversity: Diversity shift: ½ ∫ (√p − √q)² over features z that occur in one group only.
+        correlation: Correlation shift: ½ ∫ √(pq) Σ_y (√p(y|z) − √q(y|z))² over features z that occur in both
             groups, with targets y.
         label: Label shift: total variation distance of the target distributions.
         covariate: Covariate shift: 2·AUROC − 1 of a classifier that predicts the group from the inputs.
+        legacy: Whether the formulas of the paper were used: ½ ∫ |p − q| for diversity shift, and
+            ½ ∫ √(pq) Σ_y |p(y|z) − q(y|z)| for correlation shift.
     """
 
     first: str
@@ -71,26 +81,36 @@ class Shift:
     correlation: Interval
     label: Interval
     covariate: Interval
+    legacy: bool = False
 
     @classmethod
-    def from_trials(cls, first: str, second: str, trials: Sequence["ShiftEstimate"]) -> "Shift":
+    def from_trials(
+        cls, first: str, second: str, trials: Sequence["ShiftEstimate"], *, legacy: bool = False
+    ) -> "Shift":
         """Average each measure over independent trials, with a confidence interval.
 
         Args:
             first: Name of the first group.
             second: Name of the second group.
             trials: Estimates of the measures, one per trial.
+            legacy: Whether the formulas of the paper were used.
         """
         values = ([getattr(trial, name) for trial in trials] for name in MEASURES)
-        return cls(first, second, *(interval(each).clipped(0.0, 1.0) for each in values))
+        return cls(first, second, *(interval(each).clipped(0.0, 1.0) for each in values), legacy=legacy)
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
-        """Kinds of shift of size `NOTABLE` or more: "diversity", "correlation", "both" or "neither"."""
-        diversity, correlation = self.diversity.mean >= NOTABLE, self.correlation.mean >= NOTABLE
+        """Kinds of relevant shift: "diversity", "correlation", "both" or "neither"."""
+        diversity = self.diversity.mean >= NOTABLE
+        correlation = self.correlation.mean >= self.notable_correlation
         if diversity and correlation:
             return "both"
         return "diversity" if diversity else "correlation" if correlation else "neither"
+
+    @property
+    def notable_correlation(self) -> float:
+        """Smallest relevant correlation shift."""
+        return NOTABLE if self.legacy else NOTABLE_CORRELATION
 
     def to_dict(self) -> dict[str, Any]:
         """Return group names, measures and kind of shift as a JSON-serializable dictionary."""
@@ -109,7 +129,13 @@ class ShiftEstimate:
 
 
 def measure_shift(
-    first: Samples, second: Samples, *, regression: bool = False, seed: int = 0, n_trials: int = 1
+    first: Samples,
+    second: Samples,
+    *,
+    regression: bool = False,
+    seed: int = 0,
+    n_trials: int = 1,
+    legacy: bool = False,
 ) -> Shift:
     """Measure the shift between two groups of environments.
 
@@ -123,6 +149,7 @@ def measure_shift(
         regression: Whether targets are real-valued; if so, they are divided into quantile bins.
         seed: Seed of row sampling and network weights.
         n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
+        legacy: Whether to use the formulas of the paper of 2022; see `Shift`.
 
     Raises:
         EnvariantError: If a group has fewer than 40 rows or `n_trials` is below 1.
@@ -139,8 +166,11 @@ def measure_shift(
     specs.check_value(n_trials, Annotated[int, Field(ge=1, le=1000)], "measure_shift: n_trials")
     specs.check_value(seed, NonNegativeInt, "measure_shift: seed")
     first, second = _as_arrays(first), _as_arrays(second)
-    trials = [estimate_shift(first, second, regression=regression, seed=seed + k) for k in range(n_trials)]
-    return Shift.from_trials(" + ".join(first), " + ".join(second), trials)
+    trials = [
+        estimate_shift(first, second, regression=regression, seed=seed + k, legacy=legacy)
+        for k in range(n_trials)
+    ]
+    return Shift.from_trials(" + ".join(first), " + ".join(second), trials, legacy=legacy)
 
 
 def _as_arrays(samples: Samples) -> Samples:
@@ -161,7 +191,7 @@ def _as_arrays(samples: Samples) -> Samples:
 
 
 def estimate_shift(
-    first: Samples, second: Samples, *, regression: bool = False, seed: int = 0
+    first: Samples, second: Samples, *, regression: bool = False, seed: int = 0, legacy: bool = False
 ) -> ShiftEstimate:
     """Estimate the four measures in a single trial; see `measure_shift` for arguments and errors."""
     generator = np.random.default_rng(seed)
@@ -171,7 +201,7 @@ def estimate_shift(
         raise EnvariantError(f"shift: {names} need at least {_FEWEST_ROWS} rows in each of the two groups")
     labels = _class_labels([y for _, y in sides], regression=regression)
     features, covariate = _learned_features([x[::2] for x, _ in sides], [x[1::2] for x, _ in sides], seed)
-    diversity, correlation = _density_measures(features, [y[1::2] for y in labels])
+    diversity, correlation = _density_measures(features, [y[1::2] for y in labels], legacy=legacy)
     return ShiftEstimate(diversity, correlation, _total_variation(labels), covariate)
 
 
@@ -218,7 +248,9 @@ def _learned_features(train: list[Array], test: list[Array], seed: int) -> tuple
     return [h[:, varies] / spread[varies] for h in features], float(max(0.0, 2 * area - 1))
 
 
-def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) -> tuple[float, float]:
+def _density_measures(
+    features: list[Array], labels: list[NDArray[np.int64]], *, legacy: bool
+) -> tuple[float, float]:
     """Return diversity and correlation shift, from leave-one-out Gaussian kernel densities."""
     pooled = np.concatenate(features)
     if not pooled.shape[1]:
@@ -239,17 +271,47 @@ def _density_measures(features: list[Array], labels: list[NDArray[np.int64]]) ->
     # Isolated rows are excluded: their densities cannot be compared.
     supported = mean >= _ZERO_DENSITY * np.median(mean)
     disjoint = ((p < _ZERO_DENSITY * q) | (q < _ZERO_DENSITY * p)) & supported
-    with np.errstate(divide="ignore", invalid="ignore"):
-        conditional = np.nan_to_num(densities / np.stack([p, q])[:, None])
-        weight = np.nan_to_num(np.sqrt(p * q) / mean)
-        distance = np.nan_to_num(np.abs(p - q) / mean)
-    conditional_change = np.abs(conditional[0] - conditional[1]).sum(axis=0)
     # Each group has weight ½, whatever its number of rows.
     sizes = [len(h) for h in features]
     share = np.repeat([0.5 / n for n in sizes], sizes)
-    diversity = float((share * np.where(disjoint, distance, 0.0)).sum() / 2)
-    correlation = float((share * np.where(disjoint, 0.0, weight * conditional_change)).sum() / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Relative to the density of the points; the quotients are at most 2 and cannot overflow.
+        relative = np.nan_to_num(densities / mean)
+    diversity, correlation = shift_integrals(*relative, share, disjoint, legacy=legacy)
     return min(1.0, diversity), min(1.0, correlation)
+
+
+def shift_integrals(
+    first: Float[Array, "classes points"],
+    second: Float[Array, "classes points"],
+    weights: Float[Array, " points"],
+    disjoint: Bool[Array, " points"],
+    *,
+    legacy: bool = False,
+) -> tuple[float, float]:
+    """Return diversity and correlation shift as weighted sums over points z; see `Shift` for the integrals.
+
+    Args:
+        first: Density p(z, y) of the first group at each point, by class y.
+        second: Density q(z, y) of the second group.
+        weights: Weight of each point: 1 for a sum over all values of z, or 1/(m·g(z)) for m points drawn
+            from a density g.
+        disjoint: Mask of the points z that occur in one group only.
+        legacy: Whether to use the formulas of the paper of 2022.
+    """
+    p, q = first.sum(axis=0), second.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        given_z = np.nan_to_num(first / p), np.nan_to_num(second / q)
+    if legacy:
+        marginal, conditional = np.abs(p - q), np.abs(given_z[0] - given_z[1])
+    else:
+        marginal = (np.sqrt(p) - np.sqrt(q)) ** 2
+        conditional = (np.sqrt(given_z[0]) - np.sqrt(given_z[1])) ** 2
+    change = np.sqrt(p * q) * conditional.sum(axis=0)
+    return (
+        float((weights * np.where(disjoint, marginal, 0.0)).sum() / 2),
+        float((weights * np.where(disjoint, 0.0, change)).sum() / 2),
+    )
 
 
 def _densities(

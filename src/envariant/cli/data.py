@@ -125,6 +125,7 @@ def shift(
     test_environments: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
     seed: Whole = 0,
     n_trials: Whole = 3,
+    legacy: Annotated[bool, Parameter(negative="")] = False,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     mnist: Mnist = None,
     json: Json = False,
@@ -144,6 +145,8 @@ def shift(
         Seed of the first trial.
     n_trials
         Number of trials, each with a new data draw and a newly initialized network.
+    legacy
+        Use the formulas of the OoD-Bench paper (2022) instead of those of its code since 2025.
     out
         Image file to write, .png or .svg.
     """
@@ -157,7 +160,7 @@ def shift(
         raise EnvariantError(f"{out}: the name of an image file must end in .png or .svg")
     source = sources.source(name, folder=mnist)
     shifts = pairwise_shifts(
-        source, test_environments=test_environments or None, seed=seed, n_trials=n_trials
+        source, test_environments=test_environments or None, seed=seed, n_trials=n_trials, legacy=legacy
     )
     if out is not None:
         charts.save(charts.shift_plane(shifts), out)

@@ -134,6 +134,7 @@ def pairwise_shifts(
     test_environments: tuple[str, ...] | None = None,
     seed: int = 0,
     n_trials: int = 3,
+    legacy: bool = False,
 ) -> tuple[Shift, ...]:
     """Measure the shift to each test environment and between training environments.
 
@@ -142,6 +143,7 @@ def pairwise_shifts(
         test_environments: Names of the test environments. Default: test environments of the source.
         seed: Seed of the first trial.
         n_trials: Number of trials.
+        legacy: Whether to use the formulas of the paper of 2022; see `Shift`.
 
     Raises:
         EnvariantError: If there are fewer than two environments or too few rows, or `n_trials` is below 1.
@@ -160,9 +162,9 @@ def pairwise_shifts(
         for pair in pairs:
             first, second = map(_samples, pair)
             regression = isinstance(drawn.task, Regression)
-            estimate = estimate_shift(first, second, regression=regression, seed=trial)
+            estimate = estimate_shift(first, second, regression=regression, seed=trial, legacy=legacy)
             trials.setdefault((" + ".join(first), " + ".join(second)), []).append(estimate)
-    return tuple(Shift.from_trials(*names, estimates) for names, estimates in trials.items())
+    return tuple(Shift.from_trials(*names, each, legacy=legacy) for names, each in trials.items())
 
 
 def _shifts_from_others(

@@ -6,9 +6,12 @@ mixing function is that of splitmix64 (Steele, Lea & Flood 2014). Unsigned 64-bi
 signed integers, because PyTorch lacks many operations on unsigned integers.
 """
 
+import random
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -116,6 +119,12 @@ def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
     finally:
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
+
+
+def other_generators() -> tuple[object, ...]:
+    """Return the states of the global generators of Python and NumPy."""
+    state: Any = np.random.get_state(legacy=False)
+    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
 
 
 def _drawn(keys: Tensor, stream: int, count: int, first: int = 0) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import grad
 
 from envariant.core import specs
+from envariant.core.counter_rng import other_generators
 from envariant.core.errors import EnvariantError, first_line
 from envariant.core.losses import Loss, LossFunction, content, mean_over_outputs
 from envariant.core.single_precision import single_precision
@@ -397,10 +398,11 @@ def check_losses(task: Task, targets: Tensor) -> None:
     few = targets[[0, int(different.int().argmax()) or min(1, len(targets) - 1)]]
     for name, method in (("losses", task.losses), ("scores", task.scores)):
         logits = torch.zeros(len(few), *task.logits_shape, device=few.device, requires_grad=name == "losses")
-        before = torch.get_rng_state()
+        before, others = torch.get_rng_state(), other_generators()
         try:
             with torch.enable_grad():
                 values: object = method(logits, few)
+                again: object = method(logits, few)
         # A user's method can raise anything.
         except Exception as error:
             raise EnvariantError(f"task {task.name}: {name} fails: {first_line(error)}") from error
@@ -414,7 +416,10 @@ def check_losses(task: Task, targets: Tensor) -> None:
         if not values.is_floating_point() and (name == "losses" or values.is_complex()):
             kind = str(values.dtype).removeprefix("torch.")
             raise EnvariantError(f"task {task.name}: {name} must be real numbers in float32; got {kind}")
-        if name == "losses" and not torch.equal(before, torch.get_rng_state()):
+        drawn = not torch.equal(before, torch.get_rng_state()) or other_generators() != others
+        # Values from a generator of the loss itself differ between two calls.
+        same = torch.allclose(values, torch.as_tensor(again), rtol=0, atol=0, equal_nan=True)
+        if name == "losses" and (drawn or not same):
             raise EnvariantError(
                 f"task {task.name}: losses draw random numbers, which the seeds of a run do not determine; "
                 f"compute them from logits and targets only"

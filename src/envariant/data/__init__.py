@@ -19,6 +19,7 @@ from envariant.data.images.spawrious import Spawrious
 from envariant.data.images.wilds import MetadataImages, Wilds
 from envariant.data.linear_sem import LinearSEM
 from envariant.data.linear_unit_tests import LinearUnitTests
+from envariant.data.rotated.mnist import RotatedMNIST
 from envariant.data.tables.bundled import heart_disease
 from envariant.data.wilds_texts import wilds_table
 
@@ -49,11 +50,27 @@ SOURCES: dict[str, tuple[str, str]] = {
         "colored.channels:ColorChannels",
         "Colored MNIST with the color channels as environments, as in the course report.",
     ),
+    "colored-mnist-covariate-shift": (
+        "colored.covariate_shift:CovariateShift",
+        "Colored MNIST with imbalanced classes, digits or shades of color, as in the REx code.",
+    ),
+    "colored-mnist-hetero": (
+        "colored.hetero:HeteroskedasticMNIST",
+        "Colored MNIST whose label noise depends on the digit, with a shift of the digits (REx code).",
+    ),
     "colored-digits": (
         "colored.digits:ColoredDigits",
         "A small version of Colored MNIST with 1,797 digits of 8×8 pixels; needs no download.",
     ),
     "colored-digits-grayscale": ("colored.digits:ColoredDigits", "Colored digits without colors."),
+    "rotated-mnist": (
+        "rotated.mnist:RotatedMNIST",
+        "MNIST digits rotated by 0 to 75 degrees, one angle per environment, as in DomainBed.",
+    ),
+    "domainbed-split": (
+        "domainbed_split:DomainBedSplit",
+        "Another data set in DomainBed's splits: 80 % and 20 % of every environment, test environments too.",
+    ),
     "linear-sem": (
         "linear_sem:LinearSEM",
         "Linear structural equation models of the IRM paper, such as linear-sem(FOU), in 8 setups.",
@@ -142,6 +159,7 @@ __all__ = [
     "LinearSEM",
     "LinearUnitTests",
     "MetadataImages",
+    "RotatedMNIST",
     "Spawrious",
     "SpecSource",
     "Wilds",

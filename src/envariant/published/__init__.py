@@ -112,6 +112,11 @@ def protocol(name: str) -> Mapping[str, Any]:
     return _entry("protocols", name)
 
 
+def claims(name: str) -> Mapping[str, Any]:
+    """Return settings and statements of a publication that are not in a table, by name."""
+    return _entry("claims", name)
+
+
 def course_report(section: str) -> Mapping[str, Any]:
     """Return the numbers and statements of one section of the course report; curves are not included."""
     return _entry("course_report", section)

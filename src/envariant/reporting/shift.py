@@ -21,9 +21,11 @@ def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable
         (name, *(f"{getattr(shift, measure).mean:.3f}" for measure in MEASURES), shift.kind)
         for name, shift in shifts.items()
     ]
+    legacy = any(shift.legacy for shift in shifts.values())
+    formulas = "Ye et al. 2022" if legacy else "squared Hellinger distances, as in its code since 2025"
     note += (
         " From 0 to 1. Diversity: new inputs, which do not occur on the other side; correlation: equal "
-        "inputs with new targets (OoD-Bench, Ye et al. 2022); label: total variation distance of "
+        f"inputs with new targets (OoD-Bench, {formulas}); label: total variation distance of "
         "the targets; covariate: 2·AUROC − 1 of a classifier that tells the two apart."
     )
     return TextTable((label, *MEASURES, "shift"), tuple(rows), (note,))

@@ -8,7 +8,11 @@ from envariant.reproductions.base import Reproduction
 NAMES: dict[str, str] = {
     "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
     "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
+    "and-mask-2020": "AND-mask paper: spirals with signatures, and random labels on MNIST",
+    "domainbed-2020": "In Search of Lost Domain Generalization: ColoredMNIST and RotatedMNIST",
+    "rex-2020": "REx paper (V-REx, MM-REx): Colored MNIST by the readme's and by the paper's settings",
     "eiil-2021": "Environment inference: linear models, and Colored MNIST with several levels of label noise",
+    "unit-tests-2021": "Linear unit tests for invariance discovery: six problems, five methods",
     "eqrm-2022": "Quantile Risk Minimization: Colored MNIST from an ERM start",
 }
 

@@ -278,7 +278,7 @@ def baselines(runner: Runner) -> Iterator[Finding]:
     results = runner.sweep({"ERM": _start(runner), "oracle": oracle}) | runner.sweep(
         {
             f"{name}, {method.symbol} = {short(method.middle)}": _penalized(runner, method, method.middle)
-            for name, method in (METHODS | others).items()
+            for name, method in {**METHODS, **others}.items()
         }
     )
     yield _table(results, "baselines", "Accuracy by color flip probability")
@@ -299,8 +299,8 @@ def baselines(runner: Runner) -> Iterator[Finding]:
     yield (
         "The script that lists the jobs of the released code derives its second list from the wrong "
         "variable: as committed, IRM, V-REx and EQRM are never run, and the other methods also run for 600 "
-        "steps. Here IRM, V-REx and EQRM have 200 steps after the ERM start, and the other methods 600, as the paper "
-        "states. ERM and the oracle have 400 steps."
+        "steps. Here IRM, V-REx and EQRM have 200 steps after the ERM start, and the other methods 600, as "
+        "the paper states. ERM and the oracle have 400 steps."
     )
 
 
@@ -316,8 +316,8 @@ REPRODUCTION = Reproduction(
     lead="Colored MNIST as in the code of Eastwood, Robey, Singh, von Kügelgen, Hassani, Pappas and "
     "Schölkopf (2022): an ERM start, penalties with a fresh optimizer and a cosine decay of the learning "
     "rate, dropout, and batches of 25,000 rows per environment, drawn with replacement. Test environments "
-    "are MNIST's 10,000 test digits at eleven color flip probabilities. The paper's table was not available, "
-    "so the claims of its text are tested and no number is compared.",
+    "are MNIST's 10,000 test digits at eleven color flip probabilities. The paper's table was not "
+    "available, so the claims of its text are tested and no number is compared.",
     conditions={
         "quick": "One seed, networks 128 wide instead of 390, three of five settings; no SD, IGA and "
         "GroupDRO.",

@@ -286,7 +286,8 @@ def _runs(runs: Mapping[str, TrainingResult]) -> TextTable:
         s = result.record.spec
         hyperparameters = ", ".join(f"{key}={value}" for key, value in s.hyperparameters.items())
         numbers = (f"{s.steps:,}", str(s.replicas), str(s.seed))
-        optimizer = (s.optimizer, f"{s.learning_rate:.4g}", s.precision)
+        rate = s.learning_rate
+        optimizer = (s.optimizer, f"{rate:.4g}" if isinstance(rate, float | int) else str(rate), s.precision)
         data = without_folders(s.data)
         rows.append((name, data, s.algorithm, hyperparameters, s.model, *numbers, *optimizer))
     header = (

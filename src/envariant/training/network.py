@@ -6,7 +6,6 @@ Autograd then works block by block, and activations stay in the processor's cach
 
 import hashlib
 import math
-import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -14,14 +13,13 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Any, cast, final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from envariant.core.conversion import joined
-from envariant.core.counter_rng import default_generator, private_random_numbers
+from envariant.core.counter_rng import default_generator, other_generators, private_random_numbers
 from envariant.core.errors import EnvariantError, first_line
 from envariant.core.tasks import Task
 from envariant.models.dropout import Dropout, MaskNumbers, masks
@@ -341,7 +339,7 @@ class Network:
             sizes.extend(part.numel() for part in parts if isinstance(part, Tensor))
 
         name = type(self.module).__name__
-        attributes, generators = constants(self.module), _other_generators()
+        attributes, generators = constants(self.module), other_generators()
         leaves = [module for module in self.module.modules() if not list(module.children())]
         hooks = [leaf.register_forward_hook(measure) for leaf in leaves]
         try:
@@ -364,7 +362,7 @@ class Network:
         finally:
             for hook in hooks:
                 hook.remove()
-        if _other_generators() != generators:
+        if other_generators() != generators:
             raise EnvariantError(
                 f"model {name}: draws random numbers from Python or NumPy in forward, which the seeds of a "
                 f"run do not determine; draw them from PyTorch"
@@ -401,12 +399,6 @@ def constants(module: nn.Module) -> str:
             elif isinstance(value, int | float | str | bytes | tuple | list | dict):
                 digest.update(repr(value).encode())
     return digest.hexdigest()
-
-
-def _other_generators() -> tuple[object, ...]:
-    """Return the states of the global generators of Python and NumPy."""
-    state: Any = np.random.get_state(legacy=False)
-    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
 
 
 @contextmanager

@@ -1,11 +1,17 @@
-"""Model that a training step receives: a network with the buffers of one replica, as a pure function."""
+"""Model as a pure function of its parameters, passed to algorithms, and its buffers after a step."""
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from importlib import import_module
+from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from envariant.training.network import Network
+
+# Tensors inside `torch.func.grad` are wrappers, one for each level of nesting. PyTorch has no public function
+# that returns the wrapped tensor.
+_functorch: Any = import_module("torch._C._functorch")
 
 
 @final
@@ -14,7 +20,9 @@ class PureModel:
 
     Args:
         net: Network of the stack.
+        params: Parameters of one replica at this step.
         buffers: Buffers of one replica.
+        inputs: Inputs of the batch of this step.
         replicas: Number of stacked replicas.
         key: Random-number key of the step, for dropout masks.
 
@@ -22,10 +30,38 @@ class PureModel:
         auxiliary_networks: Names of the algorithm's auxiliary networks.
     """
 
-    def __init__(self, net: Network, buffers: Mapping[str, Tensor], replicas: int, key: Tensor) -> None:
-        self._net, self._buffers, self._replicas, self._key = net, buffers, replicas, key
+    def __init__(
+        self,
+        net: Network,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Tensor,
+        replicas: int,
+        key: Tensor,
+    ) -> None:
+        self._net, self._replicas, self._key = net, replicas, key
         self._passes = 0
+        self._params, self._buffers, self._inputs = params, buffers, inputs
+        self._updated: dict[str, Tensor] | None = None
         self.auxiliary_networks = tuple(net.auxiliary)
+
+    def updated_buffers(self) -> dict[str, Tensor]:
+        """Return the new values of `Network.changing` after one forward pass on the batch of this step.
+
+        The values are those of the algorithm's own forward pass with the parameters and the inputs of this
+        step. A further pass is needed only if there was no such pass, as in algorithms that mix rows.
+        """
+        net = self._net
+        if not net.changing:
+            return {}
+        held = self._updated and {name: _without_gradient(value) for name, value in self._updated.items()}
+        if held and all(_level(value) <= _level(self._buffers[name]) for name, value in held.items()):
+            return held
+        changed = {name: self._buffers[name].clone() for name in sorted(net.changing)}
+        with torch.no_grad():
+            buffers = {**self._buffers, **changed}
+            net.forward(self._params, buffers, self._inputs, training=True, key=self._key)
+        return changed
 
     def __call__(self, params: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
         features, raw = self._outputs(params, inputs, ())
@@ -41,13 +77,35 @@ class PureModel:
         copies = {k: v.clone() if k in net.changing else v for k, v in self._buffers.items()}
         # Counted, so that the rows of several environments or of a second pass have masks of their own.
         number, self._passes = self._passes, self._passes + 1
-        return net.outputs(
+        outputs = net.outputs(
             params, copies, inputs, training=True, replicas=self._replicas, layers=layers, key=self._key,
             number=number,
         )  # fmt: skip
+        if net.changing and self._updated is None and self._is_of_step(params, inputs):
+            self._updated = {name: copies[name] for name in sorted(net.changing)}
+        return outputs
+
+    def _is_of_step(self, params: Mapping[str, Tensor], inputs: Tensor) -> bool:
+        """Return whether parameters and inputs of a forward pass are those of the step."""
+        own = (name for name in self._params if name.split(".")[0] not in self._net.auxiliary)
+        return _without_gradient(inputs) is self._inputs and all(
+            _without_gradient(params[name]) is self._params[name] for name in own
+        )
 
     def head(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         return self._net.task.logits(self._net.call("head", params, features))
 
     def network(self, name: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         return self._net.call(name, params, inputs)
+
+
+def _without_gradient(value: Tensor) -> Tensor:
+    """Return the tensor inside the wrappers of `torch.func.grad`."""
+    while _functorch.is_gradtrackingtensor(value):
+        value = _functorch.get_unwrapped(value)
+    return value
+
+
+def _level(value: Tensor) -> int:
+    """Return the level of a tensor that `torch.func.vmap` wraps; -1 for other tensors."""
+    return _functorch.maybe_get_level(value) if _functorch.is_batchedtensor(value) else -1

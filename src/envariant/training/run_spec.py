@@ -191,8 +191,8 @@ class RunSpec(BaseModel, Displayed):
     )
     init: Any = _option(
         None,
-        'Pretraining that provides the initial weights: erm, "erm(steps=200)", or rfc for rich features '
-        "(Zhang, Lopez-Paz, Bottou 2022).",
+        'Pretraining that provides the initial weights: erm, "erm(steps=200)", rfc for rich features '
+        "(Zhang, Lopez-Paz, Bottou 2022), or \"run('folder')\" for the weights of a stored run.",
     )
     freeze: Literal["features", "batch-norm", "features + batch-norm"] | None = _option(
         None,

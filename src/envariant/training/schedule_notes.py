@@ -1,6 +1,7 @@
 """Remarks on schedules that are scaled to the length of a run, or that have no effect within the run."""
 
 from envariant.algorithms import Algorithm, Composition
+from envariant.core.rate_schedules import CosineRestarts
 from envariant.core.schedules import Schedule
 from envariant.predictors import Predictor
 from envariant.training import option_values
@@ -64,11 +65,22 @@ def idle_schedules(
     if reset := getattr(optimizer, "reset", 0):
         numbers["optimizer reset"] = (reset, reset)
     late = {name: course for name, course in courses.items() if not course.takes_effect_within(steps)}
+    constant = tuple(
+        f"{name}: {course} restarts at every step of this run of {steps} steps, so its value never decays; "
+        f"train longer, or give a longer period"
+        for name, course in courses.items()
+        if isinstance(course, CosineRestarts) and course.period == course.factor == 1
+    )
     early = "train longer, or give the switch point as a share of the run, such as at=40%"
-    return tuple(
-        f"{name}: {course} changes {IDLE} {steps} steps has ended; {early}" for name, course in late.items()
-    ) + tuple(
-        f"{name}: {value} takes effect {IDLE} {steps} steps has ended; train longer, or lower it"
-        for name, (value, first) in numbers.items()
-        if first >= steps
+    return (
+        constant
+        + tuple(
+            f"{name}: {course} changes {IDLE} {steps} steps has ended; {early}"
+            for name, course in late.items()
+        )
+        + tuple(
+            f"{name}: {value} takes effect {IDLE} {steps} steps has ended; train longer, or lower it"
+            for name, (value, first) in numbers.items()
+            if first >= steps
+        )
     )

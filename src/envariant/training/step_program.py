@@ -182,15 +182,11 @@ class StepProgram:
         algorithm = with_numbers(self._algorithm, numbers.unbind())
         batch = EnvironmentBatch(inputs, targets, self._sizes, net.task)
 
-        model = PureModel(net, buffers, self._replicas, key)
+        model = PureModel(net, params, buffers, inputs, self._replicas, key)
         context = StepContext(step, rate, key if algorithm.stochastic else None)
         gradients, state, metrics = algorithm.gradients(model, params, batch, state, context)
         self.metrics = tuple(metrics)
-        changed: dict[str, Tensor] = {}
-        if net.changing:
-            changed = {name: buffers[name].clone() for name in sorted(net.changing)}
-            with torch.no_grad():
-                net.forward(params, {**buffers, **changed}, inputs, training=True, key=key)
+        changed = model.updated_buffers()
         flat = torch.cat([gradients[name].flatten() for name in params])
         reported = [value.to(flat.dtype).flatten() for value in metrics.values()]
         return flat, changed, state, torch.cat(reported) if reported else flat.new_zeros(0)

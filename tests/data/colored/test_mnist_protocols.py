@@ -266,19 +266,19 @@ def test_more_training_flips_share_the_digits(protocol, sizes):
     assert [len(e) for e in drawn.environments] == sizes
 
 
-PAPER = published.protocol("colored_mnist_irm")
+PAPER, REX = published.protocol("colored_mnist_irm"), published.protocol("colored_mnist_rex")
 
 
-@pytest.mark.parametrize("algorithm", ["irm", "vrex", "mm-rex"])
-def test_penalty_methods_start_from_the_papers_settings(algorithm):
+@pytest.mark.parametrize(("algorithm", "paper"), [("irm", PAPER), ("vrex", REX), ("mm-rex", REX)])
+def test_penalty_methods_start_from_the_settings_of_their_code(algorithm, paper):
     found = ColoredMNIST("irm").default_settings(algorithm)
-    anneal = Step(1.0, PAPER["penalty_weight"], at=PAPER["anneal_steps"])
-    # The mm-rex objective is half of the paper's sum of two risks, and so is the term beside it.
-    l2 = PAPER["l2"] / (2 if algorithm == "mm-rex" else 1)
+    anneal = Step(1.0, paper["penalty_weight"], at=paper["anneal_steps"])
+    # The mm-rex objective is half of the code's sum of two risks, and so is the term beside it.
+    l2 = paper["l2"] / (2 if algorithm == "mm-rex" else 1)
     assert found.hyperparameters["coefficient"] == anneal
     assert found.hyperparameters["l2"] == l2
-    assert model_config(found.model) == model_config(f"mlp(hidden={PAPER['hidden']})")
-    assert (found.steps, found.learning_rate) == (PAPER["steps"], PAPER["lr"])
+    assert model_config(found.model) == model_config(f"mlp(hidden={paper['hidden']})")
+    assert (found.steps, found.learning_rate) == (paper["steps"], paper["lr"])
     assert (found.batch_size, found.optimizer) == (None, "adam")
 
 

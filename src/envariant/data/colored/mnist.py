@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -81,6 +81,16 @@ class MNIST:
 
 Source = Callable[[], Iterator[tuple[str, bytes]]]
 """Function that yields the name and content of each MNIST file, in the order of `DIGESTS`, gzipped or not."""
+
+
+@lru_cache(maxsize=2)
+def cached(folder: Path | None) -> MNIST:
+    """Return the result of `load`, which is kept: reading and verifying takes longer than sampling.
+
+    Args:
+        folder: Folder of the MNIST files, as in `load`.
+    """
+    return load(folder)
 
 
 def load(

@@ -92,7 +92,8 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
     tooltip = ["name:N", alt.Tooltip("diversity:Q", format=".3f"), alt.Tooltip("correlation:Q", format=".3f"),
                "kind:N"]  # fmt: skip
     base = alt.Chart()
-    marks = alt.Chart(values([{"notable": NOTABLE}])).mark_rule(strokeDash=DASH, opacity=0.5)
+    notable = {"x": NOTABLE, "y": max((s.notable_correlation for s in shifts.values()), default=NOTABLE)}
+    marks = alt.Chart(values([notable])).mark_rule(strokeDash=DASH, opacity=0.5)
     ranges = base.mark_rule(color=TRAINING, opacity=0.5, clip=True)
     labeled = base.transform_filter("isValid(datum.label_x)")
     low_x = alt.X("diversity_low:Q", title=_X, scale=domain)
@@ -100,8 +101,8 @@ def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
     label_x = alt.X("label_x:Q", title=_X, scale=domain)
     label_y = alt.Y("label_y:Q", title=_Y, scale=domain)
     layers: list[Any] = [
-        marks.encode(x=alt.X("notable:Q", title=_X, scale=domain)),
-        marks.encode(y=alt.Y("notable:Q", title=_Y, scale=domain)),
+        marks.encode(x=alt.X("x:Q", title=_X, scale=domain)),
+        marks.encode(y=alt.Y("y:Q", title=_Y, scale=domain)),
         *drawn(ranges.encode(x=low_x, x2="diversity_high:Q", y=y), data, "diversity_low"),
         *drawn(ranges.encode(y=low_y, y2="correlation_high:Q", x=x), data, "correlation_low"),
         labeled.mark_rule(opacity=0.35).encode(x=x, y=y, x2="label_x:Q", y2="label_y:Q"),

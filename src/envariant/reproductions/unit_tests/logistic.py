@@ -78,7 +78,7 @@ def error_rates(rows: Sequence[tuple[Tensor, Tensor]], w: Array) -> Array:
     Returns:
         Error rates `[runs, environments]`; NaN for weights that are not finite.
     """
-    wrong = [
-        ((x.numpy() @ w[:, :-1].T + w[:, -1] > 0) != (y.numpy() > 0.5)[:, None]).mean(axis=0) for x, y in rows
-    ]
+    outputs = [x.numpy() @ w[:, :-1].T + w[:, -1] for x, _ in rows]
+    targets = [y.numpy()[:, None] for _, y in rows]
+    wrong = [((z > 0) != (y > 0.5)).mean(axis=0) for z, y in zip(outputs, targets, strict=True)]
     return np.where(np.isfinite(w).all(axis=1)[:, None], np.stack(wrong, axis=1), np.nan)

@@ -1,0 +1,133 @@
+"""Split of every environment as in DomainBed: 80 % to train or test on, and 20 % to select models with.
+
+Gulrajani & Lopez-Paz 2020 (arXiv 2007.01434). Test environments are split too: a test score is computed on
+the 80 % part, and oracle selection uses the 20 % part.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, final
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from pydantic import Field
+from torch import Tensor
+
+from envariant.core import specs
+from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
+from envariant.core.errors import EnvariantError
+from envariant.data import source as source_named
+from envariant.data.base import SpecSource
+
+OUT = " out"
+"""Suffix of the names of the 20 % parts."""
+
+
+@final
+@dataclass(frozen=True)
+class DomainBedSplit(SpecSource):
+    """Data source whose environments are split as in DomainBed, such as `domainbed-split(rotated-mnist)`.
+
+    The 80 % part of environment `0` keeps its name, and the 20 % part is named `0 out`. The 20 % parts are
+    validation environments. For a test environment, both parts must be named as test environments, which
+    `both_parts` does.
+
+    Attributes:
+        source: Data source to split, or its name with settings.
+        trial: Number of the trial. With the index of an environment, it determines the split.
+        fraction: Share of the rows in the smaller parts, rounded down.
+        rows: Use only the first rows of each environment. Default: use all rows, as DomainBed does.
+    """
+
+    base: ClassVar[str] = "domainbed-split"
+    positional: ClassVar[tuple[str, ...]] = ("source",)
+    source: Any
+    trial: int = 0
+    fraction: float = 0.2
+    rows: Annotated[int, Field(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        specs.validate(self, self.base, only=("trial", "fraction", "rows"))
+        source = source_named(self.source) if isinstance(self.source, str) else self.source
+        if not isinstance(source, EnvironmentSource):
+            raise EnvariantError(
+                f"{self.base}: source must be a data source or its name; got {self.source!r}"
+            )
+        object.__setattr__(self, "source", source)
+        if not 0 < self.fraction < 1:
+            raise EnvariantError(f"{self.base}: fraction must lie above 0 and below 1; got {self.fraction:g}")
+
+    @classmethod
+    def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
+        settings = specs.fill(cls, spec, cls.positional)
+        return cls(**{**settings, "source": source_named(str(settings["source"]), folder=folder)})
+
+    @property
+    def name(self) -> str:
+        changed = {key: getattr(self, key) for key in ("trial", "fraction", "rows")}
+        changed = {key: value for key, value in changed.items() if value != getattr(type(self), key)}
+        return str(specs.Spec(self.base, (self.source.name,), changed))
+
+    def identity(self) -> str:
+        settings = {"trial": self.trial, "fraction": self.fraction, "rows": self.rows}
+        return str(specs.Spec(self.base, (self.source.identity(),), settings))
+
+    def default_settings(self, algorithm: str) -> DefaultSettings:
+        return self.source.default_settings(algorithm)
+
+    @property
+    def columns(self) -> Mapping[str, slice]:
+        return self.source.columns
+
+    def sample(self, seed: int) -> EnvironmentSet:
+        whole = self.source.sample(seed)
+        parts = []
+        for index, environment in enumerate(whole.environments):
+            count = min(self.rows or len(environment), len(environment))
+            rows, out_rows = split(count, self.trial, index, self.fraction)
+            if not len(out_rows):
+                raise EnvariantError(
+                    f"{self.base}: {self.fraction:g} of the {count} rows of '{environment.name}' "
+                    f"are no whole row"
+                )
+            parts.append(environment.select(rows, name=environment.name, origin=""))
+            parts.append(environment.select(out_rows, name=environment.name + OUT, origin=""))
+        return replace(
+            whole,
+            label=self.name,
+            environments=tuple(parts),
+            test=both_parts(*whole.test),
+            validation=tuple(name + OUT for name in whole.names),
+        )
+
+
+def both_parts(*names: str) -> tuple[str, ...]:
+    """Return the names of both parts of the given environments, for the option `test_environments`."""
+    return tuple(part for name in names for part in (name, name + OUT))
+
+
+def split(
+    rows: int, trial: int, environment: int, fraction: float = 0.2
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " out_rows"]]:
+    """Return the row numbers of the large and of the small part of an environment, in DomainBed's order.
+
+    Args:
+        rows: Number of rows of the environment.
+        trial: Number of the trial.
+        environment: Index of the environment.
+        fraction: Share of the rows in the small part, rounded down.
+    """
+    order = np.random.RandomState(seed_hash(trial, environment)).permutation(rows)
+    shuffled = torch.from_numpy(order.astype(np.int64))
+    count = int(rows * fraction)
+    return shuffled[count:], shuffled[:count]
+
+
+def seed_hash(*values: object) -> int:
+    """Return DomainBed's random seed for some values: the MD5 digest of their tuple's text, modulo 2³¹."""
+    # Not used for security.
+    digest = hashlib.md5(str(values).encode(), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % 2**31

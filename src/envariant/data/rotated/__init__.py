@@ -1,0 +1,1 @@
+"""Rotated MNIST and the rotation of 8-bit images."""

@@ -1,0 +1,62 @@
+"""Runs of one method and set of left-out environments: all draws and trials of a protocol."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from envariant import data as sources
+from envariant.data.domainbed_split import both_parts
+from envariant.reproductions.domainbed.draws import draw_of
+from envariant.reproductions.domainbed.selection import curves_of
+from envariant.training.train import train
+
+
+def train_all(
+    data: str,
+    method: str,
+    left_out: Sequence[str],
+    draws: int,
+    trials: int,
+    steps: int,
+    every: int,
+    rows: int | None,
+    most_rows: int | None,
+    *,
+    mnist: Path | None = None,
+) -> list[list[dict[str, dict[int, float]] | None]]:
+    """Train all draws and trials of a method; return accuracies by trial and draw, None for diverged runs.
+
+    Args:
+        data: Data set as text, without the split.
+        method: Name of the method in the published tables.
+        left_out: Environments that are not trained on.
+        draws: Number of hyperparameter draws.
+        trials: Number of trials.
+        steps: Number of updates.
+        every: Number of updates between measurements.
+        rows: Number of rows of each environment; None for all.
+        most_rows: Largest batch size; None for no limit.
+        mnist: Folder of the MNIST files. Default: the cache or a download.
+    """
+    accuracies: list[list[dict[str, dict[int, float]] | None]] = []
+    for trial in range(trials):
+        text = f"domainbed-split('{data}', trial={trial}" + ("" if rows is None else f", rows={rows}") + ")"
+        source = sources.source(text, folder=mnist)
+        accuracies.append([])
+        for number in range(draws):
+            draw = draw_of(method, number, trial, steps=steps, most_rows=most_rows)
+            result = train(
+                source,
+                draw.algorithm,
+                model="mnist-cnn",
+                learning_rate=draw.learning_rate,
+                batch_size=draw.batch_size,
+                optimizer=draw.optimizer,
+                steps=steps,
+                evaluate_every=every,
+                test_environments=both_parts(*left_out),
+                seed=trial,
+                execution="sequential",
+                progress=False,
+            )
+            accuracies[-1].append(None if result.failures else curves_of(result))
+    return accuracies

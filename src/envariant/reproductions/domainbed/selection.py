@@ -1,0 +1,63 @@
+"""Model selection of DomainBed: training-domain validation, leave-one-domain-out, and oracle.
+
+Every rule selects among the draws and checkpoints of one method, one test environment and one trial. The
+accuracy of the selected model is that on the 80 % part of the test environment.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from envariant.data.domainbed_split import OUT
+from envariant.training.result import TrainingResult
+
+Curves = Mapping[str, Mapping[int, float]]
+"""Accuracy by environment part, such as `0` or `0 out`, and by step."""
+
+Rule = Literal["training_domain", "leave_one_domain_out", "oracle"]
+
+RULES: Mapping[Rule, str] = {
+    "training_domain": "training-domain validation",
+    "leave_one_domain_out": "leave-one-domain-out",
+    "oracle": "oracle (looks at the test environment)",
+}
+"""Names of the rules, which are also the ends of the names of the published tables."""
+
+
+def curves_of(result: TrainingResult) -> dict[str, dict[int, float]]:
+    """Return the accuracies of a run's only replica, by environment part and step."""
+    curves: dict[str, dict[int, float]] = {}
+    for row in result.rows:
+        if row.metric == result.record.metric and row.step > 0:
+            curves.setdefault(row.environment, {})[row.step] = row.value
+    return curves
+
+
+def training_domain(draws: Sequence[Curves], test: str) -> float:
+    """Return the test accuracy where the mean over the 20 % parts of the training environments is highest."""
+    names = [name for name in draws[0] if name.endswith(OUT) and name != test + OUT]
+    return _best(draws, test, lambda k, step: sum(draws[k][name][step] for name in names))
+
+
+def leave_one_domain_out(draws: Sequence[Curves], pairs: Mapping[str, Sequence[Curves]], test: str) -> float:
+    """Return the test accuracy where the mean accuracy in environments left out in turn is highest.
+
+    Args:
+        draws: Accuracies of the runs with only the test environment left out, one per draw.
+        pairs: Accuracies of the runs with the test environment and another one left out, one per draw, by the
+            name of the other environment.
+        test: Name of the test environment.
+    """
+    return _best(draws, test, lambda k, step: sum(runs[k][name][step] for name, runs in pairs.items()))
+
+
+def oracle(draws: Sequence[Curves], test: str) -> float:
+    """Return the last test accuracy of the draw with the highest last accuracy on the 20 % test part."""
+    last = [{name: {max(curve): curve[max(curve)]} for name, curve in draw.items()} for draw in draws]
+    return _best(last, test, lambda k, step: last[k][test + OUT][step])
+
+
+def _best(draws: Sequence[Curves], test: str, score: Callable[[int, int], float]) -> float:
+    """Return the test accuracy at the draw and step with the highest score; the first of equals wins."""
+    places = [(k, step) for k, draw in enumerate(draws) for step in sorted(draw[test])]
+    k, step = max(places, key=lambda place: score(*place))
+    return draws[k][test][step]

@@ -54,7 +54,7 @@ def linear(runner: Runner) -> Iterator[Finding]:
         yield CaptionedFigure(
             kind,
             charts.grouped(means, label, "log"),
-            f"{label}. Errors of 0 are not on the logarithmic axis.",
+            f"{label.capitalize()}. Errors of 0 are not on the logarithmic axis.",
         )
         yield _table(solved, kind)
     yield (
@@ -63,7 +63,8 @@ def linear(runner: Runner) -> Iterator[Finding]:
         "5 + 5 inputs, as here. Line r of the recorded results is the program with seed r and one "
         "repetition. IRM's candidates are compared in the environment e = 5, which is part of the training "
         "data of ERM and ICP; the true weights are not used. All methods are computed from the moments of "
-        "each environment, which is exact except for rounding; IRM in float32, as in the program."
+        "each environment, which is exact except for rounding; IRM in float32, as in the program. Least "
+        "squares commutes with rotations of the inputs; Adam, which scales each entry separately, does not."
     )
     for method in METHODS:
         yield _lines(solved, method)

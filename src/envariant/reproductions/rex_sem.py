@@ -86,7 +86,7 @@ def linear(runner: Runner) -> Iterator[Finding]:
     for kind in ERRORS:
         means = {s: {m: statistics.fmean(errors[s][m][kind]) for m in METHODS} for s in SETUPS}
         label = f"{kind} weight error, mean over repetitions"
-        yield CaptionedFigure(kind, charts.grouped(means, label, "log"), f"{label}.")
+        yield CaptionedFigure(kind, charts.grouped(means, label, "log"), f"{label.capitalize()}.")
         yield _table(errors, kind)
     yield (
         "The table of the paper is in an appendix that was not available here, so no number is compared. All "

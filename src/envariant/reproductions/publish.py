@@ -80,7 +80,8 @@ class SectionResult:
 
 def _counts(claims: Sequence[Claim]) -> str:
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "no claims"
+    named = {v: "hold" if v == "holds" and n != 1 else v for v, n in counts.items()}
+    return ", ".join(f"{n} {named[v]}" for v, n in counts.items() if n) or "no claims"
 
 
 def perform(

@@ -262,10 +262,8 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
     algorithm, suggested["average"] = _with_average(algorithm, requested.average, steps)
     if requested.average == NO_AVERAGE and suggested["average"] is None:
         requested = requested.but(average=None)
-    if not fitted and (requested.evaluate_every or 1) > steps:
-        raise EnvariantError(
-            f"evaluate_every must be at most the number of steps, {steps}; got {requested.evaluate_every}"
-        )
+    if not fitted and (every := requested.evaluate_every or 1) > steps:
+        raise EnvariantError(f"evaluate_every must be at most the number of steps, {steps}; got {every}")
     if not fitted and (requested.batch_size or suggested["batch_size"]) == "full":
         check_full_batch(requested)
     left_open = {key: value for key, value in suggested.items() if getattr(requested, key) is None}

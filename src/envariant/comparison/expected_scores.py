@@ -1,9 +1,9 @@
 """Compare the baseline's score in each environment with the score expected from its predictions.
 
-The expected score is the score that the method would have if P(target | prediction) were the same as in the
-training environments. It reveals drops that a comparison with in-domain scores misses: if there are many
-environments, one environment hardly influences the model, so its in-domain and out-of-domain scores agree
-even if its relation between inputs and target differs.
+The expected score is the score that the baseline would have if P(target | prediction) were the same as in
+the training environments. It reveals drops that a comparison with in-domain scores misses: with many
+environments, a single environment hardly influences the model. In-domain and out-of-domain scores on that
+environment therefore agree, even if the relation between inputs and target is different there.
 """
 
 import math

@@ -295,7 +295,7 @@ class SavedModel(Displayed):
         should be adjacent.
 
         Args:
-            data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
+            data: Path of a table (.csv, .tsv, .txt, .parquet), or pandas, polars or Arrow data frame.
             encoding: Encoding of a text file.
 
         Returns:
@@ -313,7 +313,7 @@ class SavedModel(Displayed):
         """Compare new rows with the training rows, column by column.
 
         Args:
-            data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
+            data: Path of a table (.csv, .tsv, .txt, .parquet), or pandas, polars or Arrow data frame.
             encoding: Encoding of a text file.
 
         Raises:
@@ -330,11 +330,11 @@ class SavedModel(Displayed):
         """Predict new rows with calibrated probabilities, prediction sets, flags and estimated accuracy.
 
         Args:
-            data: Path of a table (.csv, .tsv, .txt, .parquet), or data frame of pandas, polars or Arrow.
+            data: Path of a table (.csv, .tsv, .txt, .parquet), or pandas, polars or Arrow data frame.
             level: Requested coverage: share of rows whose target is in the prediction set or interval, on
                 average over new environments.
-            unlike_level: False-positive rate of the flag for unusual rows: share of rows similar to the
-                training rows that are flagged.
+            unlike_level: False-positive rate of the flag for unusual rows: among rows that are similar
+                to the training rows, the share that is flagged.
             encoding: Encoding of a text file.
 
         Raises:

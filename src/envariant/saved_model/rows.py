@@ -36,7 +36,7 @@ def read_rows(
     """Read, in chunks of rows, the columns that a model needs, with categories spelled as in training.
 
     Args:
-        data: Path of a table, or data frame of pandas, polars or Arrow.
+        data: Path of a table, or pandas, polars or Arrow data frame.
         encoding: Encoding of a text file.
         encodings: Encodings of the columns.
         reference: Distribution of each encoded column in training.

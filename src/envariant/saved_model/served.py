@@ -52,8 +52,8 @@ class Served(Displayed):
         score_name: Name of the estimated score, "accuracy" or "RMSE"; "" if there is no estimate.
         score: Estimated score of the batch with its 95 % prediction interval; None if there is no estimate.
         score_method: Name of the method that estimated the score.
-        unlike_level: False-positive rate of the column `unlike`: share of rows similar to the training rows
-            that are flagged.
+        unlike_level: False-positive rate of the column `unlike`: among rows that are similar to
+            the training rows, the share that is flagged.
         drift: Comparison with the training rows, column by column.
         not_given: Results that could not be computed, each with the reason.
     """
@@ -146,8 +146,8 @@ class ServedRows:
         density: Density of the training inputs; None if the model has none.
         classes: Class labels; empty for regression.
         level: Requested coverage of the prediction sets.
-        unlike_level: False-positive rate of the column `unlike`: share of rows similar to the training rows
-            that are flagged.
+        unlike_level: False-positive rate of the column `unlike`: among rows that are similar to
+            the training rows, the share that is flagged.
     """
 
     serving: Serving | None

@@ -1,4 +1,4 @@
-"""Detect the divergence of a replica, and describe its reason."""
+"""Detect that a replica has diverged, and describe the cause."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -17,12 +17,11 @@ from envariant.core.search_space import LogUniform
 @final
 @dataclass(frozen=True)
 class CLOvE(Penalty):
-    """Calibration error (1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width).
+    """Squared calibration error (1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width).
 
     Wald et al. 2021. E is the number of environments, and N the number of rows i, j of environment e in the
     batch. f_i is the probability of the predicted class of row i; c_i is 1 if that class is correct, else 0,
-    and has no gradient. The square of the calibration error is used, because the error itself has infinite
-    slope at 0.
+    and has no gradient. This is the square of the paper's calibration error, whose slope is infinite at 0.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper).

@@ -16,7 +16,7 @@ def grouped(
     """Draw one row per group, with one dot per method.
 
     Args:
-        scores: Mapping from group, from top to bottom, to a mapping from method to value.
+        scores: For each group, from top to bottom, the value of each method by name.
         label: Label of the horizontal axis.
         scale: Scale of the horizontal axis, "linear" or "log". A logarithmic axis has no dots for values of 0
             or less.

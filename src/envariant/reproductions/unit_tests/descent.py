@@ -1,7 +1,7 @@
 """Full-batch descent of linear models, many runs at once, from gradients of the risks in each environment.
 
 For linear models, the updates of all methods are functions of the gradient g_e of each risk R_e and of
-products H_e v with its Hessian, where w are the weights with the bias as the last entry:
+products H_e v with its Hessian H_e. With weights w, whose last entry is the bias, the updates are
 
     ERM      mean_e g_e
     IRMv1    (1 − λ) mean_e g_e + λ Σ_e ∇[(w · g_e)² + (last entry of g_e)²]
@@ -97,7 +97,7 @@ def descend(
 
     Args:
         risks: Risks of the training environments.
-        start: Initial weights; their type is that of the computation.
+        start: Initial weights; their data type is used for the computation.
         runs: Method and hyperparameters of each run.
         steps: Number of updates.
     """

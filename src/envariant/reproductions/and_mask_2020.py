@@ -64,8 +64,8 @@ def spirals(runner: Runner) -> Iterator[Finding]:
     """Compare AND-mask with other methods on spirals, whose signatures are a shortcut in training.
 
     The settings are those of the program's README: 16 environments, signatures of 16 standard normal entries,
-    150 epochs of 4 updates, and a weight decay of 1e-3 that is applied after the mask. According to the
-    paper, AND-mask with τ = 1 learns the spirals, while plain Adam (τ = 0) learns the signatures.
+    150 epochs of 4 updates, and a weight decay of 1e-3 that is applied after the mask. AND-mask with
+    τ = 1 should learn the spirals, whereas plain Adam (τ = 0) should learn the signatures.
     """
     many, few = runner.pick(quick=2, full=50), runner.pick(quick=2, full=10)
     late, steps = 4 * EPOCH, runner.pick(quick=SHORT, full=STEPS)
@@ -173,8 +173,8 @@ def spirals_paper(runner: Runner) -> Iterator[Finding]:
     """Train AND-mask with the sizes and the best hyperparameters that the paper prints.
 
     The paper uses 32 environments of 1,280 rows and signatures of 32 entries from N(0, 0.1). It divides the
-    learning rate by 10 halfway through training, and again after three quarters. It reports the
-    best run of a search with 50 repetitions: only AND-mask reaches perfect test accuracy.
+    learning rate by 10 halfway through training, and again after three quarters. It reports the best run of
+    a search with 50 repetitions: only AND-mask reaches perfect test accuracy.
     """
     algorithm = f"and-mask(threshold={BEST['threshold']:g})"
     cut, held = runner.pick(quick=(2, 2), full=(50, 10))

@@ -284,9 +284,8 @@ def draws(runner: Runner) -> Iterator[Finding]:
     yield CaptionedTable("irm", TextTable(("IRM", *names), tuple(rows)), "First draws of IRM, trial 0")
     yield (
         "Mixup's α is 0.1 in all random draws, because of a slip in the program: both limits of its exponent "
-        "are −1. "
-        "Images of RotatedMNIST are rotated with bicubic interpolation; later versions use "
-        "bilinear interpolation."
+        "are −1. Images of RotatedMNIST are rotated with bicubic interpolation; later versions use bilinear "
+        "interpolation."
     )
 
 

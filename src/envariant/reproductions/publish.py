@@ -196,7 +196,7 @@ def _missing(reproduction: Reproduction, result: SectionResult) -> list[Block]:
 
 
 def _stored(section: Section, archive: Runner) -> SectionResult:
-    """Return the result of a section from stored results; without findings if any of them is missing."""
+    """Return the result of a section from stored runs and computations; if any is missing, no findings."""
     try:
         return _found(section, archive)
     except RunNotStoredError:

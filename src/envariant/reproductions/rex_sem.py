@@ -126,8 +126,8 @@ def _printed(errors: Mapping[str, Any]) -> Iterator[Finding]:
     yield (
         "The program rotates the true weights instead of the estimate, and counts a weight as causal if "
         "its rotated true weight is not 0. With scrambled inputs all weights are causal. Its non-causal "
-        "errors are therefore 0 for every estimate, and its causal errors are means of both kinds. Only this "
-        "table shows errors computed in this way."
+        "errors are therefore 0 for every estimate, and its causal errors are means over causal and "
+        "non-causal weights. Only this table shows errors computed in this way."
     )
 
 

@@ -258,7 +258,7 @@ def selection(runner: Runner) -> Iterator[Finding]:
 
 @section("statements", "Statements about the six problems")
 def statements(runner: Runner) -> Iterator[Finding]:
-    """Test statements on the problems, such as that no method but the oracle solves all of them."""
+    """Test statements about the problems, such as that no method but the oracle solves all of them."""
     tests: dict[Problem, Errors] = {problem: _chosen(runner, problem)[0] for problem in QUADRATIC}
     tests |= {problem: _at_recorded_seeds(runner, problem) for problem in LOGISTIC}
     means: dict[Problem, dict[Method, float]] = {

@@ -115,8 +115,8 @@ def output_of(name: str, outputs: Sequence[object], rows: int) -> Tensor:
     """
     if len(outputs) != 1:
         raise EnvariantError(
-            f"layer '{name}': must be called once per forward pass, is called {len(outputs)} times; use "
-            f"another layer"
+            f"layer '{name}': must be called once per forward pass, but is called {len(outputs)} times; "
+            f"use another layer"
         )
     (output,) = outputs
     if isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1 and len(output) == rows:

@@ -7,7 +7,8 @@ products H_e v with its Hessian H_e. With weights w, whose last entry is the bia
     IRMv1    (1 − λ) mean_e g_e + λ Σ_e ∇[(w · g_e)² + (last entry of g_e)²]
              (derivatives with respect to a factor and an offset of the output)
     IGA      mean_e g_e + c Σ_e ∇‖g_e − mean g‖² = mean_e g_e + 2c Σ_e H_e (g_e − mean g)
-    ANDMask  mean_e g_e, with weight gradients of length 1, where |Σ_e sign g_e| > τE; plain descent
+    ANDMask  mean_e g_e where |Σ_e sign g_e| > τE, else 0, by plain gradient descent
+             (all entries of g_e except the bias are first scaled to a vector of length 1)
 """
 
 from abc import ABC, abstractmethod

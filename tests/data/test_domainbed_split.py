@@ -76,5 +76,5 @@ def test_invalid_settings_are_errors():
         DomainBedSplit(numbered(), fraction=1)
     with pytest.raises(EnvariantError, match="source must be a data source or its name"):
         DomainBedSplit(3)
-    with pytest.raises(EnvariantError, match=r"0.01 of the 20 rows of 'a' are no whole row"):
+    with pytest.raises(EnvariantError, match=r"0.01 of the 20 rows of 'a' are less than one row"):
         DomainBedSplit(numbered(), fraction=0.01).sample(0)

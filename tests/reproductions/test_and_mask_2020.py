@@ -146,7 +146,7 @@ def test_every_section_runs_to_its_end_and_few_steps_decide_nothing(digits, monk
     claims = [each for findings in found.values() for each in findings if isinstance(each, Claim)]
     assert all(any(isinstance(each, Claim) for each in findings) for findings in found.values())
     verdicts = {claim.text: claim.in_profile("quick").verdict for claim in claims}
-    best = "The best start of AND-mask reaches perfect test accuracy (oracle selection; 0.99 or more)."
+    best = "The best run of AND-mask reaches perfect test accuracy (oracle selection; 0.99 or more)."
     assert verdicts[best] == "undecided"
     tables = [
         each.table for findings in found.values() for each in findings if isinstance(each, CaptionedTable)

@@ -128,7 +128,7 @@ def test_layers_that_cannot_be_used_are_named():
 
     for model, layers in ((Unused, "other"), (Unused, "featurizer + other")):
         with pytest.raises(
-            EnvariantError, match=r"layer 'other': must be called once per forward pass, is called 0"
+            EnvariantError, match=r"layer 'other': must be called once per forward pass, but is called 0"
         ):
             envariant.train(
                 made(Binary(), 1), f"miro(layers='{layers}')", model=model, steps=1, progress=False

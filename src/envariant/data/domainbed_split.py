@@ -1,4 +1,4 @@
-"""Split of every environment as in DomainBed: 80 % to train or test on, and 20 % to select models with.
+"""Split of every environment as in DomainBed: 80 % for training or testing, and 20 % for model selection.
 
 Gulrajani & Lopez-Paz 2020 (arXiv 2007.01434). Test environments are split too: a test score is computed on
 the 80 % part, and oracle selection uses the 20 % part.
@@ -37,7 +37,7 @@ class DomainBedSplit(SpecSource):
 
     Attributes:
         source: Data source to split, or its name with settings.
-        trial: Number of the trial. With the index of an environment, it determines the split.
+        trial: Number of the trial, which determines the split together with the index of an environment.
         fraction: Share of the rows in the smaller parts, rounded down.
         rows: Use only the first rows of each environment. Default: use all rows, as DomainBed does.
     """
@@ -92,7 +92,7 @@ class DomainBedSplit(SpecSource):
             if not len(out_rows):
                 raise EnvariantError(
                     f"{self.base}: {self.fraction:g} of the {count} rows of '{environment.name}' "
-                    f"are no whole row"
+                    f"are less than one row"
                 )
             parts.append(environment.select(rows, name=environment.name, origin=""))
             parts.append(environment.select(out_rows, name=environment.name + OUT, origin=""))

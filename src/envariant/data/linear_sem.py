@@ -1,7 +1,7 @@
 """Linear structural equation models of the IRM paper (Arjovsky et al. 2019, section 5.1).
 
-Inputs are causes x and effects z of u, of five components each; the target is the sum of the components of
-u. With a hidden h, and normal noise N of standard deviation 1, environment e has
+The variable u has causes x and effects z, which are the inputs; all three have five components. The target is
+the sum of the components of u. With a hidden variable h and standard normal noise N, environment e has
 
     h = e N        x = h A + e N        u = x B + h C + σ_u N        z = u D + h G + σ_z N
     inputs = (x, z) S        target y = Σ u
@@ -55,10 +55,12 @@ class LinearSEM(SpecSource):
     with the same seed.
 
     Attributes:
-        setup: Three letters. F: x has variance 2e², and C = G = 0; P: a hidden confounder, with A, C and G
-            normal/10. O: σ_u = 1 and σ_z = e; E: σ_u = e and σ_z = 1 (as in the program; the text of the
-            paper exchanges O and E). U: S = I; S: S is a random orthogonal matrix.
-        coefficients: "ones" for B = D = I, as in the published results; "normal" for B and D normal/10.
+        setup: Three letters. F: A = I and C = G = 0, so that x has variance 2e²; P: h is a confounder, and
+            A, C and G have normal entries with standard deviation 1/10. O: σ_u = 1 and σ_z = e; E: σ_u = e
+            and σ_z = 1 (as in the program; the text of the paper exchanges O and E). U: S = I; S: S is a
+            random orthogonal matrix.
+        coefficients: "ones" for B = D = I, as in the published results; "normal" for normal
+            entries of B and D with standard deviation 1/10.
     """
 
     base: ClassVar[str] = "linear-sem"

@@ -48,7 +48,7 @@ class _Drawn:
 @final
 @dataclass(frozen=True)
 class LinearUnitTests(SpecSource):
-    """Data source for the linear unit tests: two draws of the training distribution, and one for testing.
+    """Data source for the linear unit tests, with training, validation and test rows in every environment.
 
     Training environments are `E0`, `E1`, …; `E0 validation`, … are validation environments, and `E0 test`,
     … are test environments, whose spurious inputs are permuted over the rows. Rows are those of the released
@@ -56,8 +56,8 @@ class LinearUnitTests(SpecSource):
 
     Attributes:
         problem: Problem: `example1` (regression with noise that differs between environments), `example2`
-            (cows and camels), `example3` (small invariant margin), or one of them with an s, for scrambled
-            inputs.
+            (cows and camels), `example3` (small invariant margin), or one of these names followed by s, for
+            scrambled inputs.
         environments: Number of training environments.
         dim_inv: Number of invariant inputs.
         dim_spu: Number of spurious inputs.
@@ -134,7 +134,7 @@ class LinearUnitTests(SpecSource):
             yield split, parts
 
     def _example1(self, generator: torch.Generator) -> _Drawn:
-        """Draw Example1: y = Σ u, u = x W + σ N and z = u V + N, with x and σ N normal of deviation σ."""
+        """Draw Example1: y = Σ u, u = x W + σ N and z = u V + N, where x and σ N have deviation σ."""
         later = range(len(_NOISE), self.environments)
         noise = [*_NOISE[: self.environments], *(10 ** _uniform(-2, 1, generator) for _ in later)]
         w = torch.randn(self.dim_inv, self.dim_inv, generator=generator) / self.dim_inv

@@ -19,7 +19,7 @@ class MaskNumbers:
     Attributes:
         key: Random-number key of the step.
         stream: Number of the stream; every layer of every pass in a step has its own.
-        first_row: Index of the first row of the block. A mask belongs to a row, whatever the size of blocks.
+        first_row: Index of the first row of the block. The mask of a row does not depend on blocks.
     """
 
     key: Tensor
@@ -31,7 +31,7 @@ class MaskNumbers:
 class Dropout(nn.Module):
     """Dropout whose mask depends only on the key of the step, the layer, the pass and the row.
 
-    Outside of a training run of this library, it draws from PyTorch's default generator as `nn.Dropout` does.
+    Outside a training run of this library, it draws from PyTorch's default generator as `nn.Dropout` does.
 
     Args:
         p: Probability that an activation is set to zero; the others are divided by 1 − p.

@@ -6,7 +6,7 @@ from envariant.core.errors import unknown_name
 from envariant.reproductions.base import Reproduction
 
 NAMES: dict[str, str] = {
-    "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx, with which this library began",
+    "sjtu-2023": "course report on Colored MNIST, from LeNet to V-REx; the starting point of this library",
     "irm-2019": "Invariant Risk Minimization: linear structural equation models, and Colored MNIST",
     "and-mask-2020": "AND-mask paper: spirals with signatures, and random labels on MNIST",
     "domainbed-2020": "In Search of Lost Domain Generalization: ColoredMNIST and RotatedMNIST",

@@ -52,7 +52,7 @@ PAPER_RUN: dict[str, Any] = {
 }  # fmt: skip
 CUT = f"stages(1e-2, 1e-3, 1e-4, at=({46 * PAPER_EPOCH}, {69 * PAPER_EPOCH}))"
 CHANCE, NEARLY = 0.6, 0.95
-"""Bounds of test accuracy: below the first, a method counts as at chance; from the second on, as solved."""
+"""Bounds of test accuracy: below the first, a method is at chance; a run at or above the second is solved."""
 
 
 def _spirals(algorithm: str, replicas: int, **settings: Any) -> Run:
@@ -63,9 +63,9 @@ def _spirals(algorithm: str, replicas: int, **settings: Any) -> Run:
 def spirals(runner: Runner) -> Iterator[Finding]:
     """Compare AND-mask with other methods on spirals, whose signatures are a shortcut in training.
 
-    The README of the program trains on 16 environments with signatures of 16 standard normal entries, for 150
-    epochs of 4 updates, with a weight decay of 1e-3 that is applied after the mask. AND-mask with τ = 1 is to
-    learn the spirals; Adam, which is τ = 0, learns the signatures.
+    The settings are those of the program's README: 16 environments, signatures of 16 standard normal entries,
+    150 epochs of 4 updates, and a weight decay of 1e-3 that is applied after the mask. AND-mask with
+    τ = 1 should learn the spirals, whereas plain Adam (τ = 0) should learn the signatures.
     """
     many, few = runner.pick(quick=2, full=50), runner.pick(quick=2, full=10)
     late, steps = 4 * EPOCH, runner.pick(quick=SHORT, full=STEPS)
@@ -90,7 +90,7 @@ def spirals(runner: Runner) -> Iterator[Finding]:
     for name in ("Adam (τ = 0)", "Adam, dropout 0.5", "IRM", "V-REx", "DANN"):
         test, train = ood_score(results[name]), id_score(results[name])
         yield statement(
-            f"{name} stays at chance in test (below {CHANCE}).",
+            f"{name} stays at chance in the test environment (accuracy below {CHANCE}).",
             beyond(test, below=CHANCE),
             f"test {test}, training {train.mean:.3f}, {test.count} runs",
         )
@@ -125,7 +125,7 @@ def _accuracies(results: Mapping[str, TrainingResult], caption: str) -> Iterator
 
 
 def _threshold(runner: Runner, results: Mapping[str, TrainingResult]) -> Iterator[Finding]:
-    """Yield the accuracies by threshold of the mask."""
+    """Yield the accuracies for several thresholds of the mask."""
     between = runner.pick(quick=(0.75,), full=(0.25, 0.5, 0.75, 0.875))
     sweep = {
         0.0: results["Adam (τ = 0)"],
@@ -149,20 +149,22 @@ def _threshold(runner: Runner, results: Mapping[str, TrainingResult]) -> Iterato
     yield statement(
         "Every threshold between 0 and 1 has a lower test accuracy than τ = 1.",
         beyond(gain(results["AND-mask, τ = 1"], sweep[between[below.index(highest)]]), above=0.0),
-        f"highest mean of the others {highest}, τ = 1: {ood_score(sweep[1.0])}",
+        f"best other threshold {highest}; τ = 1: {ood_score(sweep[1.0])}",
     )
 
 
 _DIFFERENCES = (
-    "Differences from the program: batches are drawn with replacement, where the program reshuffles every "
-    "environment in each epoch; each run has its own data and initial weights, where the program's seed "
-    "changes the data only; and accuracy is measured after an update, where the program tests at the start "
-    "of an epoch and never tests the last one. IRM, V-REx and DANN have one setting each (coefficient 100 "
-    "from epoch 4 on; weight 1, without weight decay), where the paper searches; their results at other "
-    "settings are not known from this page. Not run: batch norm and L1, which the library's networks and "
-    "optimizers do not offer; the comparison of the robustness of AND-mask with L1 and L2; and the "
-    f"baseline's first success at {PAPER['synthetic_baseline_first_succeeds_at_environments']:,} "
-    "environments, which would cost 64 times a run here. No run was chosen by its test accuracy."
+    "Differences from the program: batches are drawn with replacement, whereas the program reshuffles every "
+    "environment in each epoch; each run has its own data and initial weights, whereas the program's seed "
+    "changes only the data; and accuracy is measured after an update, whereas the program tests at the start "
+    "of an epoch and never tests the last one. IRM, V-REx and DANN have one setting each (IRM and V-REx: "
+    "coefficient 100 from epoch 4 on; DANN: weight 1, without weight decay), whereas the paper searches; "
+    "this page does not show their results at other settings. Not run: batch norm and L1, which the "
+    "library's networks and optimizers do not offer; the comparison of AND-mask's robustness with that of L1 "
+    "and L2; and training with "
+    f"{PAPER['synthetic_baseline_first_succeeds_at_environments']:,} environments, the number at which the "
+    "baseline first succeeds, because such a run would cost 64 times as much as one here. No run was chosen "
+    "by its test accuracy."
 )
 
 
@@ -170,9 +172,9 @@ _DIFFERENCES = (
 def spirals_paper(runner: Runner) -> Iterator[Finding]:
     """Train AND-mask with the sizes and the best hyperparameters that the paper prints.
 
-    The paper uses 32 environments of 1,280 rows and signatures of 32 entries, N(0, 0.1), and divides the
-    learning rate by 10 half-way and at three quarters. It reports that AND-mask alone reaches perfect test
-    accuracy: the best run of a search, repeated with 50 seeds.
+    The paper uses 32 environments of 1,280 rows and signatures of 32 entries from N(0, 0.1). It divides the
+    learning rate by 10 halfway through training, and again after three quarters. It reports the best run of
+    a search with 50 repetitions: only AND-mask reaches perfect test accuracy.
     """
     algorithm = f"and-mask(threshold={BEST['threshold']:g})"
     cut, held = runner.pick(quick=(2, 2), full=(50, 10))
@@ -202,14 +204,16 @@ def spirals_paper(runner: Runner) -> Iterator[Finding]:
     for name, result in masked.items():
         gap = _memorized(result)
         yield statement(
-            f"AND-mask learns the spirals only: training accuracy exceeds test accuracy by less than 0.05 "
+            f"AND-mask learns only the spirals: training accuracy exceeds test accuracy by less than 0.05 "
             f"({name}).",
             beyond(gap, below=0.05),
             f"difference {signed(gap)}, {gap.count} runs",
         )
     adam = ood_score(results["rate held, Adam (τ = 0)"])
     yield statement(
-        f"Adam stays at chance in test (below {CHANCE}).", beyond(adam, below=CHANCE), f"test {adam}"
+        f"Adam stays at chance in the test environment (accuracy below {CHANCE}).",
+        beyond(adam, below=CHANCE),
+        f"test {adam}",
     )
     yield _PAPER_DIFFERENCES
 
@@ -239,35 +243,35 @@ def _starts(masked: Mapping[str, TrainingResult]) -> Iterator[Finding]:
     )
     count = sum(len(result.finished) for result in masked.values())
     yield statement(
-        "The best start of AND-mask reaches perfect test accuracy (oracle selection; 0.99 or more).",
+        "The best run of AND-mask reaches perfect test accuracy (oracle selection; 0.99 or more).",
         best >= 0.99,
         f"best of {count} runs {best:.3f}",
     )
 
 
 def _memorized(result: TrainingResult) -> Interval:
-    """Return the difference of training and test accuracy, with its interval over runs."""
+    """Return the difference between training and test accuracy, with its interval over runs."""
     each = [result.final(name, "accuracy").values for name in training_environments(result)]
     train = [statistics.fmean(values) for values in zip(*each, strict=True)]
     return difference(train, list(result.final(only_test_environment(result), "accuracy").values))
 
 
 _PAPER_DIFFERENCES = (
-    "The paper does not say whether 0.1 is a variance or a standard deviation, and its program has 1; here "
-    "it is the standard deviation, because AND-mask stays at chance with entries of standard deviation 1. "
-    "How far AND-mask gets depends on the initial weights, so the best run says little about a single one; "
-    "the share of solved runs is not in the paper. The run with a constant learning rate is not in the paper "
-    "either. The paper's search over hyperparameters is not repeated."
+    "The paper does not say whether 0.1 is a variance or a standard deviation, and its program uses a "
+    "standard deviation of 1. Here, the standard deviation is 0.1: with 1, AND-mask stays at chance. The "
+    "success of AND-mask depends on the initial weights, so the best run says little about a typical run. "
+    "The paper reports neither the share of solved runs nor a run with a constant learning rate. Its search "
+    "over hyperparameters is not repeated."
 )
 
 
 @section("gradients", "Which gradients the mask keeps")
 def gradients(runner: Runner) -> Iterator[Finding]:
-    """Compare masked gradients at random networks with gradients of the mechanism and of the shortcut alone.
+    """Compare masked gradients of random networks with gradients of the mechanism and of the shortcut alone.
 
     The paper shows these correlations as a figure for 16 environments, batches of 1,024 rows and 10 random
-    networks. The mechanism alone is the gradient on data with permuted signatures, and the shortcut alone the
-    gradient with permuted points.
+    networks. The gradient of the mechanism alone is computed on data with permuted signatures, and that of
+    the shortcut alone on data with permuted points.
     """
     inputs: dict[str, Any] = {
         "source": "spirals(signature=32, deviation=0.1)",
@@ -290,7 +294,9 @@ def gradients(runner: Runner) -> Iterator[Finding]:
         ]
         series[label] = ([x for x, _ in points], [y for _, y in points])
     chart = charts.lines(series, "threshold τ", "correlation of gradients")
-    yield CaptionedFigure("correlation", chart, "Mean over random networks; signatures of deviation 0.1.")
+    yield CaptionedFigure(
+        "correlation", chart, "Mean over random networks; signatures with standard deviation 0.1."
+    )
     change = difference(found["kept mechanism"][-1], found["kept mechanism"][0])
     yield statement(
         "The masked gradient agrees more with the mechanism's at τ = 1 than at τ = 0.",
@@ -309,7 +315,7 @@ def gradients(runner: Runner) -> Iterator[Finding]:
         f"{signed(favored)}",
     )
     yield (
-        "All 1,024 rows of an environment are one batch. Entries that the mask sets to zero are left out of "
+        "All 1,024 rows of an environment form one batch. Entries that the mask sets to zero are left out of "
         "a correlation. The networks, data and permutations have fixed seeds, so the result is deterministic."
     )
 
@@ -317,14 +323,15 @@ def gradients(runner: Runner) -> Iterator[Finding]:
 REPRODUCTION = Reproduction(
     "and-mask-2020",
     "AND-mask: learning explanations that are hard to vary (Parascandolo et al. 2020)",
-    "The paper updates a weight only if the gradients of the environments agree in sign. It has three "
-    "experiments that run on a computer without a GPU in some form: spirals with signatures, linear "
-    "regression, and random labels. Its results are figures without tables; therefore, no claim about "
-    "spirals or labels can be reproduced in number, only hold or not. Out of scope: CIFAR-10, and CoinRun "
-    "with its 1,024 search trials of a residual network over game levels and the temporal AND-mask.",
+    "The paper updates a weight only if the gradients of the environments agree in sign. Three of its "
+    "experiments can be run without a GPU, at least in a reduced form: spirals with signatures, linear "
+    "regression, and random labels. The paper shows its results in figures without tables. Claims about "
+    "spirals and labels therefore have no numbers to reproduce; they can only hold or not. Out of scope: "
+    "CIFAR-10; and CoinRun, which needs 1,024 search trials of a residual network on game levels and the "
+    "temporal AND-mask.",
     {
-        "quick": "2 runs per setting of the spirals, those of other methods than AND-mask with a third of "
-        "the updates; 5 random networks; 4 thresholds with one seed for random labels. About 20 minutes of "
+        "quick": "2 runs per setting of the spirals, with a third of the updates for methods other than "
+        "AND-mask; 5 random networks; 4 thresholds with one seed for random labels. About 20 minutes of "
         "one core.",
         "full": "50 runs of AND-mask on spirals, 10 of every other method, 5 of every other threshold; 10 "
         "random networks; 7 thresholds with two seeds for random labels. About 3 hours of one core.",

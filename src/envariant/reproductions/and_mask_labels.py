@@ -22,9 +22,9 @@ def random_labels(runner: Runner) -> Iterator[Finding]:
 
     The paper trains a residual network on CIFAR-10 with every row of a batch as an environment, for labels
     that are true, random, or redrawn for a quarter of the rows. A threshold slightly above 0 prevents the
-    memorization of random labels, and true labels are still learned. This section asks the same question in
-    the manner of the paper, on 10,000 MNIST digits with a network of two hidden layers of 256 units: it is
-    our experiment, not the paper's.
+    memorization of random labels, and true labels are still learned. This section asks the same question on
+    10,000 MNIST digits, with a network of two hidden layers of 256 units. It follows the paper's method, but
+    the experiment is ours.
     """
     paper = published.claims("and_mask")
     thresholds = [float(t) for t in runner.pick(quick=(0.0, 0.1, 0.2, 0.4), full=paper["cifar_thresholds"])]
@@ -50,13 +50,13 @@ def random_labels(runner: Runner) -> Iterator[Finding]:
     yield from _random_figures(thresholds, final, outcomes)
     yield from _random_claims(thresholds, final, seeds)
     yield (
-        "Adam with rate 5e-4, batches of 80 without replacement, "
+        "Settings: Adam with learning rate 5e-4, batches of 80 without replacement, "
         f"{EPOCHS} epochs, gradients divided by the share of unmasked entries per tensor, no weight decay. "
         "The signs of the single rows' gradients are summed exactly by one matrix product per layer; "
         "training is therefore written out for this network (row_mask.py) and does not go through the "
         "library's engine. Not reproduced: CIFAR-10 itself, whose per-row gradients of 6.5 million weights "
-        "need a GPU for about a day per threshold, and the paper's separately chosen learning rates with "
-        "label noise."
+        "need a GPU for about a day per threshold, and the learning rates that the paper chose separately "
+        "for label noise."
     )
 
 
@@ -136,7 +136,8 @@ def _random_claims(
         f"{shown(false[i])} at τ = 0.2, {shown(false[zero])} at τ = 0, {counted}",
     )
     yield statement(
-        "Its final test accuracy is no lower than that of Adam (τ = 0).",
+        "With a quarter of the labels redrawn, the final test accuracy at τ = 0.2 is no lower than that of "
+        "Adam (τ = 0).",
         agreed([a >= b for a, b in zip(test[i], test[zero], strict=True)]),
         f"{shown(test[i])} at τ = 0.2, {shown(test[zero])} at τ = 0, {counted}",
     )

@@ -1,7 +1,7 @@
 """Linear regression of the AND-mask paper (Parascandolo et al. 2020): environments of a single row.
 
-Environment i of four has the row x = 3 e_i + 0.3 e_5 in five dimensions and the target y = 1, with the loss
-½ (θ · x − y)². The coordinates e_1 to e_4 are shortcuts; the faint coordinate e_5 is shared.
+Each environment i = 1, …, 4 has a single row, x = 3 e_i + 0.3 e_5 in five dimensions, with the target y = 1
+and the loss ½ (θ · x − y)². The coordinates e_1 to e_4 are shortcuts; the faint coordinate e_5 is shared.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ def rows(noise: float = 0.0, seed: int = 0) -> Float[Tensor, "environments input
     """Return the input of each environment.
 
     Args:
-        noise: Size of numbers of random sign that are added to every input.
+        noise: Magnitude of the perturbations of random sign that are added to the inputs.
         seed: Seed of the signs.
     """
     x = torch.cat([3 * torch.eye(ENVIRONMENTS), torch.full((ENVIRONMENTS, 1), 0.3)], dim=1).double()
@@ -46,7 +46,7 @@ def rows(noise: float = 0.0, seed: int = 0) -> Float[Tensor, "environments input
 def train(
     rule: AndMask, x: Float[Tensor, "environments inputs"], starts: int, steps: int
 ) -> Float[Tensor, "starts inputs"]:
-    """Return the weights of several starts after gradient descent with combined gradients.
+    """Run gradient descent with combined gradients from several random starts; return the final weights.
 
     Args:
         rule: Rule that combines the gradients of the environments.
@@ -74,9 +74,10 @@ def solutions(starts: int, steps: int) -> dict[str, dict[str, list[float]]]:
         steps: Number of updates.
 
     Returns:
-        Mean ("weights") and standard deviation ("sd") of the weights over starts, and mean losses on training
-        environments ("training") and on the others ("others"), by rule and training environments; and by
-        rule, the largest weight of a shortcut in training with several draws of noise ("noise").
+        For each rule and choice of training environments, such as `mean, first 2`: mean ("weights") and
+        standard deviation ("sd") of the weights over starts, and mean losses in the training environments
+        ("training") and in the others ("others"). For each rule, such as `mean, noise`: the largest absolute
+        weight of a shortcut, averaged over starts, for each of several draws of noise ("noise").
     """
     result: dict[str, dict[str, list[float]]] = {}
     x = rows()
@@ -117,10 +118,10 @@ def fixed_point(name: str) -> Float[Tensor, " inputs"]:
 
 @section("linear", "Linear regression with one row in each environment")
 def linear(runner: Runner) -> Iterator[Finding]:
-    """State that mean gradients learn each environment's own shortcut, and AND-mask the shared mechanism.
+    """Test the claim that the mean gradient learns shortcuts, and AND-mask the shared mechanism.
 
-    The mean gradient finds other weights for every choice of training environments. AND-mask finds the same
-    weights from any two environments.
+    The mean gradient finds different weights for different choices of training environments. AND-mask finds
+    the same weights from any two environments.
     """
     inputs: dict[str, Any] = {"starts": STARTS, "steps": STEPS}
     found = runner.compute("and-mask-linear", inputs, solutions)
@@ -140,9 +141,9 @@ def linear(runner: Runner) -> Iterator[Finding]:
     yield CaptionedTable("weights", TextTable(header, tuple(lines)), caption)
     yield from _claims(found, names, recorded)
     yield (
-        "The recorded run is one random start for each row of the table, without its seed, so that weights "
-        "agree up to the remainder of the start. The program's table has no row for the last two "
-        "environments."
+        "Each recorded row comes from one random start, whose seed is unknown, so recorded and computed "
+        "weights differ by what training leaves of the start. The program's table has no row for the last "
+        "two environments."
     )
 
 
@@ -166,7 +167,10 @@ def _claims(found: Any, names: Sequence[str], recorded: published.Table) -> Iter
     )
     fails = min(others.values()) > 10 * max(shared.values())
     yield statement(
-        "Solutions of the mean gradient fail in environments not seen.", fails, numbers, exact=True
+        "Solutions of the mean gradient fail in environments not seen in training.",
+        fails,
+        numbers,
+        exact=True,
     )
     masked = torch.tensor([found[f"and-mask, {seen}"]["weights"] for seen in SEEN])
     spread = float((masked.max(dim=0).values - masked.min(dim=0).values).max())
@@ -177,8 +181,10 @@ def _claims(found: Any, names: Sequence[str], recorded: published.Table) -> Iter
     masked, geometric = (found[f"{rule}, noise"]["noise"] for rule in ("and-mask", "geometric mean"))
     pairs = ", ".join(f"{b:.3f} against {a:.3f}" for a, b in zip(masked, geometric, strict=True))
     yield statement(
-        "Where inputs changed by ±0.001 pass the mask, the geometric mean does less harm.",
+        "If inputs are changed by ±0.001 so that shortcuts pass the mask, the geometric mean gives them less "
+        "weight than the arithmetic mean.",
         all(b < a for a, b in zip(masked, geometric, strict=True)),
-        f"largest shortcut weight in {len(masked)} draws of the signs: {pairs} of AND-mask",
+        f"largest shortcut weight in {len(masked)} draws of the signs, geometric against "
+        f"arithmetic mean: {pairs}",
         exact=True,
     )

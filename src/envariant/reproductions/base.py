@@ -80,7 +80,7 @@ class Reproduction:
         name: Name of the reproduction on the command line.
         title: Title of the HTML page.
         lead: Introduction at the top of the page, one paragraph.
-        conditions: Mapping from the name of a profile, such as "quick", to a description of its runs.
+        conditions: Description of the runs in each profile, by name of the profile, such as "quick".
         sections: Sections in their order on the page.
     """
 

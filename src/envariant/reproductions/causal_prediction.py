@@ -26,7 +26,7 @@ class CausalPrediction:
     Attributes:
         weights: Estimated weights, of shape `[problems, d]`; zeros if no input is in all accepted subsets.
         accepted: Number of accepted subsets of each problem.
-        closest: Smallest |p − level| of each problem over all subsets: how close a decision was.
+        closest: Smallest |p − level| of each problem over all subsets; near 0, rounding may decide.
     """
 
     weights: Tensor

@@ -55,7 +55,7 @@ def file_of(folder: Path, name: str, inputs: Mapping[str, Any], version: int) ->
 
 
 def load(path: Path) -> Computation | None:
-    """Return a stored computation; None if there is none.
+    """Return a stored computation, or None if the file does not exist.
 
     Raises:
         EnvariantError: If the file was changed or is not a computation.
@@ -77,7 +77,7 @@ def load(path: Path) -> Computation | None:
 def perform(
     path: Path, name: str, inputs: Mapping[str, Any], version: int, function: Callable[..., Any]
 ) -> Computation:
-    """Compute a result, store it, and return it as it will be loaded.
+    """Compute a result, store it, and return it in the form in which it will be loaded.
 
     Args:
         path: File of the computation.

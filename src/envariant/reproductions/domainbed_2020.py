@@ -23,7 +23,7 @@ from envariant.reproductions.domainbed.selection import RULES, Curves, Rule
 from envariant.reproductions.runner import Runner
 from envariant.reproductions.verdicts import Claim, PublishedMean, agreement, beyond, statement
 
-# Fewer draws decide nothing about oracle selection, which depends on which draws are drawn.
+# With fewer draws, chance decides which hyperparameters oracle selection can choose from.
 ENOUGH_DRAWS = 10
 # Standard errors above this are accidents of single trials.
 LARGE = 0.05
@@ -35,7 +35,7 @@ class Protocol:
     """Reduced or complete protocol for one data set.
 
     Attributes:
-        data: Data set as text, without the split.
+        data: Specification of the data set as text, without the split.
         table: Beginning of the names of the published tables.
         environments: Names of the environments.
         methods: Methods in the order of the page.
@@ -153,7 +153,7 @@ def select(runner: Runner, protocol: Protocol) -> Selected:
 
 
 AllCurves = list[list[Curves | None]]
-"""Accuracies of all runs of one method and set of left-out environments, by trial and draw."""
+"""Accuracies of all runs of one method with one set of left-out environments, by trial and draw."""
 
 
 def _curves(runner: Runner, protocol: Protocol, method: str, left_out: tuple[str, ...]) -> AllCurves:
@@ -189,7 +189,7 @@ def _selected(
     if not paired:
         return
     pairs = {next(iter({*pair} - {name})): curves[pair][trial] for pair in protocol.pairs if name in pair}
-    # A draw counts only if its runs with pairs left out all finished.
+    # A draw counts only if all its runs finished, including those with pairs left out.
     rows = [row for row in zip(own, *pairs.values(), strict=True) if None not in row]
     if rows:
         runs, *others = ([run for run in column if run is not None] for column in zip(*rows, strict=True))
@@ -232,7 +232,7 @@ def _agreements(selected: Selected, methods: tuple[str, ...]) -> Iterator[Claim]
         for method in methods:
             paper = PublishedMean.of(f"{selected.protocol.table}_{rule}", method, "Avg")
             ours = selected.averages(rule, method)
-            yield agreement(f"{method}, {name}: the average is the published one.", paper, ours)
+            yield agreement(f"{method}, {name}: the average agrees with the published one.", paper, ours)
 
 
 def _reductions(selected: Selected) -> str:
@@ -247,14 +247,16 @@ def _reductions(selected: Selected) -> str:
     if p.most_rows is not None:
         parts.append(f"batches of at most {p.most_rows} rows per environment")
     if p.steps != STEPS:
-        parts.append("steps at which penalties set in scaled in proportion")
+        parts.append("the steps at which penalties set in are scaled in proportion")
     if set(p.paired) != set(p.methods):
         chosen = ", ".join(p.paired) or "no method"
-        parts.append(f"pairs of environments left out, for leave-one-domain-out selection, by {chosen} only")
+        parts.append(
+            f"pairs of environments are left out, for leave-one-domain-out selection, only with {chosen}"
+        )
     if len(p.environments) == 3 and (replaced := [method for method in p.paired if method in COMPARING]):
         parts.append(
-            f"with two of three environments left out, {', '.join(replaced)} train as ERM; in the program, "
-            "IRM, MLDG, DANN and CDANN keep a term of their own on a single environment"
+            f"with two of three environments left out, {', '.join(replaced)} are trained as ERM (in the "
+            "program, the additional terms of IRM, MLDG, DANN and CDANN remain active on one environment)"
         )
     if {"DANN", "CDANN"} & {*p.methods}:
         parts.append("discriminators without the drawn dropout and weight decay")
@@ -271,7 +273,7 @@ def _reductions(selected: Selected) -> str:
 
 @section("draws", "Hyperparameter draws")
 def draws(runner: Runner) -> Iterator[Finding]:
-    """Show the hyperparameter draws, which are those of the version that made the published tables.
+    """Show the hyperparameter draws, which are those of the program version behind the published tables.
 
     Draw 0 has the default values. The values of every other draw come from one generator, seeded with draw
     and trial, in a fixed order.
@@ -281,8 +283,9 @@ def draws(runner: Runner) -> Iterator[Finding]:
     rows = [(f"draw {k}", *(f"{values('IRM', k, 0)[name]:.6g}" for name in names)) for k in range(5)]
     yield CaptionedTable("irm", TextTable(("IRM", *names), tuple(rows)), "First draws of IRM, trial 0")
     yield (
-        "Mixup's α is 0.1 in all random draws, by a slip of the program: both limits of its exponent are −1. "
-        "Images of RotatedMNIST are rotated with bicubic interpolation; later versions use bilinear."
+        "Mixup's α is 0.1 in all random draws, because of a slip in the program: both limits of its exponent "
+        "are −1. Images of RotatedMNIST are rotated with bicubic interpolation; later versions use bilinear "
+        "interpolation."
     )
 
 
@@ -307,8 +310,8 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
         if m not in ("ERM", "ARM") and erm and (own := selected.averages("training_domain", m))
     }
     yield statement(
-        "With training-domain validation, every method has an accuracy of 10 % ± 1 in −90 %, and no average "
-        "is more than one point above ERM's, except ARM's.",
+        "With training-domain validation, every method has an accuracy between 9 % and 11 % in environment "
+        "−90 %, and no method except ARM has an average more than one point above ERM's.",
         all(own and 0.09 <= statistics.fmean(own) <= 0.11 for own in last.values())
         and max(above.values(), default=0.0) <= 0.01,
         "−90 %: " + _listed({m: own for m, own in last.items() if own})
@@ -319,13 +322,14 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
         statistics.fmean(by_oracle[m]) for m in ("IRM", "VREx")
     ) > statistics.fmean(by_oracle["ERM"])
     yield statement(
-        "With oracle selection, IRM and V-REx are above ERM in −90 %.",
+        "With oracle selection, IRM and V-REx are more accurate than ERM in environment −90 %.",
         None if selected.protocol.draws < ENOUGH_DRAWS and not best else best,
         _listed(by_oracle) + f"; {selected.protocol.draws} draws",
     )
     arm = scores.get(("training_domain", "ARM", "+90%"), [])
     yield statement(
-        "ARM, which sees the unlabeled batch, passes 75 % in +90 % with training-domain validation.",
+        "With training-domain validation, ARM, which sees the unlabeled batch, exceeds 75 % in environment "
+        "+90 %.",
         beyond(interval(arm), above=0.75) if len(arm) > 1 else None,
         _listed({"ARM": arm}),
     )
@@ -335,8 +339,8 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
         if rule == "leave_one_domain_out" and own
     ]
     yield statement(
-        "With leave-one-domain-out selection, accuracies are near 10 % or 50 %: the color of the environment "
-        "by which models are selected misleads.",
+        "With leave-one-domain-out selection, accuracies are near 10 % or 50 %: models are selected by an "
+        "environment whose colors are misleading.",
         bool(left) and statistics.fmean(min(abs(x - 0.1), abs(x - 0.5)) < 0.06 for x in left) > 0.5,
         ", ".join(f"{100 * x:.1f}" for x in left),
     )
@@ -346,7 +350,7 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
 def rotated_mnist(runner: Runner) -> Iterator[Finding]:
     """Compare methods on Rotated MNIST under three selection rules.
 
-    All methods have nearly the same average. The environments at the ends of the range of angles, 0 and 75
+    All methods have nearly the same average. Accuracies at the ends of the range of angles, 0 and 75
     degrees, are 2 to 3 points below those in the middle.
     """
     selected = select(runner, rotated(runner))
@@ -386,8 +390,9 @@ def rotated_mnist(runner: Runner) -> Iterator[Finding]:
 def spreads(runner: Runner) -> Iterator[Finding]:
     """Explain the published entries of leave-one-domain-out selection with a standard error above 5 points.
 
-    If one of three trials differs from two equal ones, the standard error s (divisor n) determines these two:
-    the mean ± √(3/2)·s. Such accidents of single trials are not expected to be reproduced.
+    If two of three trials are equal and one differs, the two are either m + √(3/2)·s or m − √(3/2)·s, where m
+    is the mean of all three and s its standard error (divisor n). Such accidents of single trials are not
+    expected to be reproduced.
     """
     del runner
     rows: list[tuple[str, ...]] = []
@@ -423,10 +428,11 @@ REPRODUCTION = Reproduction(
     "In Search of Lost Domain Generalization: ColoredMNIST and RotatedMNIST",
     "Gulrajani and Lopez-Paz train 14 methods with random hyperparameters and select models by three "
     "rules. With training-domain validation, no method is better than ERM by more than one point. This "
-    "page repeats both MNIST data sets, with the splits, draws, network and selection rules of the "
-    "released program, beside its tables. Oracle selection looks at labels of the test environment; it is "
-    "shown because it was published. Data, splits and draws are those of the program to the bit; "
-    "minibatches and initial weights are not, so training is compared by means and spreads only.",
+    "page repeats the experiments on both MNIST data sets, with the splits, draws, network and selection "
+    "rules of the released program, and shows the published tables for comparison. Oracle selection uses "
+    "labels of the test environment; it is shown because it was published. Data, splits and draws are "
+    "bit-identical to those of the program; minibatches and initial weights are not, so trained models are "
+    "compared only by means and spreads.",
     {
         "quick": "ColoredMNIST: 4 methods, 108 runs of 500 steps. RotatedMNIST: 12 methods, 504 runs of 250 "
         "steps, all six environments and all 15 pairs. Images of 14×14 pixels and a part of the rows.",

@@ -67,8 +67,8 @@ def linear(runner: Runner) -> Iterator[Finding]:
     yield (
         f"The inferred groups have {sizes} rows. They do not resemble the given environments: each group "
         f"contains between {min(*shares, 1 - max(shares)):.0%} and {max(*shares, 1 - min(shares)):.0%} of "
-        "either environment. The weight of the risk that IRM selects by the error in e = 5 is "
-        f"{', '.join(f'{reg:g}' for reg in details['regs'])} in the repetitions. IRM on the given "
+        "either environment. IRM selects the weight of its risk by the error in e = 5; "
+        f"the selected weights are {', '.join(f'{reg:g}' for reg in details['regs'])}. IRM on the given "
         f"environments has not converged after the published {STEPS:,} steps; rows with {LONG:,} steps, as "
         "in the IRM paper, show how results change."
     )
@@ -105,7 +105,7 @@ def _claims(errors: Mapping[str, Errors]) -> Iterator[Claim]:
     entries = REPETITIONS * len(gaps)
     worst = max(gaps, key=lambda name: gaps[name])
     yield Claim(
-        "Every recorded error of every repetition is computed again.",
+        "The recorded errors of all repetitions are reproduced.",
         "reproduced" if gaps[worst] <= TOLERANCE else "not reproduced",
         f"{entries} errors; largest difference {gaps[worst]:.1e} ({worst}), at most {TOLERANCE:g} allowed",
         exact=True,
@@ -165,10 +165,10 @@ def _noisy(runner: Runner) -> dict[tuple[str, float], TrainingResult]:
 
 @section("label-noise", "Colored MNIST with other label noise")
 def label_noise(runner: Runner) -> Iterator[Finding]:
-    """Test on Colored MNIST how inference depends on label noise, which decides what ERM learns.
+    """Test how inference on Colored MNIST depends on label noise, which decides if ERM learns color or shape.
 
     With little label noise, the shape predicts the label better than the color does, so that ERM learns the
-    shape and inference from ERM separates the wrong rows. All methods have the settings of IRM, which were
+    shape and inference from ERM separates the wrong rows. All methods use the settings of IRM, which were
     selected with the test environment (oracle selection).
     """
     results = _noisy(runner)
@@ -203,10 +203,11 @@ def label_noise(runner: Runner) -> Iterator[Finding]:
         "largest excess: " + f"{max(s.mean - 1 + n for (_, n), s in scores.items()):+.3f}",
     )
     yield (
-        "The program also infers environments from the color itself, which is not repeated because the "
-        "reference model is a trained network here, and evaluates the color alone, which is right in 10 % "
-        "of the test rows. Before inference it drops the last row of each environment; here all rows are "
-        "used. Label noise of 0.4 and 0.45 is computed by the program and omitted from its plot."
+        "The program also infers environments from the color itself; this is not repeated, because the "
+        "reference model here is a trained network. It also evaluates predictions from the color alone, "
+        "which are right in 10 % of the test rows. Before inference, it drops the last row of each "
+        "environment; here, all rows are used. It also runs label noise of 0.4 and 0.45, but omits it from "
+        "its plot."
     )
 
 

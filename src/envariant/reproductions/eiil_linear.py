@@ -1,7 +1,8 @@
 """EIIL for linear models: infer two groups of rows, then run IRM on them.
 
 Creager, Jacobsen, Zemel 2021, Environment Inference for Invariant Learning, with the data of its released
-program. Inputs are x ~ N(0, 25) and z = y + N, the target is the sum of the components of y = x + e N.
+program. With standard normal noise N, the inputs are x ~ N(0, 25) and z = y + N, where y = x + e N in
+environment e; the target is the sum of the components of y.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ class Repetition:
 
     Attributes:
         equations: Rows of the three environments.
-        start: Initial logit of each row of the first two environments without their last rows.
+        start: Initial logit of each row in the first two environments, except the last row of each.
     """
 
     equations: Equations
@@ -68,8 +69,8 @@ def infer(x: Tensor, y: Tensor, references: Tensor, start: Tensor, steps: int) -
     """Assign rows to two groups that maximize IRM's penalty of a reference model.
 
     With residuals r of the reference Φ = diag(weights) and A_ij = 2 r_i Φ_j x_ij / n, the gradients at w = 1
-    of the groups' losses are g = Aᵀσ(q) and Aᵀ(1 − σ(q)). Adam with rate 1e-3 maximizes the mean over
-    both groups of the mean of g² over q.
+    of the groups' losses are g = Aᵀσ(q) and Aᵀ(1 − σ(q)). Adam with learning rate 1e-3
+    changes q to maximize the mean of g² over the entries of g and both groups.
 
     Args:
         x: Inputs of each problem, of shape `[problems, rows, d]`.
@@ -112,7 +113,7 @@ def grouped(x: Tensor, y: Tensor, first: Tensor) -> Moments:
 
 
 def baselines(repetitions: int) -> dict[str, Any]:
-    """Return the errors of ERM and invariant causal prediction, which have no steps."""
+    """Return the errors of ERM and invariant causal prediction, which need no iterative training."""
     problems = Problems.of([each.equations for each in draw(repetitions)])
     causal = predict_causally(problems.with_intercept, ROWS)
     return {
@@ -140,12 +141,13 @@ def inferred(repetitions: int, steps: int, inference_steps: int, references: lis
         repetitions: Number of repetitions.
         steps: Number of steps of IRM.
         inference_steps: Number of steps of the inference.
-        references: Weights a of the effects in artificial reference models. The first reference model is
-            always that of ERM, and need not be given.
+        references: Weights a of the effects in artificial reference models. The ERM solution is always the
+            first reference model, and need not be given.
 
     Returns:
-        Errors by name of the reference model, "ERM" or the weight a; and, for ERM, the sizes of both groups,
-        the share of each given environment in the first group, and the chosen weights of IRM's risk.
+        Errors by reference model, named "ERM" or by its weight a ("errors"). For ERM also the sizes of both
+        groups ("sizes"), the share of each given environment that is assigned to the first group ("shares"),
+        and the selected weights of IRM's risk ("regs").
     """
     drawn = draw(repetitions)
     problems = Problems.of([each.equations for each in drawn])

@@ -84,7 +84,7 @@ def _start(runner: Runner) -> Run:
 def _penalized(
     runner: Runner, method: Method, setting: float, replicas: int | None = None, *, from_erm: bool = True
 ) -> Run:
-    """Return a run of a method from the ERM start, or from random weights with as many updates in all."""
+    """Return a run of a method from the ERM start, or from random weights with equally many updates."""
     run = partial(
         _run, runner, method.algorithm.format(setting), learning_rate=f"cosine({RATE})",
         replicas=replicas or runner.pick(quick=1, full=3),
@@ -195,10 +195,10 @@ def ten_seeds(runner: Runner) -> Iterator[Finding]:
 
 @section("settings", "Five settings of IRM, V-REx and EQRM")
 def settings(runner: Runner) -> Iterator[Finding]:
-    """Test the claims that EQRM improves with −α, and that the best settings reach 70 %.
+    """Test the claims that EQRM's accuracy rises with −α, and that the best settings reach 70 %.
 
     The paper selects each setting by the accuracy that it reports, at flip 0.9 on the test digits: oracle
-    selection. Beside it is the setting with the best accuracy on held-out rows of the training environments.
+    selection. The setting with the best accuracy on held-out rows of the training environments is also shown.
     """
     results = {
         name: runner.sweep(
@@ -244,7 +244,8 @@ def settings(runner: Runner) -> Iterator[Finding]:
 def start(runner: Runner) -> Iterator[Finding]:
     """Test the claim that the ERM start gains more than ten points over a random start.
 
-    From the random start, the penalty acts from the first of 600 steps. The settings are those of ten seeds.
+    From the random start, the penalty acts from the first of 600 steps. The settings are those of the section
+    with ten seeds.
     """
     names = runner.pick(quick=("V-REx",), full=tuple(METHODS))
     results: dict[str, TrainingResult] = {}
@@ -269,7 +270,7 @@ def start(runner: Runner) -> Iterator[Finding]:
 
 @section("baselines", "ERM, oracle and other penalties")
 def baselines(runner: Runner) -> Iterator[Finding]:
-    """Test the claims that ERM and GroupDRO stay below 35 %, and that nothing exceeds the oracle.
+    """Test the claims that ERM and GroupDRO stay below 35 %, and that no method exceeds the oracle.
 
     The oracle is ERM on training environments with flip 0.5, in which colors do not predict labels.
     """
@@ -297,7 +298,7 @@ def baselines(runner: Runner) -> Iterator[Finding]:
                 f"oracle − {name}: {gap}, paired by seed",
             )
     yield (
-        "The script that lists the jobs of the released code derives its second list from the wrong "
+        "In the released code, the script that lists the jobs derives its second list from the wrong "
         "variable: as committed, IRM, V-REx and EQRM are never run, and the other methods also run for 600 "
         "steps. Here IRM, V-REx and EQRM have 200 steps after the ERM start, and the other methods 600, as "
         "the paper states. ERM and the oracle have 400 steps."
@@ -319,7 +320,7 @@ REPRODUCTION = Reproduction(
     "are MNIST's 10,000 test digits at eleven color flip probabilities. The paper's table was not "
     "available, so the claims of its text are tested and no number is compared.",
     conditions={
-        "quick": "One seed, networks 128 wide instead of 390, three of five settings; no SD, IGA and "
+        "quick": "One seed, networks 128 wide instead of 390, three of five settings; no SD, IGA or "
         "GroupDRO.",
         "full": "Ten seeds for one setting of V-REx and EQRM, three seeds for everything else. The paper has "
         "ten seeds for every setting and both starts.",

@@ -1,6 +1,6 @@
 """Linear regression of EQRM (Eastwood et al. 2022): causal and anticausal inputs in 1,000 environments.
 
-Environment e has σ_e = exp(√½ N), where every N is a standard normal number, and
+Environment e has σ_e = exp(√½ N), where every N is an independent standard normal variable, and
 
     x₁ = N        y = x₁ + √2 N        x₂ = y + σ_e N
 
@@ -73,7 +73,7 @@ def moments(
 
 
 def train(risks: Moments, quantile: float | None, steps: int = STEPS) -> Float[Tensor, "3"]:
-    """Return w₁, w₂ and the bias after full-batch training with Adam from PyTorch's initial layer.
+    """Return w₁, w₂ and the bias after full-batch training with Adam from PyTorch's default initialization.
 
     Args:
         risks: Moments of each environment.
@@ -131,10 +131,10 @@ def risk(w: list[float], level: float) -> float:
 
 @section("regression", "Linear regression with 1,000 environments")
 def regression(runner: Runner) -> Iterator[Finding]:
-    """State that EQRM interpolates from a predictor for the average environment to the causal predictor.
+    """Test that EQRM interpolates between a predictor for the average environment and the causal predictor.
 
-    The paper's section on linear regression: with larger α, EQRM minimizes the risk in less likely
-    environments, and recovers the cause of the target for α → 1.
+    According to the paper, EQRM with a larger α minimizes the risk in less likely environments, and it
+    recovers the cause of the target for α → 1.
     """
     inputs: dict[str, Any] = {"environments": ENVIRONMENTS, "rows": ROWS, "steps": STEPS}
     found = runner.compute("eqrm-regression", inputs, weights)
@@ -172,10 +172,12 @@ def regression(runner: Runner) -> Iterator[Finding]:
     yield statement("For α → 1, EQRM recovers the cause (|w₂| < 0.02).", recovered, numbers, exact=True)
     yield from _best_at_own_quantile(exact)
     yield (
-        "The kernel density estimate is wide because σ² is heavy-tailed. This biases quantiles: for α = 0.25 "
-        "it is negative, and for α = 0.75 ERM has a smaller 0.75-quantile of test risks. With exact risks, "
+        "The kernel density estimate is wide because σ² is heavy-tailed. This biases its quantiles: for "
+        "α = 0.25, the estimated quantile of σ² is negative, and for α = 0.75, ERM has a smaller "
+        "0.75-quantile of test risks than EQRM. With exact risks, "
         f"log(1 − α) = {EXACT_LIMIT:g} is used for α → 1: rounding in float64 hides the risks at the "
-        f"program's {SAMPLED_LIMIT:g}. Sampled moments follow their Wishart distribution, without rows."
+        f"program's {SAMPLED_LIMIT:g}. Sampled moments are drawn from their Wishart "
+        "distribution, without generating rows."
     )
 
 

@@ -43,9 +43,9 @@ def _solved(runner: Runner) -> dict[str, Errors]:
 def linear(runner: Runner) -> Iterator[Finding]:
     """Test the claim that IRM finds the causal weights of linear models where ERM and ICP do not.
 
-    Eight setups: without or with a hidden confounder (F, P); the noise of the effects or of the target varies
-    between environments (O, E); inputs plain or scrambled (U, S). The paper shows bars without numbers; its
-    repository contains the errors of 200 seeds of each setup.
+    The eight setups have no hidden confounder (F) or one (P); noise that varies between environments in the
+    effects (O) or in the target (E); and inputs that are plain (U) or scrambled (S). The paper shows bars
+    without numbers; its repository contains the errors for 200 seeds in each setup.
     """
     solved = _solved(runner)
     for kind in ERRORS:
@@ -54,17 +54,18 @@ def linear(runner: Runner) -> Iterator[Finding]:
         yield CaptionedFigure(
             kind,
             charts.grouped(means, label, "log"),
-            f"{label.capitalize()}. Errors of 0 are not on the logarithmic axis.",
+            f"{label.capitalize()}. Errors of 0 cannot be shown on the logarithmic axis.",
         )
         yield _table(solved, kind)
     yield (
         "Letters O and E follow the released program and its plots; the text of the paper exchanges them. "
         "The text names Gaussian weights and 10 + 10 inputs; the recorded results have unit weights and "
-        "5 + 5 inputs, as here. Line r of the recorded results is the program with seed r and one "
-        "repetition. IRM's candidates are compared in the environment e = 5, which is part of the training "
-        "data of ERM and ICP; the true weights are not used. All methods are computed from the moments of "
-        "each environment, which is exact except for rounding; IRM in float32, as in the program. Least "
-        "squares commutes with rotations of the inputs; Adam, which scales each entry separately, does not."
+        "5 + 5 inputs, as here. Line r of the recorded results is the output of the program with seed r "
+        "and one repetition. IRM's solution is selected by the risk in environment e = 5, which is part of "
+        "the training data of ERM and ICP; the true weights are not used. All methods are computed from the "
+        "moments of each environment, which is exact except for rounding; IRM is computed in float32, as in "
+        "the program. Least squares commutes with rotations of the inputs; Adam, which scales each entry "
+        "separately, does not."
     )
     for method in METHODS:
         yield _lines(solved, method)
@@ -114,7 +115,7 @@ def _lines(solved: Mapping[str, Errors], method: str) -> Claim:
         f"{equal} of {len(deviations)} errors within {tolerance:g}, at least {needed:.0%} required; largest "
         f"difference {max(deviations):.1e}" + (f"; {close} omitted, decided by rounding" if close else "")
     )
-    text = f"{method}: each recorded line of seeds 0 to 3 is computed again, in all eight setups."
+    text = f"{method}: the recorded lines of seeds 0 to 3 are reproduced in all eight setups."
     verdict = "reproduced" if equal >= needed * len(deviations) else "not reproduced"
     return Claim(text, verdict, numbers, exact=True)
 
@@ -132,7 +133,9 @@ def _means(solved: Mapping[str, Errors], method: str) -> Claim:
         + (f", not {others}" if others else "")
         + f"; largest difference {gaps[kind, setup]:.1e} ({setup}, {kind})"
     )
-    text = f"{method}: the mean causal and non-causal errors of all eight setups are the published ones."
+    text = (
+        f"{method}: the mean causal and non-causal errors agree with the published ones in all eight setups."
+    )
     return Claim(text, "reproduced" if all(agree.values()) else "not reproduced", numbers)
 
 
@@ -166,8 +169,8 @@ def _statements(solved: Mapping[str, Errors]) -> Iterator[Claim]:
     effects = {s: interval(errors(s, "ERM", "non-causal")) for s in varying}
     left = {s: interval(errors(s, "IRM")) for s in varying}
     yield statement(
-        "Where the noise of the target varies (E), ERM relies on effects almost only; IRM halves both errors "
-        "and does not remove them.",
+        "Where the noise of the target varies (E), ERM relies almost only on effects; IRM at least halves "
+        "both errors, but does not remove them.",
         all_hold(
             [
                 *(beyond(each, below=0.0) for each in halved),
@@ -190,7 +193,7 @@ def _statements(solved: Mapping[str, Errors]) -> Iterator[Claim]:
     near = [beyond(means[s], **({"below": NEAR} if s[1] == "O" else {"above": NEAR})) for s in SETUPS]
     yield statement(
         f"IRM is near the true weights, with a mean causal error below {NEAR:g}, in the O setups only. The "
-        "bars of the paper do not answer this.",
+        "paper's bar charts do not show whether this is so.",
         all_hold(near),
         listed(means),
     )
@@ -206,8 +209,8 @@ def _conservative(solved: Mapping[str, Errors]) -> Iterator[Claim]:
     shares = {s: zero(s) for s in SETUPS if s[0] == "P" or s[2] == "S"}
     effects = interval(solved["FEU"]["ICP"]["non-causal"])
     yield statement(
-        "ICP is conservative: the zero vector is its median estimate in every setup with P or S. In FEU it "
-        "accepts effects only.",
+        "ICP is conservative: in every setup with P or S, its estimate is the zero vector in most problems. "
+        "In FEU, it accepts only effects.",
         all_hold(
             [min(shares.values()) > 0.5, set(solved["FEU"]["ICP"]["causal"]) == {1.0}, effects.low > 0.5]
         ),
@@ -280,19 +283,19 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
     yield from _label_given_logit(runner, results)
     yield (
         "The program does not set seeds, so its restarts cannot be repeated; means are compared. Each "
-        "restart has new label noise, colors and order. The last printed values of 501 steps precede the "
-        "501st update; here they are measured after 500 steps, and after 100 for the oracle."
+        "restart has new label noise, colors and order. The program's last values at 501 steps are "
+        "printed before the 501st update; here, they are measured after 500 updates (100 for the oracle)."
     )
     for name, row in METHOD_ROWS.items():
         for column in ("test", "train"):
             yield agreement(
-                f"{name}: {column} accuracy of the published table.",
+                f"{name}: the {column} accuracy agrees with the published table.",
                 PublishedMean.of("irm_colored_mnist", row, column),
                 _values(results[name], column),
             )
     scores = {name: interval(_values(result, "test")) for name, result in results.items()}
     yield statement(
-        "In the test environment IRM is above 0.6 and ERM below 0.2.",
+        "In the test environment, the accuracy of IRM is above 0.6 and that of ERM below 0.2.",
         all_hold([beyond(scores["IRM"], above=0.6), beyond(scores["ERM"], below=0.2)]),
         f"IRM {scores['IRM']}, ERM {scores['ERM']}, grayscale oracle {scores['grayscale oracle']}",
     )
@@ -334,8 +337,8 @@ def _label_given_logit(runner: Runner, results: Mapping[str, TrainingResult]) ->
         yield CaptionedFigure(
             f"labels-{name.lower()}",
             chart,
-            f"{name}, first replica: share of label 1 by logit, in bins of {BIN:g}. The curves of an "
-            "invariant predictor are equal.",
+            f"{name}, first replica: share of label 1 by logit, in bins of {BIN:g}. For an "
+            "invariant predictor, the curves of all environments coincide.",
         )
 
 

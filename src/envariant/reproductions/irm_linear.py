@@ -6,7 +6,7 @@ each environment, and d inputs,
     R = vᵀGv − 2cᵀv + s        P = (4/d) ‖q‖²        loss = reg Σ_e R_e + (1 − reg) Σ_e P_e
     ∂R/∂Φ = 2 r 1ᵀ             ∂P/∂Φ = (8/d)(r qᵀ + (GΦq) 1ᵀ)
 
-Φ starts from the identity; Adam with full batches moves it.
+Φ starts from the identity and is trained by full-batch Adam.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 from envariant.reproductions.quadratic import Moments
 
 REGS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Weights of the risk among which the program chooses."""
+"""Candidates for the weight of the risk, from which the program chooses."""
 RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 # Problems in one batch: few enough that all arrays fit into the cache of a core.
 _BATCH = 384
@@ -71,7 +71,7 @@ def selected(weights: Tensor, validation: Moments) -> Selected:
         weights: Solutions for each value of `REGS`, of shape `[problems, regs, d]`.
         validation: Moments of the validation environment, of shape `[problems]`.
     """
-    # The first of equals, as the program's strict comparison.
+    # Ties go to the first candidate, because the program's comparison is strict.
     best = validation[:, None].risk(weights).argmin(dim=1)
     return Selected(weights[torch.arange(len(best)), best], torch.tensor(REGS, dtype=torch.float64)[best])
 

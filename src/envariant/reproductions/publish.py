@@ -42,8 +42,8 @@ _METHOD = (
     "Verdicts are computed from the numbers below each claim. Reproduced: the published numbers and ours "
     "agree, that is, their means differ by at most two standard errors of the difference. Holds: the "
     "statement is true of our results, although numbers may differ. Not reproduced: our results contradict "
-    "it. Undecided: our results are compatible with both. In the quick profile, only deterministic results "
-    "can be reproduced or not reproduced. [a, b] is a 95 % interval "
+    "it. Undecided: our results are compatible with both the claim and its opposite. In the quick "
+    "profile, only deterministic results can be reproduced or not reproduced. [a, b] is a 95 % interval "
     "(Student's t) over replicas; differences are paired between replicas of the same number, which "
     "have the same data. In tables of runs, ± is the standard deviation over replicas (divisor n − 1), "
     "and “worst” is the score in the worst environment of each replica, averaged over replicas. All "
@@ -196,7 +196,7 @@ def _missing(reproduction: Reproduction, result: SectionResult) -> list[Block]:
 
 
 def _stored(section: Section, archive: Runner) -> SectionResult:
-    """Return the result of a section from stored results; without findings if any of them is missing."""
+    """Return the result of a section from stored runs and computations; if any is missing, no findings."""
     try:
         return _found(section, archive)
     except RunNotStoredError:

@@ -48,7 +48,7 @@ class Moments:
     def __getitem__(
         self, index: "int | slice | Tensor | tuple[int | slice | Tensor | None, ...]"
     ) -> "Moments":
-        """Return the moments of a part of the batch, as indexing a tensor of shape `[...]` does."""
+        """Index the batch dimensions, as for a tensor of shape `[...]`."""
         return Moments(self.gram[index], self.cross[index], self.square[index])
 
     def to(self, dtype: torch.dtype) -> "Moments":

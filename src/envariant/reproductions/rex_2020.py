@@ -22,7 +22,7 @@ TABLE = "rex_colored_mnist"
 
 
 def highest(result: TrainingResult, environment: str) -> list[float]:
-    """Return each replica's highest accuracy among the evaluations with at least that training accuracy.
+    """Return each replica's highest test accuracy among evaluations with at least that training accuracy.
 
     The program prints this number beside the final accuracy. It selects a step by test accuracy, that is, by
     an oracle. The training accuracy is the mean over training environments.
@@ -73,9 +73,9 @@ def _rows(runner: Runner, protocol: Protocol) -> Iterator[Finding]:
     notes = (
         f"Paper: {source.authors}, {source.title}; spread {table.spread_kind}, {table.n_runs} runs. Ours: "
         f"standard deviation (divisor n − 1) over {_restarts(runner)} restarts.",
-        "Highest: largest test accuracy, of the steps 0, 100, …, at which training accuracy is at least as "
+        "Highest: largest test accuracy among the steps 0, 100, … at which training accuracy is at least as "
         "large. It is chosen by test accuracy (oracle). The program prints it beside the final accuracy.",
-        "The row IRM of the paper is that of the IRM paper, with the mean of the risks.",
+        "The paper takes its row IRM from the IRM paper, which uses the mean of the risks.",
     )
     yield CaptionedTable("rows", TextTable(header, tuple(lines), notes), f"After {protocol.steps} updates")
     yield from _agreements(results)
@@ -91,9 +91,10 @@ def _agreements(results: Mapping[str, TrainingResult]) -> Iterator[Claim]:
             yield agreement(text, paper, highest(result, TEST))
     vrex, irm, ri = (sum(_final(results[m], TEST)) / len(results[m].finished) for m in ("V-REx", "IRM", "RI"))
     yield statement(
-        "V-REx is more accurate than IRM with the same settings, and both than risk interpolation.",
+        "With the same settings, V-REx is more accurate than IRM, and both are more accurate than risk "
+        "interpolation (RI).",
         ri < min(vrex, irm) and irm < vrex,
-        f"means {vrex:.3f}, {irm:.3f}, {ri:.3f}",
+        f"mean test accuracy: V-REx {vrex:.3f}, IRM {irm:.3f}, RI {ri:.3f}",
     )
 
 
@@ -128,8 +129,8 @@ REPRODUCTION = Reproduction(
         "quick": "one restart of each row of the table; fewer values in each sweep; 400 steps of "
         "memorization.",
         "full": "ten restarts of each row of the table, as published; three trials with covariate shift; "
-        "every fifth step T of the paper, with two runs instead of five; 5,000 steps of memorization instead "
-        "of 25,000.",
+        "every fifth of the paper's steps T, with two runs instead of five; 5,000 steps of memorization "
+        "instead of 25,000.",
     },
     sections=(readme, paper, range_of_shifts, covariate_shift, onset, memory, toy, linear),
 )

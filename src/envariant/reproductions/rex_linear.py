@@ -21,7 +21,7 @@ TOY_STEPS = 500
 INPUTS = ((0.4, 0.1, 0.5), (0.1, 0.4, 0.5), (0.1, 0.4, 0.5))
 LABELS = ((0.5, 0.75, 0.1), (0.5, 0.75, 0.1), (0.5, 0.75, 0.2))
 STABLE = (0.5, 0.75, 0.5)
-"""P(y = 1 | x) of the predictor that ignores the third input, whose label differs between environments."""
+"""P(y = 1 | x) of the predictor that ignores the third input, whose labels shift between environments."""
 
 Baseline = Literal["REx_0", "REx_var", "REx_var_diff"]
 BASELINES: tuple[Baseline, ...] = ("REx_0", "REx_var", "REx_var_diff")
@@ -94,7 +94,8 @@ def adjusted(with_intercept: Moments, baseline: Baseline) -> Moments:
 def vrex(problems: Problems, steps: int) -> dict[Baseline, irm_linear.Selected]:
     """Run V-REx on the first two environments, and select the weight of the risks by the error in the third.
 
-    The loss is reg · (r₁ + r₂) + (1 − reg) · (r₁ − r₂)²; weights start at 1; Adam as in `irm_linear`.
+    The loss is reg · (r₁ + r₂) + (1 − reg) · (r₁ − r₂)². Weights start at 1, and Adam has the
+    settings of `irm_linear`.
 
     Args:
         problems: Problems in one batch.
@@ -128,9 +129,9 @@ def vrex(problems: Problems, steps: int) -> dict[Baseline, irm_linear.Selected]:
 
 
 def solve(setups: Sequence[Setup], repetitions: int, steps: int) -> dict[str, Any]:
-    """Return the errors of IRM and of the V-REx variants with normal coefficients.
+    """Return the errors of IRM and of the V-REx variants for problems with normal coefficients.
 
-    The repetitions of each setup are drawn in a row from seed 0.
+    The repetitions of each setup are drawn one after another from a generator with seed 0.
 
     Args:
         setups: Setups of `linear-sem`.
@@ -138,8 +139,7 @@ def solve(setups: Sequence[Setup], repetitions: int, steps: int) -> dict[str, An
         steps: Number of steps of every method.
 
     Returns:
-        Mapping from setup to method to errors as in `Problems.errors`; "zero" has the errors of
-        weights 0.
+        Errors as in `Problems.errors`, by setup and method; the method "zero" estimates all weights as 0.
     """
     drawn: list[Equations] = []
     for setup in setups:
@@ -162,7 +162,7 @@ def solve(setups: Sequence[Setup], repetitions: int, steps: int) -> dict[str, An
 def as_printed(errors: dict[str, list[float]], scrambled: bool) -> dict[str, list[float]]:
     """Return causal and non-causal errors as the program of the REx paper computes them.
 
-    It rotates the true weights instead of the estimate, and calls a coordinate causal if its rotated true
+    It rotates the true weights instead of the estimate, and counts a coordinate as causal if its rotated true
     weight is not 0. With scrambled inputs, all coordinates are causal: the causal error is the mean over all
     of them, which rotation does not change, and the non-causal error is 0.
 

@@ -17,17 +17,18 @@ from envariant.reproductions.verdicts import all_hold, beyond, statement
 
 STEPS, REPETITIONS, REPETITIONS_QUICK = 100_000, 10, 3
 METHODS = ("IRM", *BASELINES)
-# Largest distance of a probability that counts as having arrived.
+# A probability within this distance of its target counts as having arrived.
 _ARRIVED = 0.01
 
 
 @section("toy", "Three inputs with different noise")
 def toy(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that REx needs hybrid domains where environments differ in the noise of the label.
+    """Test the claim that REx needs hybrid domains if environments differ in the noise of the label.
 
-    Three inputs, each with its own logit. The label of the third differs between environments; the second is
-    stable, but has another noise than the first, and environments differ in how often they show it. The
-    stable predictor is P(y = 1 | x) = 0.5, 0.75, 0.5. Expectations are exact.
+    There are three inputs, each with its own logit. The labels of the third are distributed differently in
+    different environments. The second is stable, but its label noise is not that of the first, and its
+    frequency differs between environments. The stable predictor has P(y = 1 | x) = 0.5, 0.75, 0.5 for the
+    three inputs. Expectations are computed exactly.
     """
     del runner
     paths = {method: rex_linear.toy(method, TOY_STEPS) for method in TOY_METHODS}
@@ -58,8 +59,8 @@ def toy(runner: Runner) -> Iterator[Finding]:
         exact=True,
     )
     yield statement(
-        "REx also gives up the second input, which is stable and differs in noise only; with hybrid "
-        "domains it keeps this input.",
+        "REx also ignores the second input, although it is stable and differs only in noise; with hybrid "
+        "domains, it uses this input.",
         abs(last["REx"][1] - 0.5) < _ARRIVED and has_arrived("REx-HD", 1),
         numbers(1),
         exact=True,
@@ -80,7 +81,7 @@ def linear(runner: Runner) -> Iterator[Finding]:
     """Test V-REx on the linear models of the IRM paper, with three variants of the risks.
 
     The coefficients of the models are Gaussian, unlike in the published results of the IRM paper. REx_0 uses
-    the risks; REx_var subtracts Var(y) + Var(ŷ), and REx_var_diff Var(y) − Var(ŷ).
+    the risks; REx_var subtracts Var(y) + Var(ŷ) from them, and REx_var_diff subtracts Var(y) − Var(ŷ).
     """
     errors = _errors(runner)
     for kind in ERRORS:
@@ -91,8 +92,8 @@ def linear(runner: Runner) -> Iterator[Finding]:
     yield (
         "The table of the paper is in an appendix that was not available here, so no number is compared. All "
         "methods use the environments e = 0.2 and e = 2; the weight of the risk is selected by the error in "
-        "e = 5. The program detaches a variance and drops the result: the variance of the prediction is "
-        "differentiated, here as well. IRM is computed in float32, and V-REx in float64."
+        "e = 5. The program calls `detach` on a variance but discards the result, so the variance of the "
+        "prediction is differentiated, as it is here. IRM is computed in float32, and V-REx in float64."
     )
     yield from _printed(errors)
     yield from _claims(errors)
@@ -123,10 +124,10 @@ def _printed(errors: Mapping[str, Any]) -> Iterator[Finding]:
     caption = "Scrambled setups, as the released program computes the errors"
     yield CaptionedTable("printed", TextTable(("error", *scrambled), tuple(rows)), caption)
     yield (
-        "The program rotates the true weights instead of the estimate, and calls a weight causal if its "
-        "rotated true weight is not 0. With scrambled inputs all weights are causal. Its non-causal errors "
-        "are therefore 0 for every estimate, and its causal errors are means of both kinds. Only this table "
-        "shows errors computed in this way."
+        "The program rotates the true weights instead of the estimate, and counts a weight as causal if "
+        "its rotated true weight is not 0. With scrambled inputs all weights are causal. Its non-causal "
+        "errors are therefore 0 for every estimate, and its causal errors are means over causal and "
+        "non-causal weights. Only this table shows errors computed in this way."
     )
 
 
@@ -146,7 +147,7 @@ def _claims(errors: Mapping[str, Any]) -> Iterator[Finding]:
     varying = {setup: change(setup, "non-causal") for setup in SETUPS if setup[1] == "E"}
     yield statement(
         "Where the noise of the target varies (E), the risks of the true weights differ between "
-        "environments, and V-REx relies on effects more than IRM.",
+        "environments, and V-REx relies on effects more than IRM does.",
         all_hold(beyond(each, above=0.0) for each in varying.values()),
         f"paired differences of the non-causal error, REx_0 − IRM: {listed(varying)}",
     )
@@ -154,7 +155,8 @@ def _claims(errors: Mapping[str, Any]) -> Iterator[Finding]:
     above = {s: interval(errors[s][m]["causal"]) for s, m in best.items()}
     zero = {s: statistics.fmean(errors[s]["zero"]["causal"]) for s in varying}
     yield statement(
-        "In E, no variant of V-REx has a causal error below that of weights of 0.",
+        "In the E setups, no variant of V-REx has a lower causal error than an estimate of 0 for every "
+        "weight.",
         all_hold(beyond(above[s], above=zero[s]) for s in varying),
         ", ".join(f"{s}: {best[s]} {above[s]}, weights of 0 {zero[s]:.3g}" for s in varying),
     )

@@ -67,7 +67,7 @@ def range_of_shifts(runner: Runner) -> Iterator[Finding]:
     )
     last = series[f"β = {max(results):,}"][1]
     yield statement(
-        f"At β = {max(results):,}, the curve is flat up to five points.",
+        f"At β = {max(results):,}, accuracies differ by at most five points.",
         max(last) - min(last) <= 0.05,
         f"accuracies from {min(last):.3f} to {max(last):.3f}",
     )
@@ -82,8 +82,8 @@ def covariate_shift(runner: Runner) -> Iterator[Finding]:
     """Test the claim that V-REx is more accurate than IRM if the inputs are shifted as well.
 
     In one training environment, a group of rows (classes, digits or shades of a color) has the share p, and
-    in the other 1 − p. The text states IRM's hyperparameters and three trials; here, both methods have the
-    defaults of the program, and the paper's curves are not available as numbers.
+    in the other 1 − p. The paper states that it uses IRM's hyperparameters and three trials; here, both
+    methods have the defaults of the program. The paper's curves are not available as numbers.
     """
     shares = runner.pick(quick=(0.1,), full=(0.1, 0.3, 0.5))
     kinds = runner.pick(quick=KINDS[:1], full=KINDS)
@@ -145,9 +145,10 @@ def onset(runner: Runner) -> Iterator[Finding]:
 
 @section("memory", "Figure 13: memorization empties the penalties")
 def memory(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that a network that fits every training row has no penalty, but is wrong in the test.
+    """Test the claim that a network that fits every training row has no penalty, but fails on test data.
 
-    ERM without L2 term; the penalties of IRM and V-REx are only measured. The paper shows 25,000 steps.
+    The network is trained by ERM without an L2 term; the penalties of IRM and V-REx are measured, but are not
+    part of the loss. The paper shows 25,000 steps.
     """
     steps = runner.pick(quick=400, full=5000)
     algorithm = "irm(coefficient=0, l2=0, risk_aggregator=sum)"

@@ -4,10 +4,10 @@ The gradient of row e with respect to a weight matrix is δ_e h_eᵀ, so its sig
 
     Σ_e sign(g_e) = sign(Δ)ᵀ sign(H)
 
-is one matrix product per layer; Δ has the derivatives with respect to the layer's outputs as rows, and H has
-the layer's inputs. No gradient of a single row is computed. The library's engine has no access to Δ and H
-inside an arbitrary model; therefore, training is written out here for one network, and runs with different
-thresholds are stacked.
+is one matrix product per layer. The rows of Δ are the derivatives with respect to the layer's outputs, and
+the rows of H are the layer's inputs. No gradient of a single row is computed. The library's engine has no
+access to Δ and H inside an arbitrary model; therefore, training is written out here for one network, and runs
+with different thresholds are stacked.
 """
 
 from collections.abc import Sequence

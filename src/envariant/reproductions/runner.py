@@ -77,8 +77,8 @@ class Runner:
             report progress. Default: no report.
 
     Attributes:
-        runs: Mapping from folder name to the result of each requested run.
-        computations: Mapping from file name to each requested computation.
+        runs: Result of each requested run, by folder name.
+        computations: Each requested computation, by file name.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Runner:
                     start = run.start.but(**{"replicas": settings["replicas"], **run.start.settings})
                     self.train(start)
                     settings["init"] = FromRun(str(self.folder / _folder(start, start.settings)))
-                # With automatic choice by timing, results would not be bit-identical between calls.
+                # If the mode were chosen by timing, results would not be bit-identical between calls.
                 self.runs[name] = train(
                     self.source(run.data), run.algorithm, execution="sequential", **settings,
                     out=self.folder / name,
@@ -165,10 +165,10 @@ class Runner:
         """Train several runs; runs that are already stored are loaded instead.
 
         Args:
-            runs: Mapping from a key, such as a label, to a run.
+            runs: Runs by key, such as a label.
 
         Returns:
-            Mapping from each key of `runs` to the result of the run.
+            Result of each run, by the same keys.
         """
         results: dict[K, TrainingResult] = {}
         started, trained = time.monotonic(), 0
@@ -199,7 +199,7 @@ class Runner:
             raise RunNotStoredError(f"{name}: is not stored")
         result = TrainingResult.load(self.folder / name)
         if len(result.finished) + len(result.failures) < replicas:
-            raise RunNotStoredError(f"{name}: is not stored to its end")
+            raise RunNotStoredError(f"{name}: is not stored completely")
         return result
 
 

@@ -1,6 +1,6 @@
 """Errors of ERM, invariant causal prediction and IRM in the problems of `linear-sem`.
 
-No method sees rows: all of them are functions of the moments of each environment.
+All methods are computed from the moments of each environment, not from its rows.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Problems:
 
     Attributes:
         moments: Moments of shape `[problems, environments]`.
-        with_intercept: The same with a column of ones.
+        with_intercept: The same, with a column of ones appended to the inputs.
         scramble: Matrix that undoes the scrambling of weights, of shape `[problems, d, d]`.
         weights: True weights, of shape `[problems, d]`.
     """
@@ -68,8 +68,9 @@ def solve(setup: Setup, seeds: int, steps: int) -> dict[str, Any]:
         steps: Number of steps of IRM.
 
     Returns:
-        Mapping from method to causal and non-causal errors; chosen weights of IRM's risk ("regs"); numbers of
-        accepted subsets ("accepted"), and smallest distance of a p-value from the level ("closest").
+        Causal and non-causal errors by method. Also, for each problem, the selected weight of IRM's risk
+        ("regs"), the number of accepted subsets ("accepted"), and the smallest distance between a p-value and
+        the level ("closest").
     """
     source = LinearSEM(setup)
     problems = Problems.of([source.draw(torch.Generator().manual_seed(seed)) for seed in range(seeds)])

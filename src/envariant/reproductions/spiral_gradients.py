@@ -1,4 +1,4 @@
-"""Gradients of random networks on spirals: which of them AND-mask keeps (Parascandolo et al. 2020)."""
+"""Gradients of random networks on spirals, and which entries AND-mask keeps (Parascandolo et al. 2020)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,9 +31,9 @@ def correlations(
         seeds: Seeds of the initial weights and of the permutations; the data have seed 0.
 
     Returns:
-        Mapping from mask ("kept" or "masked") and gradient ("mechanism" or "shortcut"), joined by a space, to
-        a list of correlations, one per seed, for every threshold. Without two different entries, a
-        correlation is None.
+        For each key and threshold, a list of correlations, one per seed. A key such as "kept mechanism" names
+        the entries ("kept" or "masked") and the gradient ("mechanism" or "shortcut"). A correlation is None
+        if there are not at least two different entries.
     """
     drawn = data.source(source).sample(0)
     rows = [(drawn[name].inputs, drawn[name].targets) for name in drawn.names if name not in drawn.test]

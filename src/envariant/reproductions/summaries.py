@@ -72,7 +72,7 @@ def risk_gap(result: TrainingResult) -> Interval:
 
 
 def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, tuple[list[int], list[float]]]:
-    """Return a mapping from replica index to the steps and the values of a metric in one environment.
+    """Return the evaluated steps and the values of a metric in one environment, by replica index.
 
     Args:
         result: Result of the run.
@@ -141,7 +141,7 @@ def score_table(
     """Return a table of final scores, without footnotes, for one section of a reproduction report.
 
     Args:
-        results: Mapping from the label of a table row to the result of a run.
+        results: Results of runs, by label of the table row.
         name: Prefix of the table's file name.
         caption: Caption of the table. Default: the number of training steps.
     """

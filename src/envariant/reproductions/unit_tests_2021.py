@@ -25,7 +25,7 @@ QUADRATIC, LOGISTIC = PROBLEMS[:2], PROBLEMS[2:]
 DRAWS, QUICK_DRAWS, SELECTION_DRAWS, SWEEP_DRAWS, CHUNK = 50, 5, 10, 5, 10
 ENVIRONMENTS, WIDTH = 3, 5
 COUNTS, WIDTHS = range(2, 11), range(11)
-# Numbers of environments of the cells of the classification problems about which the paper makes statements.
+# Cells of the classification problems about which the paper makes statements, as numbers of environments.
 CELLS: Mapping[tuple[Problem, Method], Sequence[int]] = {
     ("example3", "IRMv1"): (2, 10),
     ("example3s", "IRMv1"): (2, 10),
@@ -35,7 +35,7 @@ CELLS: Mapping[tuple[Problem, Method], Sequence[int]] = {
     ("example2", "IGA"): (8, 10),
     ("example3", "ERM"): (10,),
 }
-# Differences that count as equal to the published means: of squared errors, and of error rates.
+# Largest differences from published means that count as agreement: squared errors, and error rates.
 DIGITS, RATE = 5e-4, 2e-3
 # Relative difference of validation scores below which rounding in float32 decides the selection.
 TIE = 1e-6
@@ -56,8 +56,8 @@ def _computed(
 ) -> dict[str, Array]:
     """Return validation and test errors `[runs, data seeds, environments]`.
 
-    Stored parts hold a few data seeds of the logistic problems, which take minutes, so that an interrupted
-    reproduction can be resumed.
+    The logistic problems take minutes, so they are stored in parts of a few data seeds each. An interrupted
+    reproduction can then be resumed.
     """
     size = draws if problem in QUADRATIC else CHUNK
     parts: list[Any] = []
@@ -94,9 +94,10 @@ def selected(validation: Array) -> tuple[int, Array]:
 def _chosen(
     runner: Runner, problem: Problem, environments: int = ENVIRONMENTS, dim_spu: int = WIDTH
 ) -> tuple[Errors, Seeds]:
-    """Return test errors of each method at the model seed selected from all seeds and draws.
+    """Return each method's test errors at its selected model seed, and the selected seeds.
 
-    If the score of the published seed ties with the smallest score, the published seed is selected.
+    The seed is selected from all model seeds, by validation errors over all data draws. If the score
+    of the published seed ties with the smallest score, the published seed is selected.
     """
     runs: Runs = [(method, seed) for method in METHODS for seed in MODEL_SEEDS]
     found = _computed(runner, problem, runs, DRAWS, environments, dim_spu)
@@ -127,12 +128,12 @@ def _at_recorded_seeds(runner: Runner, problem: Problem) -> Errors:
 
 
 def _average(test: Array) -> tuple[float, float]:
-    """Return the mean error and, as published, the mean over environments of the sd with divisor n."""
+    """Return the mean error, and the sd (divisor n) averaged over environments as in the paper."""
     return float(test.mean()), float(test.std(axis=0).mean())
 
 
 def _table(problem: Problem, tests: Errors, seeds: Seeds) -> CaptionedTable:
-    """Return a table of our and published errors; the last column compares single environments."""
+    """Return a table of our and published errors, with the largest difference in one environment."""
     column, own = problem.capitalize(), published.table(f"unit_tests_{problem}")
     rows: list[tuple[str, ...]] = []
     for method in METHODS:
@@ -169,7 +170,7 @@ def _agree(problem: Problem, tests: Errors, tolerance: float) -> Claim:
     last = max(gaps, key=lambda method: gaps[method])
     allowed = f"{tolerance:g} allowed" if draws == DRAWS else f"two standard errors allowed, {draws} draws"
     return Claim(
-        f"All five mean errors of {problem.capitalize()} are those of the published table.",
+        f"All five mean errors of {problem.capitalize()} agree with the published table.",
         "reproduced" if good else "not reproduced",
         f"largest difference {gaps[last]:.5f} ({last}); {allowed}",
         exact=draws == DRAWS,
@@ -178,7 +179,7 @@ def _agree(problem: Problem, tests: Errors, tolerance: float) -> Claim:
 
 @section("squared", "Example1 and Example1s: squared errors")
 def squared(runner: Runner) -> Iterator[Finding]:
-    """State the test errors of five methods in a regression whose noise differs between environments.
+    """Test the published errors of five methods in a regression whose noise differs between environments.
 
     For every method, one of 20 model seeds, each with its own hyperparameters, is selected by validation
     errors over 50 data draws. Validation rows come from the training distribution.
@@ -189,22 +190,23 @@ def squared(runner: Runner) -> Iterator[Finding]:
         yield _agree(problem, tests, DIGITS)
         same = [method for method in METHODS if seeds[method] == recorded(problem)[method]]
         yield Claim(
-            f"The same model seeds are selected in {problem.capitalize()}.",
+            f"On {problem.capitalize()}, the selected model seeds are the published ones.",
             "reproduced" if len(same) == len(METHODS) else "not reproduced",
             f"{len(same)} of {len(METHODS)} methods, from {len(MODEL_SEEDS)} seeds and {DRAWS} draws; scores "
-            f"that differ by less than {TIE:g} of their size are ties",
+            f"with a relative difference below {TIE:g} are ties",
             exact=True,
         )
     yield (
-        "The released program uses float32 and the rows; here, moments and float64. Differences in the "
-        "last digits are rounding errors of the program. On Example1s, several seeds of ERM and of the "
-        "oracle end at the same weights; which one was published depends on these errors."
+        "The released program computes with rows in float32; here, errors are computed from moments in "
+        "float64. Differences in the last digits are rounding errors of the program. On Example1s, several "
+        "seeds of ERM and of the oracle end at the same weights; which of them was published depends on "
+        "these rounding errors."
     )
 
 
 @section("rates", "Example2, 2s, 3 and 3s: error rates")
 def rates(runner: Runner) -> Iterator[Finding]:
-    """State the error rates of five methods in four classification problems.
+    """Test the published error rates of five methods in four classification problems.
 
     Runs use the model seeds that the authors selected; the section on selection repeats their choice.
     """
@@ -241,7 +243,7 @@ def selection(runner: Runner) -> Iterator[Finding]:
         "method",
         "selected",
         "published",
-        "its score",
+        "score of the selected",
         "score of the published",
         "near ties",
     )
@@ -256,7 +258,7 @@ def selection(runner: Runner) -> Iterator[Finding]:
 
 @section("statements", "Statements about the six problems")
 def statements(runner: Runner) -> Iterator[Finding]:
-    """State that no method but the oracle solves all problems, and which problems each method solves."""
+    """Test statements about the problems, such as that no method but the oracle solves all of them."""
     tests: dict[Problem, Errors] = {problem: _chosen(runner, problem)[0] for problem in QUADRATIC}
     tests |= {problem: _at_recorded_seeds(runner, problem) for problem in LOGISTIC}
     means: dict[Problem, dict[Method, float]] = {
@@ -284,7 +286,7 @@ def statements(runner: Runner) -> Iterator[Finding]:
     rule = 0.44987
     at_rule = all(abs(means["example2s"][m] - rule) < 5e-3 for m in METHODS if m != "Oracle")
     yield statement(
-        "On Example2s, every method but the oracle predicts by the background.",
+        "On Example2s, every method but the oracle predicts from the background.",
         at_rule,
         f"{_ranking(means['example2s'])}; the background's error rate is {rule} in theory",
     )
@@ -297,7 +299,7 @@ def _both(first: bool | None, second: bool | None) -> bool | None:
 
 
 def _best(tests: Errors, method: Method) -> bool | None:
-    """Return whether a method has smaller errors than the others but the oracle, paired by data draw."""
+    """Return whether a method has smaller errors than all others except the oracle, paired by data draw."""
     holds: bool | None = True
     for other in METHODS:
         if other not in (method, "Oracle"):
@@ -312,13 +314,13 @@ def _ranking(means: Mapping[Method, float]) -> str:
 
 @section("environments", "Number of environments")
 def environments(runner: Runner) -> Iterator[Finding]:
-    """State the errors with 2 to 10 training environments, with hyperparameters selected for each number."""
+    """Test the published errors with 2 to 10 environments; hyperparameters are selected for each number."""
     yield from _sweep(runner, "nenvs", "number of environments", COUNTS)
 
 
 @section("width", "Number of spurious inputs")
 def width(runner: Runner) -> Iterator[Finding]:
-    """State the errors with 0 to 10 spurious inputs in three environments."""
+    """Test the published errors with 0 to 10 spurious inputs in three environments."""
     yield from _sweep(runner, "dimspu", "number of spurious inputs", WIDTHS)
 
 
@@ -351,7 +353,7 @@ def _sweep(runner: Runner, table: str, label: str, values: Sequence[int]) -> Ite
         yield CaptionedFigure(f"{problem}-chart", chart, f"{name}.")
         close = sum(gap <= 1e-3 for gap in gaps)
         yield Claim(
-            f"The errors on {name} are the published ones, within 0.1 %.",
+            f"The errors on {name} agree with the published ones within 0.1 %.",
             "reproduced" if close == len(gaps) else "not reproduced",
             f"{close} of {len(gaps)} cells; largest relative difference {max(gaps):.2%}",
             exact=True,
@@ -360,7 +362,7 @@ def _sweep(runner: Runner, table: str, label: str, values: Sequence[int]) -> Ite
 
 @section("few-and-many", "Classification with few and with many environments")
 def few_and_many(runner: Runner) -> Iterator[Finding]:
-    """State which methods solve classification problems with more, or with only two, environments."""
+    """Test which methods solve classification problems with 2 environments, and with 8 or 10."""
     if runner.profile == "quick":
         yield "The quick profile does not train the runs of this section."
         return
@@ -378,7 +380,7 @@ def few_and_many(runner: Runner) -> Iterator[Finding]:
             lines.append((problem.capitalize(), method, str(count), mean_sd(mean, sd, 4), theirs, str(seed)))
     header = ("problem", "method", "environments", "error rate", "published", "model seed")
     caption = (
-        f"Error rates of {SWEEP_DRAWS} data draws, published {DRAWS}; model seeds selected on these draws"
+        f"Error rates over {SWEEP_DRAWS} data draws (published: {DRAWS}); model seeds selected on these draws"
     )
     yield CaptionedTable("cells", TextTable(header, tuple(lines)), caption)
     chance = 0.45
@@ -401,7 +403,7 @@ def few_and_many(runner: Runner) -> Iterator[Finding]:
     yield claim(text, all(ours[key] <= _SOLVED for key in iga), *iga)
     erm: Cell = ("example3", "ERM", 10)
     few = published.table("unit_tests_average").fraction("ERM", "Example3")[0]
-    text = f"ERM improves on Example3 with 10 environments, from {few:.2f} with 3."
+    text = f"On Example3, ERM is better with 10 environments than with 3 (published error rate {few:.2f})."
     yield claim(text, ours[erm] < few - 0.1, erm)
 
 
@@ -409,7 +411,7 @@ REPRODUCTION = Reproduction(
     name="unit-tests-2021",
     title="Linear unit tests for invariance discovery, reproduced",
     lead=(
-        "Aubin et al. (2021) test ERM, IRMv1, AND-mask and IGA, beside an oracle whose spurious inputs are "
+        "Aubin et al. (2021) test ERM, IRMv1, AND-mask and IGA, and an oracle whose spurious inputs are "
         "permuted, on six linear problems. Data, hyperparameters and initial weights are those of the "
         "released program at the same seeds, so that published means can be compared digit by digit."
     ),
@@ -419,11 +421,11 @@ REPRODUCTION = Reproduction(
             "draws, at the published model seeds."
         ),
         "full": (
-            f"All problems with {DRAWS} data draws and {STEPS:,} steps. Model seeds are selected from "
-            f"{len(MODEL_SEEDS)}: from all draws in Example1 and Example1s and their sweeps, from "
-            f"{SELECTION_DRAWS} draws in the other problems, which are reported at the published seeds. Of "
-            f"the sweeps of these problems, {sum(map(len, CELLS.values()))} cells are trained, with "
-            f"{SWEEP_DRAWS} draws."
+            f"All problems with {DRAWS} data draws and {STEPS:,} steps. One of {len(MODEL_SEEDS)} "
+            "model seeds is selected: with all draws on Example1 and Example1s and in their sweeps, and with "
+            f"{SELECTION_DRAWS} draws on the other problems, whose errors are reported at the published "
+            f"seeds. Of the sweeps on these other problems, {sum(map(len, CELLS.values()))} cells are "
+            f"trained, with {SWEEP_DRAWS} draws."
         ),
     },
     sections=(squared, rates, selection, statements, environments, width, few_and_many),

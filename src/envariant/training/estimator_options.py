@@ -1,4 +1,4 @@
-"""Parameters of the scikit-learn estimators: the options of `RunSpec` for one network on a table."""
+"""Parameters of the scikit-learn estimators: the options of `RunSpec` for one network trained on a table."""
 
 from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
@@ -64,7 +64,7 @@ def complete(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_options(options: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return the options of the run that fits an estimator, with values for "auto" and None.
+    """Return the options of the run that `fit` starts, with "auto" and None replaced by values.
 
     Args:
         options: Options of the estimator by name.

@@ -1,4 +1,4 @@
-"""Features, logits and outputs of layers of a network in one forward pass."""
+"""Compute the features, logits and layer outputs of a network in one forward pass."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -83,7 +83,7 @@ def recorded_outputs(module: nn.Module, names: Sequence[str]) -> Generator[dict[
         names: Names of submodules, or `FEATURES`, which is not recorded.
 
     Yields:
-        List of outputs by name, one for each call of the submodule.
+        List of outputs for each submodule by name, with one entry per call.
     """
     outputs: dict[str, list[object]] = {name: [] for name in names}
     handles = [
@@ -115,8 +115,8 @@ def output_of(name: str, outputs: Sequence[object], rows: int) -> Tensor:
     """
     if len(outputs) != 1:
         raise EnvariantError(
-            f"layer '{name}': must be called once per forward pass, is called {len(outputs)} times; use "
-            f"another layer"
+            f"layer '{name}': must be called once per forward pass, but is called {len(outputs)} times; "
+            f"use another layer"
         )
     (output,) = outputs
     if isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1 and len(output) == rows:

@@ -1,4 +1,4 @@
-"""Model as a pure function of its parameters, passed to algorithms, and its buffers after a step."""
+"""Model that algorithms receive as a pure function of parameters; it also returns updated buffers."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -49,7 +49,7 @@ class PureModel:
         """Return the new values of `Network.changing` after one forward pass on the batch of this step.
 
         The values are those of the algorithm's own forward pass with the parameters and the inputs of this
-        step. A further pass is needed only if there was no such pass, as in algorithms that mix rows.
+        step. An additional pass is made only if there was no such pass, as in algorithms that mix rows.
         """
         net = self._net
         if not net.changing:

@@ -22,7 +22,7 @@ from envariant.data.colored.construction import DigitSource
 
 # Label noise, and the flip of each environment: two for training, one for tests.
 _NOISE, _FLIPS = 0.25, (0.2, 0.1, 0.9)
-# Digits kept with share p and with share 1 − p in turn; the others are dropped.
+# Groups of digits, of which the shares p and 1 − p are kept in turn; all other digits are dropped.
 _GROUPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "class": ((5, 6, 7, 8, 9), (0, 1, 2, 3, 4)),
     "digit": ((1, 2), (3, 4), (6, 7), (8, 9)),

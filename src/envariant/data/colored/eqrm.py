@@ -2,7 +2,7 @@
 
 The first 50,000 rows of the shuffled training file are the training environments. The other 10,000 rows are
 the environments that the code logs during training. The test environments are the 10,000 digits of MNIST's
-test file, which the other protocols never use for tests of their own.
+test file, which no other protocol uses as a separate test set.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,8 +29,8 @@ def sample(
 ) -> Iterator[Environment]:
     """Sample the training, test and logged environments, in this order.
 
-    The code uses the state in which training left the random number generator to color the test digits.
-    Here the generator starts again from the seed, so that the data depend on the seed only.
+    To color the test digits, the code continues with the random number generator in the state that training
+    left. Here, the generator starts again from the seed, so that the data depend only on the seed.
 
     Args:
         train_flips: Color flip probability of each training environment.

@@ -20,7 +20,7 @@ from envariant.data.colored.construction import DigitSource
 
 HARD_DIGITS = (0, 5)
 HARD_NOISE, EASY_NOISE = 0.4, 0.1
-# Share of hard digits in MNIST, as the code assumes; it is 0.19.
+# Share of hard digits in MNIST, as the code assumes; the true share is 0.19.
 _USUAL = 0.2
 _FLIPS, _SHARES = (0.2, 0.1, 0.9), (0.3, 0.7, 0.5)
 

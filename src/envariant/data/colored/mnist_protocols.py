@@ -43,10 +43,10 @@ class ColoredMNIST(construction.ColoredSource):
             Default: the size of the protocol.
         gray_test: Whether to add a test environment `gray`, in which both color channels contain the image,
             as in the REx and Fishr code; only in protocol "irm".
-        strided_tests: Whether test environment k, of at most ten, consists of the rows k, k + 10, k + 20, …
-            of the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
-        two_logits: Whether the label is a class of two, with one logit per class and cross-entropy loss as in
-            DomainBed, instead of a single logit with logistic loss.
+        strided_tests: Whether test environment k = 0, 1, … consists only of the rows k, k + 10, k + 20, … of
+            the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
+        two_logits: Whether the model has one logit for each of the two classes and cross-entropy loss, as in
+            DomainBed, instead of a single logit and logistic loss.
         logged_tests: Whether to add the four test environments that the EQRM code logs during training, which
             consist of 10,000 rows of the training file; only in protocol "eqrm".
         folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache

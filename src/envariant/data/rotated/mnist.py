@@ -1,4 +1,4 @@
-"""Rotated MNIST of DomainBed: the digits of each environment are rotated by another angle.
+"""Rotated MNIST of DomainBed: the digits of each environment are rotated by a different angle.
 
 Gulrajani & Lopez-Paz 2020 (arXiv 2007.01434). Only the inputs shift: the digit can be read at every angle.
 Environments at the ends of the range are harder to generalize to than those in between.
@@ -37,7 +37,7 @@ class RotatedMNIST(SpecSource):
             the tables of the paper were made.
         angles: Counter-clockwise rotation of each environment in degrees.
         size: Height and width of an image in pixels: 28, 14 (every second pixel of the rotated image) or 7.
-        rows: Use only the first rows of each environment. Default: use all rows, about 11,667 of each.
+        rows: Use only the first rows of each environment. Default: use all rows, about 11,667 each.
         folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
             or a download.
     """

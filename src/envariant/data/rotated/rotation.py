@@ -1,7 +1,7 @@
 """Rotation of 8-bit images, bit-identical to that of Pillow.
 
 Positions and weights depend on the angle only, so all images are rotated at once. Rounding differs between
-image libraries; that of Pillow decides about the last bit of many pixels.
+image libraries, which changes the last bit of many pixels; here, it is that of Pillow.
 """
 
 import math
@@ -24,7 +24,7 @@ def rotated(
 ) -> UInt8[np.ndarray, "rows height width"]:
     """Rotate images counter-clockwise around their center without changing their size.
 
-    Pixels from outside of an image are 0.
+    Pixels that come from outside the image are 0.
 
     Args:
         images: Grayscale images, `[rows, height, width]`, with row 0 at the top.

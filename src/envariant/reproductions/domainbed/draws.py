@@ -1,7 +1,7 @@
 """Hyperparameter draws of the DomainBed version that made the tables of the paper (September 2020).
 
-All values of a draw come from one random generator, in a fixed order; the version of today has one generator
-per hyperparameter. Gulrajani & Lopez-Paz 2020 (arXiv 2007.01434).
+All values of a draw come from one random generator, in a fixed order; today's version has one generator per
+hyperparameter. Gulrajani & Lopez-Paz 2020 (arXiv 2007.01434).
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ class Draw:
         algorithm: Algorithm with its hyperparameters.
         learning_rate: Learning rate of Adam.
         batch_size: Rows of each training environment per update.
-        reset: Update before which Adam's means are cleared; 0 for never.
+        reset: Number of the update before which Adam's running means are cleared; 0 for never.
     """
 
     algorithm: str
@@ -76,7 +76,7 @@ def draw_of(
         trial: Number of the trial.
         steps: Number of updates of a run. Steps at which a penalty sets in are scaled in proportion.
         most_rows: Largest batch size; larger ones are reduced to it. Default: no limit.
-        single: Whether there is one training environment, on which methods that compare environments are
+        single: Whether there is only one training environment. Methods that compare environments are then
             replaced by ERM.
     """
     own = values(method, draw, trial)

@@ -27,7 +27,7 @@ def train_all(
     """Train all draws and trials of a method; return accuracies by trial and draw, None for diverged runs.
 
     Args:
-        data: Data set as text, without the split.
+        data: Specification of the data set as text, without the split.
         method: Name of the method in the published tables.
         left_out: Environments that are not trained on.
         draws: Number of hyperparameter draws.

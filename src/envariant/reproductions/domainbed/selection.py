@@ -20,7 +20,7 @@ RULES: Mapping[Rule, str] = {
     "leave_one_domain_out": "leave-one-domain-out",
     "oracle": "oracle (looks at the test environment)",
 }
-"""Names of the rules, which are also the ends of the names of the published tables."""
+"""Description of each rule; the keys are also the ends of the names of the published tables."""
 
 
 def curves_of(result: TrainingResult) -> dict[str, dict[int, float]]:
@@ -33,18 +33,18 @@ def curves_of(result: TrainingResult) -> dict[str, dict[int, float]]:
 
 
 def training_domain(draws: Sequence[Curves], test: str) -> float:
-    """Return the test accuracy where the mean over the 20 % parts of the training environments is highest."""
+    """Return the test accuracy of the model that is best on the training environments' 20 % parts."""
     names = [name for name in draws[0] if name.endswith(OUT) and name != test + OUT]
     return _best(draws, test, lambda k, step: sum(draws[k][name][step] for name in names))
 
 
 def leave_one_domain_out(draws: Sequence[Curves], pairs: Mapping[str, Sequence[Curves]], test: str) -> float:
-    """Return the test accuracy where the mean accuracy in environments left out in turn is highest.
+    """Return the test accuracy of the draw and step with the best mean accuracy in left-out environments.
 
     Args:
         draws: Accuracies of the runs with only the test environment left out, one per draw.
-        pairs: Accuracies of the runs with the test environment and another one left out, one per draw, by the
-            name of the other environment.
+        pairs: For each other environment, by name: accuracies of the runs in which it and the test
+            environment are left out, one per draw.
         test: Name of the test environment.
     """
     return _best(draws, test, lambda k, step: sum(runs[k][name][step] for name, runs in pairs.items()))
@@ -57,7 +57,7 @@ def oracle(draws: Sequence[Curves], test: str) -> float:
 
 
 def _best(draws: Sequence[Curves], test: str, score: Callable[[int, int], float]) -> float:
-    """Return the test accuracy at the draw and step with the highest score; the first of equals wins."""
+    """Return the test accuracy at the draw and step with the highest score; ties go to the first."""
     places = [(k, step) for k, draw in enumerate(draws) for step in sorted(draw[test])]
     k, step = max(places, key=lambda place: score(*place))
     return draws[k][test][step]

@@ -1,13 +1,14 @@
 """Full-batch descent of linear models, many runs at once, from gradients of the risks in each environment.
 
 For linear models, the updates of all methods are functions of the gradient g_e of each risk R_e and of
-products H_e v with its Hessian, where w are the weights with the bias as the last entry:
+products H_e v with its Hessian H_e. With weights w, whose last entry is the bias, the updates are
 
     ERM      mean_e g_e
     IRMv1    (1 − λ) mean_e g_e + λ Σ_e ∇[(w · g_e)² + (last entry of g_e)²]
              (derivatives with respect to a factor and an offset of the output)
     IGA      mean_e g_e + c Σ_e ∇‖g_e − mean g‖² = mean_e g_e + 2c Σ_e H_e (g_e − mean g)
-    ANDMask  mean_e g_e, with weight gradients of length 1, where |Σ_e sign g_e| > τE; plain descent
+    ANDMask  mean_e g_e where |Σ_e sign g_e| > τE, else 0, by plain gradient descent
+             (all entries of g_e except the bias are first scaled to a vector of length 1)
 """
 
 from abc import ABC, abstractmethod
@@ -97,7 +98,7 @@ def descend(
 
     Args:
         risks: Risks of the training environments.
-        start: Initial weights; their type is that of the computation.
+        start: Initial weights; their data type is used for the computation.
         runs: Method and hyperparameters of each run.
         steps: Number of updates.
     """

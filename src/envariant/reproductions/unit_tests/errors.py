@@ -39,8 +39,8 @@ def errors(
         rows: Rows of each environment and split.
 
     Returns:
-        "validation" and "test": errors `[runs, data seeds, environments]`, error rates or mean squared
-        errors; NaN for runs that diverged.
+        Error rates or mean squared errors `[runs, data seeds, environments]` on the splits "validation" and
+        "test"; NaN for runs that diverged.
     """
     result = {split: np.empty((len(runs), len(data_seeds), environments)) for split in ("validation", "test")}
     solve = _quadratic if problem.startswith("example1") else _logistic
@@ -92,7 +92,7 @@ def _logistic(
         w = descend(LogisticRisks(next(draws)[1]), start[None], described, steps)[0]
         return {split: error_rates(rows, w) for split, rows in draws}
 
-    # Each data draw keeps one core busy; products are too small for several threads.
+    # Each data draw uses one core, because its matrix products are too small for several threads.
     with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:
         found = list(pool.map(one, data_seeds))
     return {split: np.stack([each[split] for each in found], axis=1) for split in found[0]}

@@ -28,8 +28,8 @@ class Hyperparameters:
     Attributes:
         learning_rate: Learning rate.
         weight_decay: L2 coefficient, added to the gradient.
-        strength: Weight of the penalty, λ in [0, 1] of IRMv1 or the coefficient of IGA; agreement threshold τ
-            of ANDMask; 0 for ERM and the oracle.
+        strength: Penalty weight λ in [0, 1] for IRMv1, penalty coefficient for IGA, agreement threshold τ for
+            ANDMask, and 0 for ERM and the oracle.
     """
 
     learning_rate: float

@@ -1,7 +1,7 @@
 """Logistic risks of linear models: full-batch gradients of many rows, in blocks that fit the cache.
 
 With targets ±1 multiplied into the inputs, u = −y (x, 1), the risk is the mean of log(1 + exp(u · w)). Its
-gradient is the mean of σ(u · w) u, and σ(s) = (1 + tanh(s/2))/2 is computed by one call.
+gradient is the mean of σ(u · w) u, and σ(s) = (1 + tanh(s/2))/2 takes a single call of tanh.
 """
 
 from collections.abc import Sequence

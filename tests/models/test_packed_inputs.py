@@ -55,7 +55,7 @@ def test_dictionaries_are_one_error_that_names_the_remedy():
         lambda: EnvironmentSet.from_datasets({"a": [({"image": IMAGE[0]}, 1.0)]}),
     ):
         with pytest.raises(
-            EnvariantError, match="; combine a dictionary of tensors by envariant.models.pack_"
+            EnvariantError, match="; combine a dictionary of tensors with envariant.models.pack_"
         ):
             build()
     with pytest.raises(EnvariantError, match="^inputs: lengths must be equal; got 30 image, 29 age$"):

@@ -17,8 +17,9 @@ from envariant.comparison.results import ColumnImportance
 from envariant.data import ColoredDigits
 from envariant.reporting import charts, data_page, run_page, study_page
 from envariant.reporting.tables import TextTable
-from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Claim, Reproduction, section
+from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Reproduction, section
 from envariant.reproductions.publish import perform
+from envariant.reproductions.verdicts import statement
 from envariant.studies import Study, begin
 from envariant.training.checkpoint import ReplicaState
 from envariant.training.history import HistoryRow
@@ -144,8 +145,8 @@ def _first(_runner):
     yield CaptionedFigure("losses", charts.lines(series, "step", "loss", ("linear", "log")), "Two losses.")
     table = TextTable(("method", "score"), tuple((f"m{k}", f"{k / 10}") for k in range(8)))
     yield CaptionedTable("scores", table, "Scores")
-    yield Claim("It holds.", True, "1 > 0")
-    yield Claim("It does not.", False, "0 < 1")
+    yield statement("It holds.", True, "1 > 0")
+    yield statement("It does not.", False, "0 < 1")
 
 
 def reproduction_text(folder: Path) -> str:

@@ -235,7 +235,7 @@ def test_own_module_comes_back_in_process_and_not_from_disk(tmp_path, model):
     loaded = stored.model(0, own_network())
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in module.state_dict().items())
     with pytest.raises(
-        EnvariantError, match="cannot load the trained weights, because the given module is another"
+        EnvariantError, match="cannot load the trained weights, because the given module is a different one"
     ):
         stored.model(0, nn.Linear(7, 7))
     resumed = envariant.train(data, "erm", model=model, steps=3, out=tmp_path).model()

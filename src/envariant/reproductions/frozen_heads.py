@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
-from envariant.models.base import FeaturizerAndHead, ModelConfig
 from envariant.models import model_config
+from envariant.models.base import FeaturizerAndHead, ModelConfig
 from envariant.training.pretraining import prepared
 from envariant.training.replicas import Seeds
 from envariant.training.resolution import resolve

@@ -135,9 +135,15 @@ class Curves:
 
 
 def frozen(
-    runner: Runner, setting: Setting, model: str, restarts: int, *, long_restarts: int = 0, long_steps: int = 0
+    runner: Runner,
+    setting: Setting,
+    model: str,
+    restarts: int,
+    *,
+    long_restarts: int = 0,
+    long_steps: int = 0,
 ) -> tuple[dict[str, Curves], dict[str, Curves], list[float]]:
-    """Return curves of all methods, curves of long training, and the least accuracies of the pretrained heads.
+    """Return curves of all methods, curves of long training, and accuracies of the pretrained heads.
 
     Args:
         runner: Runner that stores one computation per restart.

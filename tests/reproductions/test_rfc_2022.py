@@ -1,0 +1,84 @@
+"""RFC's reproduction on small data with few steps; settings against the published ones."""
+
+from dataclasses import replace
+
+import pytest
+
+from envariant import published
+from envariant.reproductions import reproduction, rfc_2022, rfc_heads
+from envariant.reproductions.publish import perform
+from envariant.reproductions.rfc_heads import COLORED, INVERSE, Curves, middle
+from envariant.reproductions.runner import Run, Runner
+
+RFC = reproduction("rfc-2022")
+TINY = {"model": "mlp(hidden=4)", "steps": 4, "evaluate_every": 2, "replicas": 2}
+SHORT = {
+    "data": "colored-digits(test_flips=(0.9, 0.1, 0.5))",
+    "init": "rfc(first_steps=2, steps=2, synthesis_steps=2)",
+    "steps": 6,
+    "irm_steps": 8,
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Train all declared runs and heads on colored digits, with a network 4 wide, for a few steps."""
+    monkeypatch.setattr(rfc_2022, "COLORED", replace(COLORED, **SHORT))
+    monkeypatch.setattr(rfc_2022, "INVERSE", replace(INVERSE, **SHORT))
+    monkeypatch.setattr(rfc_2022, "MODEL", "mlp(hidden=4)")
+    monkeypatch.setattr(rfc_2022, "LONG_STEPS", 4)
+    monkeypatch.setattr(rfc_2022, "EARLY", 2)
+    monkeypatch.setattr(rfc_heads, "EVERY_LONG", 2)
+    train_as_declared = Runner.train
+
+    def shrunk(run):
+        start = None if run.start is None else shrunk(run.start)
+        batch = run.settings["batch_size"]
+        return Run(run.data, run.algorithm, {**run.settings, **TINY, "batch_size": batch}, start)
+
+    monkeypatch.setattr(Runner, "train", lambda self, run: train_as_declared(self, shrunk(run)))
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_every_section_runs_to_its_end(small, monkeypatch, tmp_path, profile):
+    if profile == "full":
+        # Two restarts, of which all have long training; quick lists of runs.
+        monkeypatch.setattr(Runner, "pick", lambda self, *, quick, full: 2 if full in (3, 10) else quick)
+    results = list(perform(RFC, tmp_path, profile))
+    assert [result.section.name for result in results] == ["frozen", "starts", "inverse", "long"]
+    assert all(result.done for result in results)
+    assert all(result.claims for result in results[: 2 if profile == "quick" else 4])
+
+
+def test_the_lists_and_steps_are_those_of_the_code():
+    paper = published.protocol("colored_mnist_rfc")
+    assert paper["l2"] == COLORED.l2 == 0.0011
+    irm, _, sd, _, fishr, clove, erm = COLORED.groups()
+    assert (irm["steps"], sd["steps"], sd["weights"]) == (3001, 1001, [10, 50, 100, 500, 1000])
+    assert fishr["l2"] == clove["l2"] == [0.0] * 5
+    assert sd["l2"] == [0.0011] * 5
+    assert erm["l2"] == [2e-4, 1e-3, 2e-3, 1e-2, 2e-2]
+    inverse = {group["method"]: group for group in INVERSE.groups()}
+    assert (inverse["IRMv1"]["steps"], inverse["vREx"]["steps"]) == (10_001, 2001)
+    assert inverse["SD"]["weights"] == [0.05, 0.1, 0.5, 1, 5]
+    assert middle(rfc_heads.WEIGHTS["vREx"]) == 1e4
+
+
+def test_readings_are_of_the_mean_curve():
+    """The best step of the mean is not the mean of the best steps."""
+    curves = Curves((1.0, 2.0), (5, 10, 15), (((0.9, 0.2, 0.1), (0.1, 0.6, 0.1)), ((0.3, 0.3, 0.3),) * 2))
+    assert curves.mean(0) == pytest.approx([0.5, 0.4, 0.1])
+    assert curves.best_last() == 1
+    assert curves.best() == (0, 0)
+    assert curves.at(*curves.best()) == (0.9, 0.1)
+
+
+def test_unfrozen_runs_have_the_losses_of_the_code():
+    full = Runner(None, "full")
+    run = rfc_2022.unfrozen(full, "vREx", 150, 1001, 3)
+    assert run.algorithm == (
+        "vrex(coefficient=step(2, 20000, at=150), l2=0.0011, risk_aggregator=sum, normalize_loss=true)"
+    )
+    perfect = rfc_2022.perfect_runs(full)["Fishr"]
+    assert perfect.start.data == ("colored-mnist(train_flips=(0.5, 0.5), test_flips=(0.9, 0.1, 0.5))")
+    assert (perfect.start.settings["steps"], perfect.settings["steps"]) == (80, 2000)

@@ -185,7 +185,7 @@ def inverse(runner: Runner) -> Iterator[Finding]:
 # Losses of the RFC code: sums of two risks, and penalties that are sums over environments.
 _ALGORITHMS = {
     "IRMv1": "irm(coefficient={}, l2={l2}, risk_aggregator=sum, normalize_loss=true)",
-    "vREx": "vrex(coefficient={}, l2={l2}, risk_aggregator=sum, normalize_loss=true)",
+    "vREx": "vrex(coefficient={}, l2={l2}, pairwise=false, risk_aggregator=sum, normalize_loss=true)",
     "SD": "sd(coefficient={}, l2={l2}, risk_aggregator=sum, normalize_loss=true)",
     "Fishr": "fishr(coefficient={}, l2={l2}, memory=0.0, summed=true, centered=false, "
     "risk_aggregator=sum, normalize_loss=true)",

@@ -14,6 +14,8 @@ NAMES: dict[str, str] = {
     "eiil-2021": "Environment inference: linear models, and Colored MNIST with several levels of label noise",
     "unit-tests-2021": "Linear unit tests for invariance discovery: six problems, five methods",
     "eqrm-2022": "Quantile Risk Minimization: Colored MNIST from an ERM start",
+    "rfc-2022": "Rich feature construction: penalties on frozen features of Colored MNIST, and its inverse",
+    "label-free-choice": "Choice among many candidates without test labels, on Colored MNIST",
 }
 
 

@@ -1,0 +1,218 @@
+"""Heads on rich features, as in the code of RFC: settings, stored computations, and readings of their curves.
+
+Test accuracy is the least of three test environments. The code selects nothing, so penalty weights, and steps
+other than the last, are selected by test accuracy here (oracle selection).
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
+
+from envariant import published
+from envariant.core.environments import EnvironmentSource
+from envariant.reproductions.runner import Runner
+
+RATE = 5e-4
+EVERY, EVERY_LONG = 5, 50
+WEIGHTS: Mapping[str, tuple[float, ...]] = {
+    "IRMv1": (1e3, 5e3, 1e4, 5e4, 1e5),
+    "vREx": (1e3, 5e3, 1e4, 5e4, 1e5),
+    "SD": (10, 50, 100, 500, 1000),
+    "IGA": (1e3, 5e3, 1e4, 5e4, 1e5),
+    "Fishr": (1e3, 5e3, 1e4, 5e4, 1e5),
+    "CLOvE": (1e3, 5e3, 1e4, 5e4, 1e5),
+}
+ERM_L2 = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
+# l2 covers the featurizer only, which is frozen.
+_WITHOUT_L2 = ("Fishr", "CLOvE")
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """Data, pretraining and lengths of one experiment with frozen features.
+
+    Attributes:
+        data: Name of the data set.
+        init: Pretraining.
+        l2: L2 coefficient of the penalized heads.
+        steps: Number of updates.
+        irm_steps: Number of updates of IRMv1.
+        weights: Penalty weights by method.
+    """
+
+    data: str
+    init: str
+    l2: float
+    steps: int
+    irm_steps: int
+    weights: Mapping[str, tuple[float, ...]]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the heads to train: one group per method, and ERM with its list of l2 coefficients."""
+        groups = [
+            _group(name, weights, self.l2, self.irm_steps if name == "IRMv1" else self.steps)
+            for name, weights in self.weights.items()
+        ]
+        # ERM minimizes the mean of two risks; the loss of a head has their sum, which doubles l2.
+        erm = {"method": "ERM", "weights": [0.0] * len(ERM_L2), "l2": [2 * l2 for l2 in ERM_L2]}
+        return [*groups, {**erm, "steps": self.steps, "every": EVERY}]
+
+    def long_groups(self, steps: int) -> list[dict[str, Any]]:
+        """Return heads with the middle weight of each method, trained for many steps."""
+        return [
+            _group(name, (middle(weights),), self.l2, steps, EVERY_LONG)
+            for name, weights in self.weights.items()
+        ]
+
+
+def _group(
+    method: str, weights: Sequence[float], l2: float, steps: int, every: int = EVERY
+) -> dict[str, Any]:
+    own = 0.0 if method in _WITHOUT_L2 else l2
+    count = len(weights)
+    return {"method": method, "weights": list(weights), "l2": [own] * count, "steps": steps, "every": every}
+
+
+def middle(weights: Sequence[float]) -> float:
+    """Return the middle one of several weights."""
+    return weights[len(weights) // 2]
+
+
+_L2 = float(published.protocol("colored_mnist_rfc")["l2"])
+COLORED = Setting(
+    "colored-mnist(train_flips=(0.1, 0.2), test_flips=(0.9, 0.1, 0.5))",
+    f"rfc(first_steps=51, steps=501, synthesis_steps=501, l2={_L2!r})",
+    _L2,
+    1001,
+    3001,
+    WEIGHTS,
+)
+INVERSE = Setting(
+    "colored-mnist(train_flips=(0.2, 0.25), test_flips=(0.9, 0.1, 0.5), label_noise=0.1)",
+    "rfc(first_steps=151, steps=401, synthesis_steps=501, l2=0.0001)",
+    1e-4,
+    2001,
+    10_001,
+    {**WEIGHTS, "SD": (0.05, 0.1, 0.5, 1, 5), "CLOvE": (1, 5, 10, 50, 100)},
+)
+
+
+@final
+@dataclass(frozen=True)
+class Curves:
+    """Least accuracy over the test environments during training, of all heads of one method.
+
+    Attributes:
+        settings: Setting of each head: penalty weight, or l2 coefficient of ERM.
+        steps: Evaluated steps.
+        values: Accuracy by head, restart and evaluated step.
+    """
+
+    settings: tuple[float, ...]
+    steps: tuple[int, ...]
+    values: tuple[tuple[tuple[float, ...], ...], ...]
+
+    def mean(self, head: int) -> list[float]:
+        """Return the mean over restarts at each evaluated step."""
+        return [statistics.fmean(at) for at in zip(*self.values[head], strict=True)]
+
+    def at(self, head: int, position: int) -> tuple[float, ...]:
+        """Return the accuracy of each restart at one of the evaluated steps, given by position."""
+        return tuple(curve[position] for curve in self.values[head])
+
+    def best_last(self) -> int:
+        """Return the head with the highest mean at the last step (oracle selection)."""
+        return max(range(len(self.settings)), key=lambda head: self.mean(head)[-1])
+
+    def best(self) -> tuple[int, int]:
+        """Return head and position of the highest mean at any evaluated step (oracle selection)."""
+        pairs = [(head, k) for head in range(len(self.settings)) for k in range(len(self.steps))]
+        means = [self.mean(head) for head in range(len(self.settings))]
+        return max(pairs, key=lambda pair: means[pair[0]][pair[1]])
+
+
+def frozen(
+    runner: Runner,
+    setting: Setting,
+    model: str,
+    restarts: int,
+    *,
+    long_restarts: int = 0,
+    long_steps: int = 0,
+) -> tuple[dict[str, Curves], dict[str, Curves], list[float]]:
+    """Return curves of all methods, curves of long training, and accuracies of the pretrained heads.
+
+    Args:
+        runner: Runner that stores one computation per restart.
+        setting: Experiment.
+        model: Network.
+        restarts: Number of restarts; restart r has data seed r, as in the code.
+        long_restarts: Number of restarts, the first ones, with long training.
+        long_steps: Number of updates of long training.
+    """
+    results: list[dict[str, Any]] = []
+    usual, more = setting.groups(), setting.long_groups(long_steps) if long_restarts else []
+    source = runner.source(setting.data)
+    for restart in range(restarts):
+        inputs: dict[str, Any] = {
+            "data": setting.data,
+            "model": model,
+            "init": setting.init,
+            "restart": restart,
+            "groups": usual + (more if restart < long_restarts else []),
+        }
+        results.append(runner.compute("rich-heads", inputs, partial(trained, source)))
+    first = _curves(usual, [each["curves"][: len(usual)] for each in results])
+    long = _curves(more, [each["curves"][len(usual) :] for each in results[:long_restarts]])
+    return first, long, [each["start"] for each in results]
+
+
+def _curves(groups: list[dict[str, Any]], by_restart: list[list[dict[str, Any]]]) -> dict[str, Curves]:
+    curves: dict[str, Curves] = {}
+    for k, group in enumerate(groups):
+        own = [restart[k] for restart in by_restart]
+        erm = group["method"] == "ERM"
+        settings = ERM_L2 if erm else tuple(group["weights"])
+        values = tuple(tuple(tuple(each["least"][head]) for each in own) for head in range(len(settings)))
+        curves[group["method"]] = Curves(settings, tuple(own[0]["steps"]), values)
+    return curves
+
+
+def trained(
+    source: EnvironmentSource, data: str, model: str, init: str, restart: int, groups: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Construct rich features in one restart, and train all heads on them.
+
+    Args:
+        source: Data source.
+        data: Name of the data source.
+        model: Network.
+        init: Pretraining.
+        restart: Index of the restart, and seed of the data.
+        groups: Heads to train; see `Setting.groups`.
+
+    Returns:
+        The least accuracy over test environments of the pretrained head, "start", and of every trained head
+        at every evaluated step, "curves".
+    """
+    # Imported here because PyTorch is slow to import and a stored computation does not need it.
+    import torch
+
+    from envariant.reproductions.frozen_heads import rich_features, train_heads
+
+    del data
+    rich = rich_features(source, restart, model=model, init=init, learning_rate=RATE, data_seed=restart)
+    rows, tests = rich.rows("train"), rich.rows("test")
+    curves: list[dict[str, Any]] = []
+    for group in groups:
+        heads = train_heads(
+            rows, rich.head, group["method"], group["weights"], l2=group["l2"], steps=group["steps"],
+            every=group["every"], learning_rate=RATE, seed=restart,
+        )  # fmt: skip
+        measured = [(step, tests.accuracy(each).amin(dim=0)) for step, each in heads]
+        least = torch.stack([values for _, values in measured], dim=1)
+        curves.append({"steps": [step for step, _ in measured], "least": least.tolist()})
+    return {"start": float(tests.accuracy(rich.head[:, None]).min()), "curves": curves}

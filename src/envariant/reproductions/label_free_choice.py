@@ -149,9 +149,9 @@ def _of_run(
     inputs = {"data": run.data, "algorithm": run.algorithm, "settings": dict(run.settings), "start": start}
     p_values = runner.compute("invariance-test", inputs, partial(_p_values, source, result))
     for k in result.finished:
-        scores = (tuple(own[k].values()) for own in (validation, test))
+        within, outside = (tuple(own[k].values()) for own in (validation, test))
         p_value = p_values[result.finished.index(k)]
-        yield Candidate(FROM_ERM, method, setting, k, tuple(test[k]), *scores, p_value)
+        yield Candidate(FROM_ERM, method, setting, k, tuple(test[k]), within, outside, p_value)
 
 
 def _mean_curves(result: TrainingResult, role: str) -> dict[int, dict[int, float]]:
@@ -206,10 +206,11 @@ def _on_rich_features(runner: Runner, source: EnvironmentSource, replica: int) -
     curves_of_groups = runner.compute("rich-candidates", inputs, partial(heads_on_rich_features, source))
     for group, own in zip(groups, curves_of_groups, strict=True):
         for k, setting in enumerate(group["settings"]):
-            scores = (tuple(own[key][k]) for key in ("validation", "test"))
+            within, outside = (tuple(own[key][k]) for key in ("validation", "test"))
             yield Candidate(
-                FROM_RICH, group["name"], setting, replica, tuple(own["steps"]), *scores, own["p_values"][k]
-            )
+                FROM_RICH, group["name"], setting, replica, tuple(own["steps"]), within, outside,
+                own["p_values"][k],
+            )  # fmt: skip
 
 
 def heads_on_rich_features(

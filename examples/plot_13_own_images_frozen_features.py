@@ -128,7 +128,9 @@ network(photos.sample(0)["third"].inputs[:3])
 #    The backbone is not trained. If its features do not contain the information that
 #    distinguishes the classes, no head can recover it. The features of the small
 #    network in this example hardly distinguish circles from crosses, so every method
-#    uses the brightness of the wall and fails on the third camera. In such a case, use
-#    a better backbone, or fine-tune one, for example with ``init="linear-probe"``.
+#    uses the brightness of the wall and fails on the third camera. The features of
+#    ``efficientnet-lite0`` contain the shapes: ERM on them classifies about seven of
+#    ten images of the third camera correctly. If features are insufficient, use a
+#    better backbone, or fine-tune one, for example with ``init="linear-probe"``.
 #    Augmentation has no effect, because the features of every image are computed only
 #    once.

@@ -16,7 +16,9 @@ from envariant.models import model_config
 from envariant.training.optimizers import optimizer_config
 from envariant.training.pretraining import RFC, Fitting, balanced_rows, predictions
 from envariant.training.replicas import Replica, Seeds
+from envariant.training.resolution import resolve
 from envariant.training.run_config import RunConfig, network
+from envariant.training.run_spec import RunSpec
 from envariant.training.store import recorder
 from envariant.training.store.recorder import Recorder
 from envariant.training.stored_start import FromRun
@@ -274,3 +276,25 @@ def test_rich_features_of_multiclass_data():
     fit = Fitting(Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0), PLAN)
     found = RFC(rounds=3, first_steps=3, steps=3, synthesis_steps=3).weights(own, fit, 5)
     assert found["head.weight"].shape == (3, 16)
+
+
+def test_a_stored_start_is_identified_by_its_content_and_not_by_its_folder(tmp_path):
+    quick = {"model": "mlp(hidden=2)", "evaluate_every": 1}
+
+    def identity(folder, **changes):
+        options = {
+            **quick,
+            "algorithm": "vrex",
+            "init": f"run({str(tmp_path / folder)!r})",
+            "steps": 2,
+            **changes,
+        }
+        return resolve(RunSpec(data="colored-digits", **options)).identity
+
+    envariant.train("colored-digits", "erm", steps=1, out=tmp_path / "first", **quick)
+    before = identity("first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert identity("moved") == before
+    assert identity("moved", learning_rate=0.5) != before
+    envariant.train("colored-digits", "erm", steps=2, out=tmp_path / "first", **quick)
+    assert identity("first") != before, "trained again, with other weights"

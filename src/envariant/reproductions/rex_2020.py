@@ -5,9 +5,11 @@ the commands in the code's readme pass none of them, so that the defaults of the
 are run here.
 """
 
+import statistics
 from collections.abc import Iterator, Mapping
 
 from envariant import published
+from envariant.core.printable import number_of
 from envariant.reporting.tables import TextTable, mean_sd
 from envariant.reproductions.base import CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.rex_protocols import GRAY, METHODS, PAPER, README, TEST, Protocol
@@ -53,10 +55,7 @@ def _train(result: TrainingResult) -> list[float]:
 
 
 def _cell(values: list[float]) -> str:
-    count = len(values)
-    mean = sum(values) / count
-    sd = (sum((v - mean) ** 2 for v in values) / (count - 1)) ** 0.5 if count > 1 else None
-    return mean_sd(mean, sd)
+    return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def _rows(runner: Runner, protocol: Protocol) -> Iterator[Finding]:
@@ -72,7 +71,7 @@ def _rows(runner: Runner, protocol: Protocol) -> Iterator[Finding]:
     source = published.source(table.source)
     notes = (
         f"Paper: {source.authors}, {source.title}; spread {table.spread_kind}, {table.n_runs} runs. Ours: "
-        f"standard deviation (divisor n − 1) over {_restarts(runner)} restarts.",
+        f"standard deviation (divisor n − 1) over {number_of(_restarts(runner), 'restart')}.",
         "Highest: largest test accuracy among the steps 0, 100, … at which training accuracy is at least as "
         "large. It is chosen by test accuracy (oracle). The program prints it beside the final accuracy.",
         "The paper takes its row IRM from the IRM paper, which uses the mean of the risks.",

@@ -5,6 +5,7 @@ that memorize the training rows. All use the settings of the readme's commands.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import nan
 
 from envariant.analysis.statistics import slope
@@ -43,7 +44,7 @@ def range_of_shifts(runner: Runner) -> Iterator[Finding]:
     Eleven test environments, of 1,000 rows each, have color flip probabilities 0, 0.1, …, 1. The training
     environments have 0.2 and 0.1. The paper shows one network for each β.
     """
-    settings = {**README.run("V-REx", RANGE).settings, "replicas": runner.pick(quick=1, full=1)}
+    settings = {**README.run("V-REx", RANGE).settings, "replicas": 1}
     runs = {0: Run(RANGE, f"erm(risk_aggregator=sum, l2={README.l2!r})", settings)}
     # The program for this figure applies the coefficient one update later than that of the table.
     for beta in runner.pick(quick=(10_000,), full=(100, 10_000)):
@@ -153,7 +154,7 @@ def memory(runner: Runner) -> Iterator[Finding]:
     steps = runner.pick(quick=400, full=5000)
     algorithm = "irm(coefficient=0, l2=0, risk_aggregator=sum)"
     declared = {"steps": steps, "replicas": 1, "evaluate_every": steps // 20}
-    result = runner.train(README.run("IRM").but(**declared).replaced(algorithm=algorithm))
+    result = runner.train(replace(README.run("IRM").but(**declared), algorithm=algorithm))
     names = training_environments(result)
     xs, loss = mean_curve(result, names, "loss")
     each = [mean_curve(result, [name], "loss")[1] for name in names]

@@ -52,10 +52,6 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     start: "Run | None" = None
 
-    def replaced(self, *, algorithm: str) -> "Run":
-        """Return a copy of the run with another algorithm."""
-        return replace(self, algorithm=algorithm)
-
     def but(self, **settings: Any) -> "Run":
         """Return a copy of the run in which the given settings are changed."""
         return replace(self, settings={**self.settings, **settings})

@@ -66,6 +66,10 @@ class Initializer(ABC):
     def total_steps(self) -> int:
         """Total number of pretraining steps of one replica."""
 
+    def identity(self) -> str | None:
+        """Return a content hash of the method if its text does not determine the weights; otherwise None."""
+        return None
+
     @abstractmethod
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         """Return pretrained parameters and buffers of the run's model, by name.

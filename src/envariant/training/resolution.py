@@ -432,18 +432,13 @@ def _identities(
         "algorithm": algorithm_identity(algorithm.trained),
         "hyperparameters": "",
     }
-    for key in (
-        "model",
-        "optimizer",
-        "loss",
-        "init",
-        "augmentation",
-        "adapt",
-        "average",
-        "keep",
-        "stop_early",
-    ):
+    objects = "model", "optimizer", "loss", "init", "augmentation", "adapt", "average", "keep", "stop_early"
+    for key in objects:
         value = getattr(requested, key)
         if value is not None and not isinstance(value, str):
             identities[key] = content_hash(value)
+    # A stored run may be trained again or moved, so the name of its folder does not identify it.
+    start = _initializer(requested.init)
+    if start is not None and (start_identity := start.identity()) is not None:
+        identities["init"] = start_identity
     return identities

@@ -32,6 +32,14 @@ class FromRun(Initializer):
     def total_steps(self) -> int:
         return 0
 
+    def identity(self) -> str | None:
+        # Imported here for the same reason as in `weights`.
+        from envariant.training.store.single_run import SingleRun
+
+        # A missing folder is reported when the weights are read.
+        record = SingleRun(Path(self.folder)).record
+        return None if record is None else f"run {record.identity} {record.spec.seed} {record.spec.steps}"
+
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         # Reading stored runs imports the whole store, which runs without pretraining do not need.
         from envariant.training.store.single_run import load_run

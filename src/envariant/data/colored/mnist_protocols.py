@@ -25,6 +25,7 @@ from envariant.core.schedules import Step
 from envariant.core.tasks import Multiclass
 from envariant.data.colored import construction, eqrm, mnist
 from envariant.data.colored.construction import Flips
+from envariant.data.domainbed_defaults import mnist_settings
 
 
 @final
@@ -262,14 +263,7 @@ def _rfc_settings(algorithm: str) -> DefaultSettings | None:
 
 
 def _domainbed_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    coefficient = {"irm": "step(1, 100, at=500)", "vrex": "step(1, 10, at=500)"}.get(algorithm)
-    return DefaultSettings(
-        {"coefficient": coefficient, "normalize_loss": False} if coefficient else {},
-        model="mnist-cnn",
-        steps=5001,
-        batch_size=64,
-        source="DomainBed defaults, with one logit, IRM's penalty on the whole batch and no optimizer reset",
-    )
+    return mnist_settings(algorithm, "one logit, IRM's penalty on the whole batch and no optimizer reset")
 
 
 def _thirds_settings(algorithm: str, gray: bool) -> DefaultSettings:

@@ -21,6 +21,7 @@ from envariant.core.tasks import Multiclass
 from envariant.data.base import SpecSource
 from envariant.data.colored import mnist
 from envariant.data.colored.construction import SEED
+from envariant.data.domainbed_defaults import mnist_settings
 from envariant.data.rotated.rotation import Interpolation, rotated
 
 
@@ -67,14 +68,7 @@ class RotatedMNIST(SpecSource):
         return _sampled(self, seed)
 
     def default_settings(self, algorithm: str) -> DefaultSettings:
-        coefficient = {"irm": "step(1, 100, at=500)", "vrex": "step(1, 10, at=500)"}.get(algorithm)
-        return DefaultSettings(
-            {"coefficient": coefficient, "normalize_loss": False} if coefficient else {},
-            model="mnist-cnn",
-            steps=5001,
-            batch_size=64,
-            source="DomainBed defaults, with IRM's penalty on the whole batch and no optimizer reset",
-        )
+        return mnist_settings(algorithm, "IRM's penalty on the whole batch and no optimizer reset")
 
 
 # Cached, because the replicas of a run often share their data, and rotating all digits takes seconds.

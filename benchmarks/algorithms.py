@@ -171,8 +171,8 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
             "listed in the RFC code.",
             "",
             "Our SD runs do not reach the published figures. We also ran SD from rich features with every "
-            "listed coefficient (one replica each). Near step 80, while the logits shrink, its accuracy exceeds "
-            "0.70 in all environments; afterwards, it falls. At step 1001, the accuracy is 0.41 with "
+            "listed coefficient (one replica each). Near step 80, while the logits shrink, its accuracy "
+            "exceeds 0.70 in all environments; afterwards, it falls. At step 1001, the accuracy is 0.41 with "
             "coefficient 50 and 0.22 with coefficient 10. Without rich features, the released code divides "
             "the loss by a further 500 when the penalty is switched on, so that Adam makes almost no "
             "progress; this implementation does not.",

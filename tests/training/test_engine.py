@@ -252,7 +252,7 @@ def test_every_algorithm_learns_on_every_task_with_uneven_environments(name, pro
     outputs = task.outputs
     result = envariant.train(
         uneven(task, outputs), algorithm, hyperparameters=settings, model="mlp(hidden=16)",
-        steps=40, learning_rate=0.05, batch_size="full", evaluate_every=40,
+        steps=15, learning_rate=0.1, batch_size="full", evaluate_every=15,
     )  # fmt: skip
     for name in ("a", "b"):
         start, end = (r.value for r in rows(result, environment=name, metric="loss"))

@@ -22,7 +22,8 @@ from envariant.testing.problem import TASKS, Problem, require
 from envariant.testing.weights import check_environment_sizes, check_weight_decay
 
 TOLERANCE = 1e-12
-"""Largest accepted rounding difference in float64, relative to the larger of 1 and the largest entry."""
+"""Largest accepted rounding difference in float64, relative to the largest absolute entry, or to 1 if
+all entries are smaller."""
 
 
 def update(
@@ -115,7 +116,7 @@ def check_gradients(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_purity(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a step is deterministic, keeps its inputs, and does not use global random generators."""
+    """Check that a step is deterministic, does not change its inputs, and uses no global random generator."""
     state = algorithm.init(problem.params, problem.context)
     inputs = (dict(problem.params), problem.batch.inputs, problem.batch.targets, state)
     before = copy.deepcopy(inputs)
@@ -137,7 +138,7 @@ def check_purity(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_state(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that the state keeps the keys, shapes and dtypes of the initial state returned by `init`."""
+    """Check that the state after a step has the keys, shapes and dtypes of the state returned by `init`."""
     state = initial = algorithm.init(problem.params, problem.context)
     for step in range(2):
         _, state, _ = problem.step(algorithm, StepContext.at(step), state=state)
@@ -154,7 +155,7 @@ def check_state(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a model's gradients are the same in a stack as in a step with this model alone."""
+    """Check that a step on a stack of models gives each model the same gradients as a step on it alone."""
     stack = {key: torch.stack([value, 0.3 * value, value.flip(0)]) for key, value in problem.params.items()}
 
     def one(params: Parameters) -> dict[str, Tensor]:
@@ -169,7 +170,7 @@ def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that replicas with different rows and seeds get the same gradients in a stack as alone."""
+    """Check that stacked replicas with different rows and seeds get the same gradients as each alone."""
     batch = problem.batch
     other = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
     replicas, contexts = [problem, other], [StepContext.at(4, seed=1), StepContext.at(4, seed=2)]
@@ -196,7 +197,7 @@ def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_numbers(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that hyperparameters may be tensors with a different value for each replica in a stack."""
+    """Check that hyperparameters may be tensors, so that they can differ between stacked replicas."""
     context, before = StepContext.at(3), numbers(algorithm)
     values = _numbers_at(algorithm, context.step)
     columns = [torch.tensor([v, 0.9 * v], dtype=torch.float64) for v in values]
@@ -216,7 +217,10 @@ def check_numbers(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_recorded_step(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a step recorded with a tensor as step number gives the same gradients as the plain step."""
+    """Check that a step can be recorded as tensor operations and replayed at another step number.
+
+    The replayed operations must give the same gradients as running the step itself.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     batch, first, later = problem.batch, StepContext.at(0), StepContext.at(3)
@@ -311,7 +315,8 @@ ALGORITHM_CHECKS: tuple[Callable[[Algorithm, Problem], None], ...] = (
     check_weight_decay,
     check_identity,
 )
-"""Functions that check one property each; arguments: algorithm, `problem.with_networks_of(algorithm)`."""
+"""Checks of one property each. Every check is called with the algorithm and with a problem prepared by
+`problem.with_networks_of(algorithm)`."""
 
 
 def check_training(algorithm: Algorithm) -> None:
@@ -338,7 +343,7 @@ def check_training(algorithm: Algorithm) -> None:
 
 
 def _environments(task: Task, count: int) -> EnvironmentSet:
-    """Return a set of environments with noisy targets, which no model can predict for all rows."""
+    """Return a set of environments with targets so noisy that no model can predict all of them."""
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(24 * count, 3)).astype(np.float32)
     scores = inputs + 2 * generator.normal(size=inputs.shape)

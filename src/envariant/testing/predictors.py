@@ -76,7 +76,7 @@ def _logits(fitted: FittedPredictor, inputs: Tensor, task: Task, where: str) -> 
 
 
 def _example(task: Task, count: int) -> EnvironmentSet:
-    """Return a set of training environments of different sizes, with a target that can be learned."""
+    """Return training environments of different sizes, with a target that can be learned."""
     generator = torch.Generator().manual_seed(5)
     environments: list[Environment] = []
     for number in range(count):

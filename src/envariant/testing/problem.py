@@ -32,8 +32,8 @@ class Problem:
         params: Parameters of the network and of the algorithm's auxiliary networks, by name.
         own: Auxiliary networks of the algorithm, by name.
         module: Network returned by `Algorithm.wrap_model`; None if the algorithm does not wrap the network.
-        has_features: Whether the network returns features, the inputs of its head; if not, the features have
-            width 0.
+        has_features: Whether the network returns its features (the inputs of its head). If not, it returns
+            features of width 0.
     """
 
     task: Task
@@ -97,7 +97,7 @@ class Problem:
         return features if self.has_features else features[:, :0], logits
 
     def layers(self, params: Parameters, inputs: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the inputs of the head as the output of the only layer, and the logits."""
+        """Return the outputs of the only layer, which are the inputs of the head, and the logits."""
         features, logits = self(params, inputs)
         return (features,), logits
 
@@ -118,7 +118,7 @@ class Problem:
         params: Parameters | None = None,
         state: State | None = None,
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        """Return the gradients, new state and metrics of one step.
+        """Run one step of an algorithm, and return its gradients, new state and metrics.
 
         Args:
             algorithm: Algorithm to check.

@@ -1,4 +1,4 @@
-"""Checks of the weights that environments have in a step, and of the parameters that weight decay changes."""
+"""Checks that environment sizes do not change a step, and that only trained parameters have weight decay."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,8 +19,8 @@ _TOLERANCE = 0.05
 def check_environment_sizes(algorithm: Algorithm, problem: Problem) -> None:
     """Check that a step gives the same result after the rows of one environment are duplicated.
 
-    The check is skipped if `depends_on_sizes` is set. Gradients and states that depend on random numbers are
-    not compared.
+    The check is skipped if the algorithm declares `depends_on_sizes`. Gradients and states that depend on
+    random numbers are not compared.
     """
     if algorithm.depends_on_sizes:
         return

@@ -17,9 +17,9 @@ def accumulated(
     batches, its buffers and state from before the step are restored.
 
     Args:
-        run: Function that runs the step program, given the number of a batch and the inputs.
-        inputs: Function that maps the number of a batch to the inputs of the step program.
-        batches: Numbers of the batches of this step, counted from the start of the run.
+        run: Function that runs the step program on one batch, given the batch number and the inputs.
+        inputs: Function that maps a batch number to the inputs of the step program.
+        batches: Batch numbers of this step, counted from the start of the run.
     """
     first = inputs(batches[0])
     outputs = run(batches[0], first)

@@ -1,8 +1,8 @@
 """Make the C library keep freed memory instead of returning it to the kernel after every step.
 
 By default, glibc returns large freed blocks to the kernel and requests them again in the next step. With full
-batches, these requests take a large part of the training time. The disadvantage is that the memory of the
-process stays at its peak until the process ends.
+batches, these requests take a large part of the training time. Keeping the memory avoids them, but the memory
+of the process stays at its peak until the process ends.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD = -1
 def keep_freed_memory() -> bool:
     """Make this process keep freed memory, and return whether the C library allows it.
 
-    Both thresholds of glibc's `malloc` are set to their maximum, once per process.
+    The mmap and trim thresholds of glibc's `malloc` are set to their maximum, once per process.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,8 +1,9 @@
 """Minibatches for a stack of replicas.
 
-The rows of all environments are concatenated in one tensor of their storage type. Replicas with the same data
-share one copy. One gather operation per step selects the rows of all replicas and environments. Rows that may
-not fit in memory stay on disk, and are read shortly before they are used (see the module `streaming`).
+The rows of all environments are concatenated in one tensor, in the data type in which they are stored.
+Replicas with the same data share one copy. One gather operation per step selects the rows of all replicas and
+environments. Rows that could exceed the memory stay on disk, and are read shortly before they are used (see
+the module `streaming`).
 """
 
 import math
@@ -47,13 +48,14 @@ class Rows:
         axis: Axis of the replicas in the tensors returned by `of`: 0, or None if all replicas share the rows.
         training: Names of the training environments, in order.
         sizes: Number of rows by environment.
-        store: Input store of one environment, whose encoding is used to decode the rows of all environments.
+        store: Input store of the first environment. All stores have the same encoding, so this store is used
+            to decode the rows of all environments.
         shares_batches: Whether replicas with equal batches share one tensor of inputs.
         reader: Reader of rows that stay on disk; None if all rows are in memory.
-        index_device: Device on which the rows of a batch are chosen.
-        bounds: Cumulative sampling weights of the training rows, `[1, rows]` if all replicas share the rows,
-            else `[replicas, rows]`. In environment k, they increase from k to k + 1. None if rows have no
-            weights.
+        index_device: Device on which the row indices of a batch are sampled.
+        bounds: Cumulative sampling weights of the training rows, normalized so that those of environment k
+            increase from k to k + 1; `[1, rows]` if all replicas share the rows, else `[replicas, rows]`.
+            None if rows have no weights.
 
     Raises:
         StackingError: If environments differ in size between replicas.
@@ -170,8 +172,8 @@ class BatchSampler:
     Attributes:
         sizes: Number of rows of each training environment in a batch.
         axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
-        of_a_pass: Number of batches per epoch, that is, until as many rows have been drawn as the training
-            environments contain.
+        of_a_pass: Number of batches per epoch. Together, they contain at least as many rows as the training
+            environments.
 
     Raises:
         EnvariantError: If rows have sampling weights and `batch_size` is None.

@@ -130,11 +130,11 @@ class CallbackRunner:
         self._record, self._labels = record, labels
 
     def __call__(self, event: Stepped | Evaluated, rows: Iterable[HistoryRow] = ()) -> None:
-        """Call the methods for an event of the engine.
+        """Call the callback methods that belong to an event of the engine.
 
         Args:
             event: Event of the engine.
-            rows: Measured values that the event does not contain.
+            rows: Measured values to pass to the callbacks in addition to those of the event.
 
         Raises:
             EnvariantError: If a callback fails.

@@ -278,7 +278,7 @@ def load(folder: Path, on_damage: Callable[[EnvariantError], None] | None = None
             Default: raise the error.
 
     Raises:
-        EnvariantError: If a file cannot be read, or is not a valid checkpoint and `on_damage` is None.
+        EnvariantError: If a file cannot be read, or if a checkpoint is damaged and `on_damage` is None.
     """
     checkpoints: list[Checkpoint] = []
     for path in folder.glob("replica*.safetensors"):

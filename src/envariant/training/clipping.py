@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Clipping(ABC):
-    """Base class of gradient clipping, applied to the gradient after the gradient aggregator."""
+    """Base class of gradient clipping, which is applied to the output of the gradient aggregator."""
 
     name: ClassVar[str]
 

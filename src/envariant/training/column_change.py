@@ -11,7 +11,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, eq=False)
 class ColumnChange:
-    """Function that returns several copies of the given rows; in each copy, one column is changed.
+    """Change of inputs that returns several copies of the given rows, each with one column changed.
 
     Attributes:
         names: For each copy, the name of the changed column.
@@ -40,7 +40,7 @@ class ColumnChange:
         return copies.flatten(-3, -2)
 
     def of_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return one copy of the raw columns per changed column, concatenated along the rows.
+        """Return one copy of the raw columns for each changed column, concatenated along the rows.
 
         Args:
             frame: Raw columns of the rows.

@@ -1,7 +1,7 @@
 """Detect problems of a run from its measured values, and suggest causes and remedies.
 
 Each diagnosis is computed from the measured values of one replica. Some diagnoses use scores in test
-environments. Their messages state that selecting models by such a diagnosis would be oracle selection.
+environments; the messages of these diagnoses state that selecting models by them would be oracle selection.
 """
 
 import math
@@ -34,7 +34,8 @@ _NEAR_CHANCE, _NEAR_CONSTANT, _ENOUGH_STEPS = 0.05, 0.02, 50
 
 Curve = Sequence[tuple[int, float]]
 Curves = Mapping[tuple[str, str], Curve]
-"""Curves of one replica: (environment, metric) → (step, value), sorted by step; "*" is the training batch."""
+"""Curves of one replica, by environment and metric. A curve is a list of (step, value), sorted by step. For
+metrics of the training batch, the environment is "*"."""
 
 
 @final

@@ -8,10 +8,12 @@ from envariant.training.history import OUTPUT_SD, HistoryRow
 
 
 def divergence(failed_at: int, rows: Sequence[HistoryRow], metrics: Mapping[str, float]) -> Failure | None:
-    """Describe the divergence of a replica whose gradient, training loss or score is infinite or NaN.
+    """Return the divergence of a replica: its step and its cause; None if the replica has not diverged.
+
+    A replica has diverged if its gradient, or a value measured in a training environment, is infinite or NaN.
 
     Args:
-        failed_at: Step of an infinite or NaN gradient, or −1.
+        failed_at: Step at which the gradient was infinite or NaN; −1 if it never was.
         rows: Measured values of the replica.
         metrics: Metrics of the algorithm in the last step.
     """

@@ -1,7 +1,7 @@
 """Engine: train replicas and yield an event after every step and evaluation.
 
 The caller stores results and shows progress. If the caller stops iterating, training stops. `Execution` sets
-how many replicas train as one program. This number affects results only through rounding.
+how many replicas train as one program; this number affects results only through rounding.
 """
 
 import gc
@@ -118,7 +118,7 @@ def run(
 
 
 def is_done(checkpoint: Checkpoint, steps: int) -> bool:
-    """Return whether the replicas of a checkpoint have completed all steps, stopped early or diverged."""
+    """Return whether each replica of a checkpoint has completed all steps, stopped early or diverged."""
     ended = len(checkpoint.failures) + len(checkpoint.stops)
     return checkpoint.measured >= steps or ended == len(checkpoint.replicas)
 
@@ -126,7 +126,7 @@ def is_done(checkpoint: Checkpoint, steps: int) -> bool:
 def _resumed(
     members: tuple[Replica, ...], resume: Sequence[Checkpoint]
 ) -> list[tuple[tuple[Replica, ...], Checkpoint | None]]:
-    """Split a group into the stacks of its checkpoints, and a group of the replicas without a checkpoint."""
+    """Split replicas into the stacks stored in checkpoints, and one group of all other replicas."""
     by_number, parts = {member.index: member for member in members}, list[Any]()
     for checkpoint in resume:
         if by_number.keys() >= set(checkpoint.replicas):

@@ -51,7 +51,7 @@ def defaults() -> dict[str, Any]:
 
 
 def complete(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options with defaults for those that are not given.
+    """Return all options: the given values, and defaults for the others.
 
     Raises:
         EnvariantError: If an option is unknown.
@@ -64,7 +64,7 @@ def complete(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_options(options: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return the options of the run that `fit` starts, with "auto" and None replaced by values.
+    """Return the run options for `fit`: the estimator's options with "auto" and None replaced by values.
 
     Args:
         options: Options of the estimator by name.
@@ -86,7 +86,7 @@ def run_options(options: Mapping[str, Any], rows: int) -> dict[str, Any]:
 
 
 def list_options(initializer: Callable[..., None]) -> Callable[..., None]:
-    """Give a constructor a signature with every option in place of `**options`.
+    """Replace `**options` in the signature of a constructor by one keyword parameter per option.
 
     Scikit-learn reads the names and defaults of an estimator's parameters from this signature.
 

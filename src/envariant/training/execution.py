@@ -250,7 +250,7 @@ def need(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConf
 
 
 def peaks(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConfig) -> tuple[int, ...]:
-    """Return the peak memory, in bytes, of building, evaluation, first step and second step of a stack."""
+    """Return the peak memory of a stack, in bytes, when it is built, evaluated, and trained for two steps."""
     config, stack = replace(config, compiled=False), list[ReplicaStack]()
     return memory_budget.peak_bytes(
         lambda: stack.append(ReplicaStack(source, replicas, config)),

@@ -11,11 +11,13 @@ BATCH = "batch"
 """Role of values measured on a training batch instead of an environment."""
 
 LOSS, OUTPUT_SD, GRADIENT_RMS, CLIP_SHARE = "loss", "output sd", "gradient rms", "clip share"
-"""Metrics of all networks: mean loss; standard deviation of the outputs over rows (root mean square over
-several outputs); root mean square of the gradient over all trained parameters."""
+"""Metrics of all networks: mean loss; standard deviation of the outputs over rows (with several outputs, root
+mean square of their standard deviations); root mean square of the gradient over all trained parameters; with
+gradient clipping, share of the steps since the last measurement whose gradient was clipped."""
 
 CURRENT_LOSS = "validation loss of the current weights"
-"""Metric of runs whose averaging rule uses it: mean over training environments, without averaging."""
+"""Metric recorded if the averaging rule uses it: validation loss of the weights being trained, not of the
+averaged weights; mean over training environments."""
 
 FULL, SUBSAMPLE, SHUFFLED, REPLACED = "full", "subsample", "shuffled", "replaced"
 """Kinds of measurement: on all rows; on some rows; on the same rows with one column shuffled within the

@@ -67,7 +67,7 @@ class Initializer(ABC):
         """Total number of pretraining steps of one replica."""
 
     def identity(self) -> str | None:
-        """Return a content hash of the method if its text does not determine the weights; otherwise None."""
+        """Return a string that identifies the weights if the text of the method does not; otherwise None."""
         return None
 
     @abstractmethod

@@ -59,14 +59,14 @@ class FeaturesAndOutput(nn.Module):
 
 
 def check_layers(module: nn.Module, names: Sequence[str]) -> None:
-    """Check that a model has submodules with the given names, or the layer `FEATURES`.
+    """Check that every given name is a submodule of a model, or `FEATURES`.
 
     Args:
         module: Model.
         names: Names of layers.
 
     Raises:
-        EnvariantError: If a submodule is missing.
+        EnvariantError: If the model has no submodule of that name.
     """
     known = [FEATURES, *(name for name, _ in module.named_modules() if name)]
     for name in names:

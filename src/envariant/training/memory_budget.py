@@ -41,7 +41,8 @@ def peak_bytes(*phases: Callable[[], Any]) -> tuple[int, ...]:
 
 
 Load = Callable[[int], float]
-"""Function from a number of replicas to the rows in memory at a time, in multiples of one replica's rows."""
+"""Function that maps a number of replicas to the number of rows in memory at a time, as a multiple of the
+rows of one replica."""
 
 
 @final
@@ -50,8 +51,8 @@ class Need:
     """Memory that training requires, as a function of the number of replicas.
 
     Attributes:
-        phases: Numbers a and b and function f of each phase of training. For k replicas, the phase needs
-            a + b · f(k) bytes.
+        phases: For each phase of training, a tuple (a, b, f) of two numbers and a function. With k replicas,
+            the phase needs a + b · f(k) bytes.
     """
 
     phases: tuple[tuple[int, float, Load], ...]

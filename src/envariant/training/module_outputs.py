@@ -98,7 +98,7 @@ def remark_on(module: nn.Module, output: Tensor, task: Task, input_shape: Sequen
 
     Args:
         module: Model to check.
-        output: Output of the model for some rows, with the graph needed for derivatives.
+        output: Output of the model for some rows, with its autograd graph.
         task: Task of the model. Only binary and multiclass tasks are checked.
         input_shape: Shape of one row of inputs.
     """

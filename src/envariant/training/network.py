@@ -39,10 +39,10 @@ _BLOCK_ROWS = (64, 2**20)
 # First stream of the dropout masks, above the streams of an algorithm's parts.
 _MASKS = 2**16
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-"""Layers with running statistics of their inputs."""
+"""Classes of BatchNorm layers, which keep running statistics of their inputs."""
 
 TOGETHER = "rows_together"
-"""Attribute of modules that predict groups of rows jointly: number of rows in a group."""
+"""Name of an attribute of modules that predict groups of rows jointly: the number of rows in a group."""
 
 
 @final
@@ -264,7 +264,7 @@ class Network:
         Args:
             part: "head", or the name of an auxiliary network.
             params: Parameters by name.
-            inputs: Inputs of the head or of the auxiliary network, one row each.
+            inputs: Inputs of the head or of the auxiliary network, `[rows, …]`.
         """
         self._both.train()
         module = self.auxiliary[part].train() if part in self.auxiliary else getattr(self.module, part)
@@ -286,7 +286,7 @@ class Network:
         }
 
     def _kernels(self) -> AbstractContextManager[Any]:
-        """Return a context manager that sets the precision and, for recurrent layers, the kernels."""
+        """Return a context manager that sets the precision and disables fast kernels of recurrent layers."""
         rounding = torch.autocast(
             self.device.type,
             torch.bfloat16,
@@ -325,7 +325,7 @@ class Network:
         return digest.hexdigest()
 
     def _probe(self, input_shape: Sequence[int]) -> tuple[frozenset[str], bool, int, int]:
-        """Find `changing`, `stochastic`, `width` and `features` by a training pass over two rows."""
+        """Return `changing`, `stochastic`, `width` and `features`, found by a training pass over two rows."""
         inputs = torch.zeros(2, *input_shape, device=self.device)
         # Batch norm needs two different rows.
         inputs[1] = 1

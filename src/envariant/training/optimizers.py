@@ -74,17 +74,19 @@ class StackedOptimizer:
 
     PyTorch's fused optimizers have a single learning rate. A stackable update rule has the form
     θ ← θ − rate · u, where θ are the parameters and u depends only on the gradients. One optimizer therefore
-    updates a zero matrix at rate 1, which gives −u; its rows are then multiplied by the replicas' learning
-    rates. For other rules, each replica has a separate optimizer.
+    updates a zero matrix at rate 1, which gives −u; the rows of −u are then multiplied by the replicas'
+    learning rates. For other rules, each replica has a separate optimizer.
+
+    A row can be divided into segments of adjacent parameters, each with its own learning rate and decay.
 
     Args:
         config: Configuration of the optimizer.
         params: Parameters `[replicas, numbers]`, updated in place.
-        rates: Learning rate of each replica: a number, a schedule, or a tuple with one of these for each
+        rates: Learning rate of each replica: a number or a schedule, or a tuple with one of these for each
             segment.
         decays: Weight decay of each replica: a number, or a tuple with one number for each segment.
         shapes: Shapes of the parameters in a row, for rules that depend on them. Default: one vector.
-        segments: Number of parameter tensors in each segment of a row. Default: one segment.
+        segments: Number of parameter tensors in each segment. Default: one segment.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class StackedOptimizer:
             self._params.copy_(torch.where(alive[:, None], self._params, before))
 
     def _by_number(self, values: Float[Tensor, "replicas segments"]) -> Tensor:
-        """Expand one value per segment to one value per number of a row; a single segment is not expanded."""
+        """Repeat the value of each segment for all its numbers; values of a single segment stay unchanged."""
         return values if self._segment is None else values.index_select(1, self._segment)
 
     def state(self) -> dict[str, Tensor]:

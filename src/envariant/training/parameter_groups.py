@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NAME = "groups"
-"""Name of the text form."""
+"""First word of the string form, `groups(…)`."""
 
 Value = Schedule | float
 
@@ -28,12 +28,12 @@ Value = Schedule | float
 class ByGroup:
     """Values by parameter group, written `groups(featurizer=1e-5, head=1e-3, others=1e-4)`.
 
-    Group names that are not valid identifiers are written as pairs: `groups(("layers.0", 1e-5),
-        others=1e-3)`.
+    A group whose name is not a valid identifier is written as a pair, such as `("layers.0", 1e-5)` in
+    `groups(("layers.0", 1e-5), others=1e-3)`.
 
     Attributes:
         values: Pairs of group name and value; a value is a number or a schedule.
-        others: Value for all parameters that belong to no group. None: see `of`.
+        others: Value for all parameters that belong to no group. If None, `of` uses its argument `default`.
     """
 
     values: tuple[tuple[str, Value], ...]
@@ -157,14 +157,16 @@ def grouped(
 def segmented(
     assigned: Sequence[Sequence[tuple[Value, float]]],
 ) -> tuple[list[tuple[Value, ...]], list[tuple[float, ...]], list[int]]:
-    """Merge adjacent parameters that have equal learning rates and equal weight decays in every replica.
+    """Merge adjacent parameters with the same learning rate and weight decay into segments.
+
+    The learning rate and weight decay must be the same within each replica, but may differ between replicas.
 
     Args:
         assigned: Learning rate and weight decay of each parameter, for each replica.
 
     Returns:
-        Learning rates and weight decays of the segments, for each replica, and the number of parameters in
-        each segment.
+        Learning rates of all segments, for each replica; weight decays of all segments, for each replica; and
+        the number of parameters in each segment.
     """
     groups = [(own, len(list(same))) for own, same in groupby(zip(*assigned, strict=True))]
     rates = [tuple(own[k][0] for own, _ in groups) for k in range(len(assigned))]

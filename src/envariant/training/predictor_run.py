@@ -34,7 +34,7 @@ class _Fitted:
 
     @cached_property
     def _logits(self) -> Mapping[str, Tensor]:
-        """Logits of all rows by environment; empty if there are too many rows, or they are not independent.
+        """Logits of all rows by environment; empty if there are too many rows, or rows affect one another.
 
         Hundreds of small environments are predicted in one call, because a call takes milliseconds.
         """

@@ -38,7 +38,7 @@ class RunProgress:
         self._pretraining: int | None = None
 
     def pretraining(self, replica: int, done: int, of: int) -> None:
-        """Show that `done` of `of` pretraining steps of a replica are completed."""
+        """Show that a replica has completed `done` pretraining steps; their total number is `of`."""
         if self._pretraining is None:
             self._pretraining = self._bars.add("pretraining", of)
         self._bars.update(self._pretraining, done, f"replica {replica}")

@@ -199,7 +199,7 @@ def shown(
         unit: Unit of the bars, such as "steps".
         show: Whether to show progress. Default: a bar on a terminal or in a notebook, else a line every
             `LINE_EVERY_S` seconds.
-        refresh: Function called in a background thread before every output other than a terminal.
+        refresh: Function called before every update of a notebook or log file, in a background thread.
     """
     if show is False:
         yield NoBars()

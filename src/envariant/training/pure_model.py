@@ -1,4 +1,4 @@
-"""Model that algorithms receive as a pure function of parameters; it also returns updated buffers."""
+"""Model in the form that algorithms receive: a pure function of parameters, which also updates buffers."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -48,8 +48,8 @@ class PureModel:
     def updated_buffers(self) -> dict[str, Tensor]:
         """Return the new values of `Network.changing` after one forward pass on the batch of this step.
 
-        The values are those of the algorithm's own forward pass with the parameters and the inputs of this
-        step. An additional pass is made only if there was no such pass, as in algorithms that mix rows.
+        The values come from the algorithm's own forward pass with the parameters and the inputs of this step.
+        If there was no such pass, for example because the algorithm mixes rows (Mixup), a pass is added.
         """
         net = self._net
         if not net.changing:
@@ -107,5 +107,5 @@ def _without_gradient(value: Tensor) -> Tensor:
 
 
 def _level(value: Tensor) -> int:
-    """Return the level of a tensor that `torch.func.vmap` wraps; -1 for other tensors."""
+    """Return the nesting level of `torch.func.vmap` at which a tensor is wrapped; -1 for other tensors."""
     return _functorch.maybe_get_level(value) if _functorch.is_batchedtensor(value) else -1

@@ -1,4 +1,4 @@
-"""Check that a finished run can be continued to more steps: no setting may depend on the number of steps."""
+"""Check that a finished run can be trained for more steps: no setting may depend on the number of steps."""
 
 from collections.abc import Sequence
 from dataclasses import fields

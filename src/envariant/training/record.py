@@ -19,7 +19,8 @@ from envariant.training.replicas import Seeds
 from envariant.training.run_spec import RunSpec
 
 MOST_UNSEEN = 0.1
-"""Maximum share of rows with classes absent from training; test environments above it get no verdict."""
+"""Maximum share of rows with classes absent from training. A test environment with a larger share gets no
+verdict."""
 
 
 @final
@@ -69,7 +70,8 @@ class Record(Displayed):
         input_shape: Shape of one row of inputs.
         outputs: Number of model outputs per row.
         environments: All environments, in order.
-        fingerprints: Digests of the first replica's data ("data") and initial model ("model").
+        fingerprints: Digests of the first replica's data ("data") and initial model ("model"), and, if the
+            option `loss` is set, of the loss ("loss").
         seeds: Seeds of each replica.
         threads: Number of PyTorch threads, which affects rounding.
         versions: Versions of Python and of all packages that affect results.

@@ -230,7 +230,10 @@ class ReplicaStack:
         return tuple(rows)
 
     def _evaluate_average(self) -> list[float]:
-        """Pass the validation losses of the current weights to an averaging rule that needs them."""
+        """Pass the validation losses of the current weights to the averaging rule, and return them.
+
+        If there is no averaging rule, or it does not need the losses, return an empty list.
+        """
         if self._average is None or not self._average.rule.needs_validation:
             return []
         count, names = len(self._replicas), [n for n, role in self._roles.items() if role == "validation"]
@@ -245,7 +248,7 @@ class ReplicaStack:
         return losses.tolist()
 
     def _note_stop(self, k: int, rows: Sequence[HistoryRow]) -> None:
-        """Keep the weights if they are the best, and stop a replica if a rule of the run requires it."""
+        """Keep a replica's weights if they are the best so far, and end its training if a rule says so."""
         reason = self._watch.observe(k, self.step, rows, self._eval_weights)
         if self._average is not None:
             reason = self._average.rule.ended(self._average.state, k) or reason
@@ -341,7 +344,7 @@ class ReplicaStack:
         return Evaluator.of_stack(self.network, params, buffers, len(self._replicas), self._config.adapt)
 
     def _eval_weights(self) -> tuple[Weights, Weights]:
-        """Return the parameters and buffers used for prediction, by default the current ones."""
+        """Return the parameters and buffers used for prediction, which may be averages over steps."""
         if self._average is None:
             return self._algorithm.eval_params(self._views, self._state), self._buffers
         seed = self._replicas[0].seeds.at(0)

@@ -1,8 +1,9 @@
 """Replicas: independent runs, each with its own seeds and hyperparameters.
 
-A replica has three seeds. Replicas with the same number use the same data draw and the same batches, whatever
-the algorithm; if they also have the same model, they use the same initial weights. Their results therefore
-differ only by algorithm.
+A replica has three seeds, derived from the base seed of the run and the index of the replica. In runs with
+the same base seed, replicas with the same index use the same data draw and the same batches, whatever the
+algorithm; with the same model, they also use the same initial weights. Their results therefore differ only
+because of the algorithm.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,9 +52,9 @@ class Seeds:
         return cls(int(data), int(initialization), int(order))
 
     def at(self, step: int) -> int:
-        """Return the seed of a module's random numbers in one step, such as dropout masks.
+        """Return the seed of the random numbers, such as dropout masks, that a module uses in one step.
 
-        The seed depends on the step instead of a generator state, so resumed runs use the same numbers.
+        The seed depends on the step, not on a generator state, so resumed runs use the same numbers.
 
         Args:
             step: Number of completed updates.

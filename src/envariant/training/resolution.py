@@ -50,7 +50,7 @@ class ResolvedAlgorithm:
 
     Attributes:
         name: Name of the algorithm for tables.
-        trained: Algorithm that trains a network, or predictor that is fitted instead.
+        trained: Algorithm for training a network, or predictor, which is fitted instead of a network.
         hyperparameters: All hyperparameters by name.
         defaults: Default settings of the data set for the algorithm.
         suggested: Default hyperparameters of the data set for the algorithm.
@@ -298,7 +298,9 @@ def resolve(requested: RunSpec, source: EnvironmentSource | None = None) -> Reso
 def _with_average(
     algorithm: ResolvedAlgorithm, requested: object, steps: int
 ) -> tuple[ResolvedAlgorithm, str | None]:
-    """Return the algorithm's default average, scaled to the run, and the algorithm with a remark on it.
+    """Return the algorithm and its default average, scaled to the run; None if it has no default average.
+
+    If scaling changes the average, or another average is requested, a remark is added to the algorithm.
 
     Args:
         algorithm: Algorithm with its hyperparameters.

@@ -213,8 +213,8 @@ class TrainingResult(Displayed):
         Args:
             replica: Index of the replica.
             module: Module of the same class as the trained model, or a class or function that returns one.
-                The weights are loaded into a copy. It is required only if the run was loaded from disk and
-                its model was passed as an object. Default: the network is built as it was for training.
+                The weights are loaded into a copy of it. Default: the network is built as it was for
+                training, which is impossible if the model was an object and the run was loaded from disk.
 
         Raises:
             EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or

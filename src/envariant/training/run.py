@@ -197,7 +197,10 @@ def _resolve_all(members: Sequence[Member], source: EnvironmentSource) -> list[R
 def _prepared(
     replicas: Sequence[Replica], first: ResolvedRun, config: RunConfig, on_pretraining: Progress
 ) -> list[Replica]:
-    """Return the replicas with their pretraining, which they share if they share initial weights."""
+    """Return the replicas with their pretraining.
+
+    With `shared_init`, replicas with the same learning rate and environment inference share one pretraining.
+    """
     if not first.spec.shared_init:
         return [
             prepared(replica, first.source, config, first.pretraining, on_pretraining) for replica in replicas
@@ -238,7 +241,7 @@ def _continued(
 
 
 def _check_validation(config: RunConfig, metric: str, roles: Mapping[str, str]) -> None:
-    """Check that rules that use validation metrics have validation rows and a metric that is measured.
+    """Check that validation rows and the required metrics exist, if a rule uses validation metrics.
 
     Raises:
         EnvariantError: If there are no validation rows, or the metric is not measured during training.
@@ -339,7 +342,7 @@ def _record(
 
 
 def _averaging_remarks(resolved: ResolvedRun, net: Network, replicas: int) -> list[str]:
-    """Return remarks on averaging, early stopping or shared initial weights with unexpected effects."""
+    """Return remarks on unexpected effects of averaging, early stopping and shared initial weights."""
     algorithm, config = cast("Algorithm", resolved.algorithm.trained), resolved.config
     remarks: list[str] = []
     if config.average is not None and algorithm.predicts_with_own_weights:

@@ -130,8 +130,8 @@ def soup_of(
     Args:
         result: Result of a run with `shared_init=True`.
         rule: "uniform" averages all replicas. "greedy" considers replicas in order of decreasing mean
-            validation score, and adds each replica that does not worsen the soup's score on all validation
-            rows.
+            validation score, and adds each replica that does not worsen the soup's score on the validation
+            rows of all environments together.
         sample: Environments of the run. Default: the environments in `result`.
         labels: Name of each replica. Default: the replica's number.
 
@@ -256,7 +256,7 @@ class _Scorer:
         return self._result.checkpoints[replica]
 
     def of_weights(self, params: Weights) -> ReplicaState:
-        """Return a state with averaged parameters and with BatchNorm statistics that belong to them."""
+        """Return a state with averaged parameters and with BatchNorm statistics computed for them."""
         first = self._result.checkpoints[self._first]
         steps = self._result.record.spec.steps or 0
         state = ReplicaState(steps, params, first.buffers, None, self._result.seconds)

@@ -25,7 +25,7 @@ _MOST_AHEAD, _BYTES_AHEAD = 4, 256 * 2**20
 _WORTH_SAYING = 1.0
 
 Request = tuple[InputStore, Tensor, int | None]
-"""Store, row numbers, and the key of random transforms; no key for evaluation."""
+"""Input store, row indices, and random-number key of random transforms; the key is None for evaluation."""
 
 
 def waiting_notes(waited: float, seconds: float) -> tuple[str, ...]:
@@ -216,7 +216,7 @@ class StreamedInputs:
         return [each for k in range(len(self._stores)) for each in self._requests(k, index, None)]
 
     def _requests(self, number: int, index: Tensor, key: int | None) -> Iterator[Request]:
-        """Yield a request for every run of rows of the same environment."""
+        """Yield one request for each series of adjacent entries of `index` in the same environment."""
         owner = torch.searchsorted(torch.tensor(self._starts[1:]), index, right=True)
         owners, lengths = owner.unique_consecutive(return_counts=True)
         for environment, rows in zip(owners.tolist(), index.split(lengths.tolist()), strict=True):

@@ -15,7 +15,7 @@ from envariant.training.keep_rules import KeepBest, KeepRule, keep_rule
 
 
 def uses_validation(options: Mapping[str, Any]) -> bool:
-    """Return whether a training option uses validation scores: early stopping, the best step, or SWAD.
+    """Return whether any training option uses validation scores: early stopping, `keep="best"`, or SWAD.
 
     Args:
         options: Training options by name.
@@ -108,7 +108,7 @@ class ValidationWatch:
                 self.state[name] = saved[name].clone()
 
     def _score(self, rows: Iterable[HistoryRow], metric: str) -> float:
-        """Return the mean of a validation metric over environments; for a loss, its negative."""
+        """Return the mean of a validation metric over environments, negated if lower values are better."""
         values = [row.value for row in rows if row.role == "validation" and row.metric == metric]
         better = metric != LOSS and self._task.higher_is_better
         return statistics.fmean(values) * (1 if better else -1)

@@ -20,7 +20,8 @@ AUGMENTATIONS: Mapping[str, type[Augmentation]] = {
 SETS: Mapping[str, tuple[Augmentation, ...]] = {
     "domainbed": (RandomResizedCrop(), HorizontalFlip(), ColorJitter(), Grayscale()),
 }
-"""Named compositions: `domainbed` is that of DomainBed (Gulrajani & Lopez-Paz 2020, arXiv 2007.01434)."""
+"""Named sequences of augmentations. `domainbed` is the augmentation of DomainBed (Gulrajani & Lopez-Paz 2020,
+arXiv 2007.01434)."""
 
 
 def augmentation(text: str | None) -> Augmentation | None:

@@ -101,7 +101,7 @@ class Grayscale(Augmentation):
 
 
 def gray(images: Images) -> Images:
-    """Return the gray value 0.2989 R + 0.587 G + 0.114 B of each pixel, with the same number of channels.
+    """Convert images to gray values 0.2989 R + 0.587 G + 0.114 B, repeated in all channels.
 
     Args:
         images: Images of one or three channels.
@@ -135,7 +135,7 @@ def brightened(images: Images, factor: Factors) -> Images:
 
 
 def contrasted(images: Images, factor: Factors) -> Images:
-    """Multiply the difference of pixels from the image's mean gray value by a factor; 0 gives uniform gray.
+    """Scale each pixel's difference from the image's mean gray value by a factor; 0 gives uniform gray.
 
     Args:
         images: Images.
@@ -147,7 +147,7 @@ def contrasted(images: Images, factor: Factors) -> Images:
 
 
 def saturated(images: Images, factor: Factors) -> Images:
-    """Multiply the difference of each pixel from its gray value by a factor; 0 gives a grayscale image.
+    """Scale each pixel's difference from its own gray value by a factor; 0 gives a grayscale image.
 
     Args:
         images: Images.

@@ -26,8 +26,8 @@ class RandomResizedCrop(Augmentation):
     `ratio`, as in torchvision (Szegedy et al. 2014, arXiv 1409.4842, Section 6).
 
     Attributes:
-        scale: Smallest and largest area of a crop, relative to the image; a single number is the smallest
-            area.
+        scale: Smallest and largest area of a crop, relative to the image. A single number is the smallest
+            area; the largest is then 1.
         ratio: Smallest and largest ratio of width to height.
     """
 
@@ -111,7 +111,7 @@ def cropped(
 
 
 def _sources(start: Tensor, length: Tensor, size: int, images: Tensor) -> Tensor:
-    """Return the position in the image from which each output pixel is taken, `[rows, size]`."""
+    """Return the image position of each output pixel along one axis, `[rows, size]`."""
     pixels = torch.arange(size, device=images.device, dtype=torch.float32) + 0.5
     inside = pixels * (length / size)[:, None] - 0.5
     # Positions outside the crop are clamped to its edge, so pixels outside the crop are not used.

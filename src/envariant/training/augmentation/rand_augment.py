@@ -18,7 +18,7 @@ from envariant.training.augmentation.base import Augmentation, check_images
 Images = Float[Tensor, "rows channels height width"]
 
 BINS = 31
-"""Number of magnitudes; the largest is `BINS` − 1."""
+"""Number of different magnitudes, from 0 to `BINS` − 1."""
 
 
 @final
@@ -63,7 +63,12 @@ class RandAugment(Augmentation):
 
 
 def _moved(images: Images, matrix: Tensor) -> Images:
-    """Sample images at positions given by an affine map `[rows, 2, 3]` in pixels; outside, they are black."""
+    """Resample images at positions given by affine maps; points outside an image are black.
+
+    Args:
+        images: Images.
+        matrix: Affine maps `[rows, 2, 3]`, in pixels, from a position in the result to one in the image.
+    """
     height, width = images.shape[2:]
     ratio = torch.tensor([[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]])
     grid = F.affine_grid(matrix * ratio.to(matrix), list(images.shape), align_corners=False)
@@ -138,7 +143,7 @@ def _autocontrast(images: Images, size: float, sign: Tensor) -> Images:
 
 
 def _equalize(images: Images, size: float, sign: Tensor) -> Images:
-    """Spread the levels of each channel so that they are about equally frequent."""
+    """Equalize the histogram of each channel, so that all gray levels are about equally frequent."""
     del size, sign
     levels = (images * 255).round().long().flatten(2)
     counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=images.device)
@@ -172,4 +177,5 @@ OPERATIONS: dict[str, Callable[[Tensor, float, Tensor], Tensor]] = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
 }
-"""Operations by name: functions of images, relative magnitude in [0, 1] and sign of each image."""
+"""Operations by name. Each is a function of images, a relative magnitude in [0, 1], and a sign per image that
+sets the direction of the change."""

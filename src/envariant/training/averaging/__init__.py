@@ -12,7 +12,7 @@ from envariant.training.averaging.wise_ft import WiSEFT
 AVERAGES: dict[str, type[Averaging]] = {each.name: each for each in (EMA, MovingAverage, SWA, SWAD, WiSEFT)}
 """Averaging rules by name."""
 NO_AVERAGE = "none"
-"""Value of the option `average` that replaces an algorithm's default average by the trained weights."""
+"""Value of the option `average` that turns off averaging, including an algorithm's default average."""
 
 
 def averaging(requested: object) -> Averaging | None:

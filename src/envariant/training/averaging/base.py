@@ -15,7 +15,7 @@ from envariant.core import specs
 from envariant.core.specs import Percent
 
 State = Mapping[str, Tensor]
-"""Tensors by name, each with the replicas along the first axis; "average" holds the averaged weights."""
+"""Tensors by name; the first axis is the replica axis. The averaged weights have the name "average"."""
 
 
 class Averaging(ABC):

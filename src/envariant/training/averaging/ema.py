@@ -17,7 +17,7 @@ from envariant.training.averaging.base import Averaging, State
 class EMA(Averaging):
     """Exponential moving average: θ̃ ← d·θ̃ + (1 − d)·θ after each update; the first update copies θ.
 
-    It starts from a copy, so it needs no bias correction (PyTorch's `get_ema_multi_avg_fn`).
+    The average starts from a copy of θ, so it needs no bias correction (PyTorch's `get_ema_multi_avg_fn`).
 
     Attributes:
         decay: Decay d.

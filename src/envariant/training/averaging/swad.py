@@ -163,5 +163,5 @@ class SWAD(Averaging):
 
 
 def _known(losses: Tensor) -> list[float]:
-    """Return the losses of one replica until it stopped; NaN marks evaluations after that."""
+    """Return the losses of one replica up to its end; later losses are NaN and are omitted."""
     return [loss for loss in losses.tolist() if loss == loss]

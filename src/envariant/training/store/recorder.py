@@ -119,7 +119,7 @@ class Recorder:
         return saved
 
     def raise_steps(self, record: Record) -> None:
-        """Plan additional steps of a stored run if more steps are requested than are stored in its record.
+        """Plan additional steps of the stored run if the requested run has more steps.
 
         Args:
             record: Record of the requested run, whose first steps equal the steps of the stored run.

@@ -142,7 +142,7 @@ def ranges(cls: type[Any]) -> dict[str, Range]:
 
 
 RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, "integer": UniformInteger}
-"""Range classes by their names in text."""
+"""Range classes, by the names that strings use for them."""
 
 
 def _has_range(value: object) -> bool:

@@ -94,7 +94,7 @@ def kept_rows(labels: np.ndarray, groups: Sequence[tuple[int, ...]], p: float) -
 
 
 def _in_shades(environment: Environment, p: float, generator: torch.Generator) -> Environment:
-    """Return a copy in which color 0 is in channel 0 or 1, and color 1 in channel 2 or 3."""
+    """Return a copy with four channels: color 0 is shown in channel 0 or 1, and color 1 in channel 2 or 3."""
     color = environment.attributes["color"]
     channel = torch.empty_like(color)
     for value, chance in ((0, p), (1, 1 - p)):

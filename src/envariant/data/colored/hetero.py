@@ -28,7 +28,7 @@ _FLIPS, _SHARES = (0.2, 0.1, 0.9), (0.3, 0.7, 0.5)
 @final
 @dataclass(frozen=True)
 class HeteroskedasticMNIST(DigitSource):
-    """Colored MNIST with label noise 0.4 for digits 0 and 5, and 0.1 for the others; code of Krueger et al.
+    """Colored MNIST with label noise 0.4 for digits 0 and 5, else 0.1, as in the code of Krueger et al. 2021.
 
     Rows and flips are those of protocol "irm" of `colored-mnist`. With digit shift, the share of hard digits
     is 0.3 and 0.7 in the training environments and 0.5 in the test environment: rows are dropped at random,

@@ -7,7 +7,7 @@ WEIGHT = "weight"
 """Sampling weights, the relative frequencies of rows in minibatches."""
 
 CLASS_WEIGHT = "class_weight"
-"""Weights of the classes of the rows, which multiply the sampling weights in training, but not in scores."""
+"""Weight of each row's class; in training, it multiplies the sampling weight, but scores do not use it."""
 
 ROW_GROUP = "row_group"
 """Group numbers, such as those of patients; splits keep the rows of a group together."""

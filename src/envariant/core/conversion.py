@@ -86,7 +86,7 @@ def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
         what: Data set and role of the labels, such as "arrays: targets".
 
     Warns:
-        EnvariantWarning: One warning per group of such labels, for a limited number of groups.
+        EnvariantWarning: One warning per group of such labels, for at most `MOST_GROUPS` groups.
     """
     for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
         text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"

@@ -74,9 +74,9 @@ def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tenso
 def coins(
     key: Int[Tensor, ""], stream: int, rows: int, width: int, probability: float, *, first_row: int = 0
 ) -> Bool[Tensor, "rows width"]:
-    """Return random truth values for rows of a table, each row from its own numbers.
+    """Return random truth values, `[rows, width]`; each row has random numbers that depend on its index.
 
-    Four values share the 64 bits of one number, so the probability is rounded to a multiple of 2⁻¹⁶.
+    Each 64-bit random number gives four values, so the probability is rounded to a multiple of 2⁻¹⁶.
 
     Args:
         key: Key of the step.
@@ -122,7 +122,7 @@ def private_random_numbers(seed: int, device: torch.device) -> Generator[None]:
 
 
 def other_generators() -> tuple[object, ...]:
-    """Return the states of the global generators of Python and NumPy."""
+    """Return the states of the global random generators of Python and NumPy."""
     state: Any = np.random.get_state(legacy=False)
     return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
 

@@ -1,4 +1,7 @@
-"""Read datasets of other libraries; random rows, and rows that do not fit in memory, are read at each use."""
+"""Read datasets of other libraries.
+
+Rows that are random, or too large to keep in memory, are read again each time they are used.
+"""
 
 import itertools
 import random
@@ -22,7 +25,7 @@ Convert = Callable[[Any], Any]
 """Function from the inputs of an item to numbers, such as from an image to pixels."""
 
 Key = int | str
-"""Position in an item that is a tuple or list, or name in an item that is a dictionary."""
+"""Index of an entry if items are tuples or lists; name of an entry if items are dictionaries."""
 
 # Share of the free memory up to which the rows of a dataset are kept in memory.
 _MEMORY_SHARE = 0.25
@@ -128,8 +131,8 @@ def read_items(
 ) -> tuple[Tensor | DatasetStore, list[list[Any]]]:
     """Read all items of a dataset; return the inputs, and one list of labels for each key after the first.
 
-    Inputs are returned as one tensor. If they are random or need more than a quarter of the memory, they are
-    returned as a `DatasetStore`.
+    Inputs are returned as one tensor. If they are random or need more than a quarter of the free memory, they
+    are returned as a `DatasetStore`.
 
     Args:
         dataset: Dataset with a length, or an iterable; its items are tuples, lists or dictionaries.
@@ -185,7 +188,7 @@ def read_items(
 
 @contextmanager
 def _named(where: str) -> Generator[None]:
-    """Within a `with` block, convert errors of the user's dataset to one line that begins with the item."""
+    """Convert errors of the user's dataset in a `with` block to one-line errors that begin with `where`."""
     try:
         yield
     except EnvariantError:

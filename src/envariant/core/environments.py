@@ -83,7 +83,7 @@ class EnvironmentSource(Displayed, ABC):
 
     @property
     def columns(self) -> Mapping[str, slice]:
-        """Positions in the inputs of each table column, by name; empty if the data are not a table."""
+        """Positions of each table column in the inputs, by column name; empty if the data are not a table."""
         return {}
 
     def plot(self, seed: int = 0, most: int = 12) -> Any:

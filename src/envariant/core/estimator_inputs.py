@@ -32,7 +32,7 @@ def split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[An
 
 
 def plain_targets(y: Any) -> Any:
-    """Convert nullable pandas Booleans and integers to NumPy types; scikit-learn would make them floats."""
+    """Convert nullable pandas Booleans and integers to NumPy types, so that scikit-learn keeps their type."""
     dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", np.dtype(object))
     return y.to_numpy(dtype=dtype) if dtype.kind in "biu" and not y.isna().any() else y
 

@@ -31,8 +31,8 @@ def prepared(rows: Tensor, where: str) -> Tensor:
         where: Name of the data set, for warnings.
 
     Warns:
-        EnvariantWarning: If inputs that are not byte images look like images whose channels are the last
-            axis, or whose values are not scaled to [0, 1].
+        EnvariantWarning: If inputs are not byte images, but look like images with channels last, or with
+            values that are not scaled to [0, 1].
     """
     if not may_be_images(rows) or not len(rows):
         return rows
@@ -116,7 +116,8 @@ def check_repeatable(
         read_again: Function that reads the first n inputs and targets again, given n; None if they can be
             read only once.
         where: Name of the dataset.
-        warn_of_inputs: Whether to warn about random inputs, because the values of the first reading are kept.
+        warn_of_inputs: Whether to warn about random inputs; True if the values of the first reading
+            are kept.
 
     Warns:
         EnvariantWarning: If an input or target differs when it is read again, or the name of a transform

@@ -141,7 +141,9 @@ class Huber(Loss):
 @final
 @dataclass(frozen=True)
 class Quantile(Loss):
-    """Quantile loss max(τ · e, (τ − 1) · e) of the error e = y − f of prediction f. Koenker and Bassett 1978.
+    """Quantile loss max(τ · e, (τ − 1) · e) of the error e = y − f. Koenker and Bassett 1978.
+
+    f is the prediction, and y is the target.
 
     Attributes:
         level: Level τ of the predicted quantile, in (0, 1); 0.5 is the median.

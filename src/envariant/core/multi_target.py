@@ -1,4 +1,4 @@
-"""Prediction tasks with several labels or real-valued targets per row; lookup of all tasks by name."""
+"""Tasks with several labels or targets per row, and `task_named`, which returns any task by its name."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, final
@@ -139,7 +139,8 @@ def task_named(name: str, outputs: int) -> Task:
 
     Args:
         name: "binary", "multiclass", "regression", "multi-label" or "multi-output regression".
-        outputs: Number of classes of a multiclass task, or of targets per row.
+        outputs: Number of classes (multiclass), labels (multi-label) or targets (multi-output regression);
+            ignored for other tasks.
 
     Raises:
         EnvariantError: If the name is unknown.

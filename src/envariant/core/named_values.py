@@ -8,7 +8,7 @@ from envariant.core.specs import Spec
 
 
 def written(name: str, pairs: Iterable[tuple[str, Any]], first: tuple[Any, ...] = ()) -> str:
-    """Return `name(first, …, key=value, …)`; keys that are not identifiers are written as pairs.
+    """Return `name(first, …, key=value, …)`; keys that are not identifiers give pairs `(key, value)`.
 
     Args:
         name: Name before the parentheses.

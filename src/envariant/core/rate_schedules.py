@@ -84,9 +84,9 @@ class Cosine(Schedule):
 @final
 @dataclass(frozen=True)
 class CosineRestarts(Schedule):
-    """Cosine decay that restarts after every period, as PyTorch's `CosineAnnealingWarmRestarts`.
+    """Cosine decay that restarts after every period, as in PyTorch's `CosineAnnealingWarmRestarts`.
 
-    t steps after the start of a period of T_i steps, the value is η + ½(value − η)(1 + cos(πt/T_i)), where η
+    In a period of T_i steps, the value t steps after the start is η + ½(value − η)(1 + cos(πt/T_i)), where η
     is `end`. Each period is `factor` times as long as the previous one. Loshchilov & Hutter 2017.
 
     Attributes:
@@ -94,7 +94,7 @@ class CosineRestarts(Schedule):
         period: Length of the first period in steps.
         factor: Ratio of the lengths of successive periods, an integer.
         end: Value that the decay approaches in each period.
-        warmup: Steps of a linear warm-up, value·(t + 1)/W, before the first period.
+        warmup: Number W of steps before the first period, in which the value rises linearly: value·(t + 1)/W.
     """
 
     name: ClassVar[str] = "cosine-restarts"

@@ -57,8 +57,8 @@ class Schedule(ABC):
         """Convert relative switch points to step numbers.
 
         Args:
-            steps: Length of the run in optimizer updates; relative switch points are rounded to
-                the nearest step, with halves rounded up.
+            steps: Length of the run in optimizer updates. Percentages of it are converted to the nearest
+                step, with halves rounded up.
 
         Raises:
             EnvariantError: If the resulting step numbers are out of order.
@@ -189,5 +189,8 @@ def _each(points: Any, old: int, new: int) -> Any:
 
 
 def absolute(point: int | Percent, steps: int) -> int:
-    """Return a switch point as a step number; a percentage is rounded to the nearest step, halves up."""
+    """Return a switch point as a step number; a percentage of the run is converted to the nearest step.
+
+    Halves are rounded up.
+    """
     return math.floor(point.value * steps / 100 + 0.5) if isinstance(point, Percent) else point

@@ -1,4 +1,4 @@
-"""Schedules: coefficients and learning rates as functions of the step, writable as short strings.
+"""Schedules: coefficients and learning rates as functions of the step, written as short strings.
 
 If the penalty is strong from the first step, training ends at a constant predictor, whose penalty is zero.
 Without a penalty, training is ERM. Published methods therefore change the coefficient during training:
@@ -117,9 +117,9 @@ class Stages(Schedule):
 class Linear(Schedule):
     """Linear ramp from `start` at step `after` to `end` at step `until`; constant outside this range.
 
-    With a warm-up of W steps, the value is start·(t + 1)/W at step t < W, and the ramp begins at step W if
-    `after` is smaller. If `until` is a percentage of all steps, and `after` is a percentage or 0, the ramp
-    takes at least one step.
+    With a warm-up of W steps, the value is start·(t + 1)/W at step t < W, and the ramp does not begin before
+    step W. If `until` is a percentage of all steps, and `after` is a percentage or 0, the ramp takes at least
+    one step.
     """
 
     name: ClassVar[str] = "linear"

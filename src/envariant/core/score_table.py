@@ -89,7 +89,7 @@ class ScoreTable(Displayed):
         return Score(mean, _score(averages).sd, len(averages))
 
     def averages(self, method: str) -> tuple[float, ...]:
-        """Return each replica's average over environments, for replicas with a score in every environment.
+        """Return each replica's average over environments; replicas that lack a score are omitted.
 
         Args:
             method: Name of the method.
@@ -99,7 +99,7 @@ class ScoreTable(Displayed):
         return tuple(statistics.fmean(part[k] for part in parts) for k in common)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return means, standard deviations and numbers of replicas: one row per method.
+        """Return a data frame of means, standard deviations and numbers of replicas, with one row per method.
 
         The columns have two levels: environment, and "mean", "sd" or "replicas".
         """
@@ -122,8 +122,8 @@ class ScoreTable(Displayed):
         """Return the table as Markdown, with the best scores bold, the second best underlined, and a caption.
 
         Args:
-            digits: Number of decimal places. Default: 1 for percentages, else 3, or fewer for scores of 10
-                and more.
+            digits: Number of decimal places. Default: 1 for percentages; otherwise 3, or fewer if a score is
+                at least 10.
             percent: Whether to print the scores as percentages.
         """
         escape = _escaper(_MARKDOWN)
@@ -143,8 +143,8 @@ class ScoreTable(Displayed):
         r"""Return the table as LaTeX, best in bold and second best underlined; needs `\usepackage{booktabs}`.
 
         Args:
-            digits: Number of decimal places. Default: 1 for percentages, else 3, or fewer for scores of 10
-                and more.
+            digits: Number of decimal places. Default: 1 for percentages; otherwise 3, or fewer if a score is
+                at least 10.
             percent: Whether to print the scores as percentages.
             caption: Caption as LaTeX code. Default: metric, number of replicas and meaning of the marks.
             label: Label for `\ref`. Default: none.
@@ -199,7 +199,7 @@ class ScoreTable(Displayed):
         return self.summary()
 
     def _parts(self, method: str) -> list[dict[int, float]]:
-        """Return the scores of a method in the averaged environments, by replica."""
+        """Return the scores of a method by replica, one mapping per averaged environment."""
         return [_finite(self.values[method].get(column, {})) for column in self._averaged]
 
     @property
@@ -255,7 +255,10 @@ class ScoreTable(Displayed):
         return [header, *map(list, zip(names, *columns, strict=True))]
 
     def _marks(self, column: str, digits: int, factor: float) -> list[str]:
-        """Return "b" for the best score of a column, "u" for the second best, else "", by printed digits."""
+        """Return one mark per method for a column: "b" for the best score, "u" for the second best, else "".
+
+        Scores are compared as printed, with `digits` decimal places.
+        """
         sign = -1 if self.higher_is_better else 1
         printed = [sign * round(factor * self.score(m, column).mean, digits) for m in self.values]
         ranks = sorted({value for value in printed if not math.isnan(value)})

@@ -113,7 +113,10 @@ class Choice(Range):
 @final
 @dataclass(frozen=True)
 class Nested(Range):
-    """String with ranges, such as `cosine(loguniform(1e-4, 1e-2), warmup=5%)`; samples are strings."""
+    """String that contains ranges, such as `cosine(loguniform(1e-4, 1e-2), warmup=5%)`.
+
+    A sample is the string with every range replaced by a sampled value.
+    """
 
     template: specs.Spec
 
@@ -139,7 +142,7 @@ def ranges(cls: type[Any]) -> dict[str, Range]:
 
 
 RANGES: dict[str, type[Range]] = {"uniform": Uniform, "loguniform": LogUniform, "integer": UniformInteger}
-"""Range classes by their names in text."""
+"""Range classes, by the names that strings use for them."""
 
 
 def _has_range(value: object) -> bool:

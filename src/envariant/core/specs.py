@@ -86,7 +86,7 @@ def parse(text: str) -> Spec:
 
 
 def parse_as(kind: str, text: str) -> Spec:
-    """Parse a string like `parse`; error messages name the kind of the object, such as "model"."""
+    """Parse a string as `parse` does; error messages name the kind of the object, such as "model"."""
     try:
         return parse(text)
     except EnvariantError as error:
@@ -143,7 +143,7 @@ def describe(name: str, instance: object, default: object = None, positional: tu
     Args:
         name: Name of the object.
         instance: Dataclass instance; fields with `compare=False` are not written.
-        default: Instance with the default settings. Default: the defaults of the fields.
+        default: Instance whose settings count as defaults. Default: the default values of the fields.
         positional: Names of the fields whose values are always written; they come first and have no key.
     """
     changed = {

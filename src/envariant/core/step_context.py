@@ -125,4 +125,4 @@ class StepContext:
 
 
 START = StepContext(key=torch.zeros((), dtype=torch.int64))
-"""Context of the first step with key 0, for calling a part outside of a run."""
+"""Context of the first step with key 0, for calling a part of an algorithm outside of a run."""

@@ -4,7 +4,7 @@ A task defines the loss of each row, the derivative of this loss with respect to
 (used in IRM's penalty), the metric, and the shapes of targets and logits. All other code is independent of
 the task.
 
-For another loss, set `loss` to a function or to one of `core.losses`, or define a subclass with a method
+To use another loss, set `loss` to a function or to one of `core.losses`, or define a subclass with a method
 `losses`. The derivatives are then computed from this loss by automatic differentiation.
 """
 
@@ -114,7 +114,7 @@ class Task(ABC):
     def confidence(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Return, for each row, the probability of the predicted class, and whether it is correct (1 or 0).
+        """Return the probability of each row's predicted class, and 1 if this class is correct, else 0.
 
         Raises:
             EnvariantError: If the task is not a classification task.
@@ -132,7 +132,7 @@ class Task(ABC):
         """
 
     def predictions(self, logits: Float[Tensor, "rows *c"]) -> Float[Tensor, "rows *c"]:
-        """Return the predicted numbers of a regression task, in the unit of the targets; else the logits."""
+        """Return predictions in the unit of the targets for regression; return the logits for other tasks."""
         return logits
 
     def constant_loss(self, targets: Shaped[Tensor, "rows *target_shape"]) -> float:

@@ -37,7 +37,8 @@ class DomainBedSplit(SpecSource):
 
     Attributes:
         source: Data source to split, or its name with settings.
-        trial: Number of the trial, which determines the split together with the index of an environment.
+        trial: Number of the trial. It determines the split of an environment, together with the environment's
+            index.
         fraction: Share of the rows in the smaller parts, rounded down.
         rows: Use only the first rows of each environment. Default: use all rows, as DomainBed does.
     """

@@ -5,6 +5,9 @@ the sum of the components of u. With a hidden variable h and standard normal noi
 
     h = e N        x = h A + e N        u = x B + h C + σ_u N        z = u D + h G + σ_z N
     inputs = (x, z) S        target y = Σ u
+
+Each N is drawn separately. The matrices A, B, C, D, G and S, and the standard deviations σ_u and σ_z, are
+described in `LinearSEM`.
 """
 
 from dataclasses import dataclass
@@ -55,10 +58,11 @@ class LinearSEM(SpecSource):
     with the same seed.
 
     Attributes:
-        setup: Three letters. F: A = I and C = G = 0, so that x has variance 2e²; P: h is a confounder, and
-            A, C and G have normal entries with standard deviation 1/10. O: σ_u = 1 and σ_z = e; E: σ_u = e
-            and σ_z = 1 (as in the program; the text of the paper exchanges O and E). U: S = I; S: S is a
-            random orthogonal matrix.
+        setup: Three letters; the symbols are those of the equations in the module's docstring. First letter,
+            F: A = I and C = G = 0, so that x has variance 2e²; P: h is a confounder, and A, C and G have
+            normal entries with standard deviation 1/10. Second letter, O: σ_u = 1 and σ_z = e; E: σ_u = e
+            and σ_z = 1 (as in the program; the text of the paper exchanges O and E). Third letter, U: S = I;
+            S: S is a random orthogonal matrix.
         coefficients: "ones" for B = D = I, as in the published results; "normal" for normal
             entries of B and D with standard deviation 1/10.
     """

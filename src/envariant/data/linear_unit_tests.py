@@ -34,7 +34,7 @@ _BACKGROUND = ((0.95, 0.3), (0.97, 0.5), (0.99, 0.7))
 @final
 @dataclass(frozen=True)
 class _Drawn:
-    """Parameters of one problem, as a function that draws the rows of an environment by its index.
+    """Problem whose parameters have been drawn.
 
     Attributes:
         rows: Function that draws the rows of the environment with a given index.
@@ -61,7 +61,7 @@ class LinearUnitTests(SpecSource):
         environments: Number of training environments.
         dim_inv: Number of invariant inputs.
         dim_spu: Number of spurious inputs.
-        rows: Rows of each environment and split.
+        rows: Number of rows per environment and split.
         oracle: Whether spurious inputs are permuted in every split, so that no model can use them.
     """
 
@@ -134,7 +134,11 @@ class LinearUnitTests(SpecSource):
             yield split, parts
 
     def _example1(self, generator: torch.Generator) -> _Drawn:
-        """Draw Example1: y = Σ u, u = x W + σ N and z = u V + N, where x and σ N have deviation σ."""
+        """Draw the parameters of Example1: x = σ N, u = x W + σ N, y = Σ u and z = u V + N.
+
+        x are the invariant inputs, z the spurious inputs, and y is the target. W and V are random matrices.
+        N is standard normal noise, drawn separately for each equation; σ is the environment's noise level.
+        """
         later = range(len(_NOISE), self.environments)
         noise = [*_NOISE[: self.environments], *(10 ** _uniform(-2, 1, generator) for _ in later)]
         w = torch.randn(self.dim_inv, self.dim_inv, generator=generator) / self.dim_inv
@@ -151,7 +155,11 @@ class LinearUnitTests(SpecSource):
         return _Drawn(rows, ReferenceScores(optimum=optimum))
 
     def _example2(self, generator: torch.Generator) -> _Drawn:
-        """Draw Example2: an animal, faint in the inputs, on a background that usually fits it."""
+        """Draw the parameters of Example2: an animal on a background that usually fits it.
+
+        The animal, with noise, determines the invariant inputs, and these determine the target. The
+        background, with noise, determines the spurious inputs, which are 100 times larger.
+        """
         later = range(len(_BACKGROUND), self.environments)
         fits = [
             *_BACKGROUND[: self.environments],
@@ -176,7 +184,10 @@ class LinearUnitTests(SpecSource):
         return _Drawn(rows, ReferenceScores(chance=0.5, optimum=1.0))
 
     def _example3(self, generator: torch.Generator) -> _Drawn:
-        """Draw Example3: a small margin in x; a large one in z, in a direction drawn for each environment."""
+        """Draw the parameters of Example3: classes with a small margin in the invariant inputs.
+
+        Their margin in the spurious inputs is large, and has a separate direction in each environment.
+        """
         shortcuts = [torch.randn(1, self.dim_spu, generator=generator) for _ in range(self.environments)]
         half = self.rows // 2
 

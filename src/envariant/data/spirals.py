@@ -19,7 +19,7 @@ _TEST_SEED = 2**32 - 1
 @final
 @dataclass(frozen=True)
 class Spirals(SpecSource):
-    """Two interlocked spirals, with a signature that gives away the class within a training environment.
+    """Two interlocked spirals, with a signature that identifies the class within a training environment.
 
     A row consists of a point on a spiral (two inputs) and a signature (`signature` inputs). The spiral
     determines the class in every environment. Within a training environment, the signature is a fixed random

@@ -83,7 +83,7 @@ def text_columns(name: str, values: NDArray[np.float32]) -> tuple[Column, ...]:
 
 
 def feature_name(name: str, k: int) -> str:
-    """Return the name of feature `k` of a column; names count features from 1."""
+    """Return the name of feature `k` = 0, 1, … of a column: the column's name, a space, and `k` + 1."""
     return f"{name} {k + 1}"
 
 

@@ -20,7 +20,7 @@ DType = Literal["float32", "bfloat16"]
 """Type in which features are stored."""
 
 Blocks = Callable[[int], Iterator[Tensor]]
-"""Function from a first row to blocks of features `[rows, width]` from there on."""
+"""Function that, given the index of a row, yields the features of this and all later rows in blocks."""
 
 # NumPy has no bfloat16, so its bytes are stored as whole numbers.
 _STORED = {"float32": ("<f4", torch.float32), "bfloat16": ("<u2", torch.bfloat16)}

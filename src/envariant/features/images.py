@@ -107,7 +107,7 @@ def preprocessing(
     Args:
         source: Data source.
         sample: Environments of the source.
-        backbone: Backbone with the pixels that it expects.
+        backbone: Backbone, with the mean and standard deviation of pixels that it expects.
         size: Side in pixels to which images are resized; None for no resizing.
         rgb: Whether to repeat grayscale images to three channels.
 
@@ -193,7 +193,7 @@ def batches(
         network: Preprocessing and backbone, from decoded inputs to features.
         batch_size: Rows per forward pass.
         first: First row.
-        last: End of the rows.
+        last: End of the rows, exclusive.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
@@ -279,7 +279,7 @@ class _Progress:
         self._bars.stop()
 
     def advance(self, rows: int) -> None:
-        """Add rows to those computed."""
+        """Add to the number of computed rows, and advance the progress bar."""
         self.rows += rows
         self._bars.advance(self._task, rows)
 

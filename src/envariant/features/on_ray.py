@@ -27,7 +27,7 @@ _AHEAD = 2
 _CANCEL_S = 5
 
 BlocksOf = Callable[[int, int], Iterator[Tensor]]
-"""Function from the index of an environment and a first row to blocks of features from there on."""
+"""Function of an environment index and a row index; it yields blocks of features from that row on."""
 
 
 class Extractable(ABC):
@@ -40,7 +40,7 @@ class Extractable(ABC):
         Args:
             environment: Index of the environment.
             first: First row.
-            last: End of the rows.
+            last: End of the rows, exclusive.
         """
 
 

@@ -165,7 +165,7 @@ def expanded(columns: Mapping[str, Column], embedded: Sequence[tuple[str, str]])
 
     Args:
         columns: Columns by name.
-        embedded: Pairs of the name of a column to replace and its encoder, given as a string.
+        embedded: Name of each column to replace, paired with its encoder as a string.
     """
     result = dict(columns)
     for name, text in embedded:

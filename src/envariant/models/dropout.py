@@ -19,7 +19,8 @@ class MaskNumbers:
     Attributes:
         key: Random-number key of the step.
         stream: Number of the stream; every layer of every pass in a step has its own.
-        first_row: Index of the first row of the block. The mask of a row does not depend on blocks.
+        first_row: Index of the first row of the block. The mask of a row does not depend on how the batch
+            is divided into blocks.
     """
 
     key: Tensor

@@ -34,8 +34,8 @@ _GROUPS: dict[str, tuple[tuple[int, ...], ...]] = {
 class CovariateShift(DigitSource):
     """Colored MNIST with covariate shift. Krueger et al. 2021, section 4.1.2; data as in the released code.
 
-    With overlap f, the share p of one group of rows is f/(1 + f) in environment `flip-0.2`, 1/(1 + f) in
-    environment `flip-0.1` and 1/2 in the test environment `flip-0.9`; the other group has the share 1 − p.
+    One group of rows has the share p, and the other has the share 1 − p. With overlap f, p is f/(1 + f) in
+    environment `flip-0.2`, 1/(1 + f) in `flip-0.1`, and 1/2 in the test environment `flip-0.9`.
 
     Attributes:
         kind: What is imbalanced. "class": digits 5–9 against 0–4. "digit": digits 1, 2, 6, 7 against 3, 4, 8,
@@ -84,8 +84,8 @@ def kept_rows(labels: np.ndarray, groups: Sequence[tuple[int, ...]], p: float) -
 
     Args:
         labels: Digit of each row.
-        groups: Digits of each group. The first share `p` of the rows of the first, third, … group is kept,
-            and the first share 1 − p of the rows of the others.
+        groups: Digits of each group. From the first, third, … group, the first share `p` of the rows is kept;
+            from the second, fourth, … group, the first share 1 − p.
         p: Share between 0 and 1.
     """
     members = [np.flatnonzero(np.isin(labels, group)) for group in groups]
@@ -94,7 +94,7 @@ def kept_rows(labels: np.ndarray, groups: Sequence[tuple[int, ...]], p: float) -
 
 
 def _in_shades(environment: Environment, p: float, generator: torch.Generator) -> Environment:
-    """Return a copy in which color 0 is in channel 0 or 1, and color 1 in channel 2 or 3."""
+    """Return a copy with four channels: color 0 is shown in channel 0 or 1, and color 1 in channel 2 or 3."""
     color = environment.attributes["color"]
     channel = torch.empty_like(color)
     for value, chance in ((0, p), (1, 1 - p)):

@@ -16,10 +16,10 @@ from envariant.data.colored.construction import Flips
 from envariant.data.colored.mnist import MNIST
 
 Draw = Callable[[str, np.ndarray, np.ndarray, float, torch.Generator], Environment]
-"""Function that colors images: name, images, digits, flip probability and random number generator."""
+"""Function of an environment's name, images, digits, flip probability and generator; it colors the images."""
 
 LOGGED: Flips = (0.1, 0.2, 0.5, 0.9)
-"""Color flip probabilities of the environments that the code logs."""
+"""Color flip probabilities of the environments that the EQRM code logs during training."""
 
 _TRAINING_ROWS = 50_000
 
@@ -29,8 +29,8 @@ def sample(
 ) -> Iterator[Environment]:
     """Sample the training, test and logged environments, in this order.
 
-    To color the test digits, the code continues with the random number generator in the state that training
-    left. Here, the generator starts again from the seed, so that the data depend only on the seed.
+    In the EQRM code, the colors of the test digits depend on how many random numbers training has used. Here,
+    the generator starts again from the seed for them, so that the data depend only on the seed.
 
     Args:
         train_flips: Color flip probability of each training environment.

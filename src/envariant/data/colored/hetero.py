@@ -28,7 +28,7 @@ _FLIPS, _SHARES = (0.2, 0.1, 0.9), (0.3, 0.7, 0.5)
 @final
 @dataclass(frozen=True)
 class HeteroskedasticMNIST(DigitSource):
-    """Colored MNIST with label noise 0.4 for digits 0 and 5, and 0.1 for the others; code of Krueger et al.
+    """Colored MNIST with label noise 0.4 for digits 0 and 5, else 0.1, as in the code of Krueger et al. 2021.
 
     Rows and flips are those of protocol "irm" of `colored-mnist`. With digit shift, the share of hard digits
     is 0.3 and 0.7 in the training environments and 0.5 in the test environment: rows are dropped at random,
@@ -68,7 +68,7 @@ class HeteroskedasticMNIST(DigitSource):
 def colored(
     name: str, digits: mnist.MNIST, rows: np.ndarray, flip: float, generator: torch.Generator
 ) -> Environment:
-    """Build an environment from rows of the training file; noise at both levels is drawn for all rows."""
+    """Build an environment from rows of the training file; noise at both levels is drawn for every row."""
     number = torch.from_numpy(digits.train_labels[rows].astype(np.int64))
     noises = (HARD_NOISE, EASY_NOISE)
     hard, easy = (torch.rand(len(rows), generator=generator) < noise for noise in noises)
@@ -83,7 +83,9 @@ def colored(
 
 
 def shifted_rows(labels: np.ndarray, share: float, generator: torch.Generator) -> np.ndarray:
-    """Return row indices with a share of hard digits; dropped rows are replaced by repeated rows at the end.
+    """Return row indices in which hard digits have a given share, by dropping some rows and repeating others.
+
+    There are as many indices as rows; repeated rows are at the end.
 
     Args:
         labels: Digit of each row.

@@ -85,7 +85,7 @@ Source = Callable[[], Iterator[tuple[str, bytes]]]
 
 @lru_cache(maxsize=2)
 def cached(folder: Path | None) -> MNIST:
-    """Return the result of `load`, which is kept: reading and verifying takes longer than sampling.
+    """Load MNIST as `load` does, and cache it, because reading and verifying takes longer than sampling.
 
     Args:
         folder: Folder of the MNIST files, as in `load`.

@@ -184,7 +184,7 @@ def _sample_eqrm(source: ColoredMNIST, digits: mnist.MNIST, seed: int) -> Iterat
 
 
 def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    """Return the published settings of an algorithm; for algorithms without any, the settings of ERM."""
+    """Return the published settings of an algorithm, or those of ERM if none are published for it."""
     if algorithm in ("vrex", "mm-rex"):
         return _rex_settings(algorithm)
     paper = published.protocol("colored_mnist_irm")
@@ -217,10 +217,10 @@ def _irm_settings(algorithm: str, gray: bool) -> DefaultSettings:
 
 
 def _rex_settings(algorithm: str) -> DefaultSettings:
-    """Return the settings of the commands in the REx code's readme: the defaults of the program.
+    """Return the settings of the commands in the REx code's readme, which are the program's defaults.
 
-    They give the published accuracies (`envariant reproduce rex-2020`); the hyperparameters of the IRM paper,
-    which the text of the REx paper names, give lower ones.
+    They give the published accuracies (`envariant reproduce rex-2020`). The text of the REx paper names the
+    hyperparameters of the IRM paper instead, which give lower accuracies.
     """
     rex = published.protocol("colored_mnist_rex")
     # The code's objective is the sum of the risks plus c·(R_1 − R_2)² or c|R_1 − R_2|. The latter is twice
@@ -276,7 +276,7 @@ def _thirds_settings(algorithm: str, gray: bool) -> DefaultSettings:
 
 
 def _eqrm_settings(algorithm: str, gray: bool) -> DefaultSettings:
-    """Return the network and the batches of the EQRM code; its ERM start and its weights are not included."""
+    """Return the network and batch settings of the EQRM code, without its ERM start and penalty weights."""
     return DefaultSettings(
         model="mlp(hidden=390, depth=3)",
         steps=600,

@@ -99,9 +99,9 @@ class _Shared:
 class ImageSource(SpecSource):
     """Base class of image sources. In a string, a source is written `NAME('folder', size=64, …)`.
 
-    Images are converted to RGB and resized bilinearly to a square. JPEG images that are much larger are first
-    decoded at a reduced scale, at which they are still at least twice as large as `size`. The alpha channel
-    is discarded, and 16-bit values are converted to 8 bits. As in DomainBed, EXIF orientation is ignored; set
+    Images are converted to RGB and resized bilinearly to a square. JPEG images that are much larger than
+    `size` are first decoded at a reduced scale that is still at least twice `size`. The alpha channel is
+    discarded, and 16-bit values are converted to 8 bits. As in DomainBed, EXIF orientation is ignored; set
     `exif` to apply it.
 
     Attributes:

@@ -70,7 +70,7 @@ def pillow() -> Any:
 
 
 def largest_gray(root: Path, files: Sequence[str], pool: Executor) -> int:
-    """Return the largest pixel value of all grayscale images with more than 8 bits per pixel, else 0.
+    """Return the largest value in grayscale images with more than 8 bits per pixel; 0 if there are none.
 
     Args:
         root: Folder of the images.

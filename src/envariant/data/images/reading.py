@@ -41,7 +41,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 """Suffixes of image files, the same as in torchvision's `ImageFolder`."""
 
 Storage = Literal["memory", "disk", "files"]
-"""Where images are kept: in memory, decoded in a cache file, or as they are."""
+"""Where images are kept: decoded in memory, decoded in a cache file, or only in the image files."""
 
 MEMORY_SHARE = 0.25
 """Share of the free memory up to which images are kept in memory by default."""

@@ -36,7 +36,7 @@ class Rows:
     remarks: tuple[str, ...] = ()
 
     def listing(self, where: str) -> Listing:
-        """Group the images by environment, and divide environments with several splits into one per split.
+        """Group the images by environment; each split of an environment becomes a separate environment.
 
         The training split keeps the name of the environment. The names of other splits are appended in
         parentheses, as in "hospital (val)".
@@ -113,11 +113,12 @@ class MetadataImages(ImageSource):
 @final
 @dataclass(frozen=True)
 class Wilds(ImageSource):
-    """Data source for a WILDS image data set in a folder downloaded by `wilds`, such as `camelyon17_v1.0`.
+    """Data source for a WILDS image data set, in the folder into which the package `wilds` downloaded it.
 
-    Supported data sets are camelyon17 (environments: five hospitals), iwildcam (camera traps), fmow (regions
-    of the world), rxrx1 (experiments), waterbirds (backgrounds) and celebA (sex; the target is blond hair).
-    For the texts of civilcomments and amazon, see `wilds_table`.
+    The folder must have its original name, such as `camelyon17_v1.0`. Supported data sets and their
+    environments are camelyon17 (five hospitals), iwildcam (camera traps), fmow (regions of the world), rxrx1
+    (experiments), waterbirds (backgrounds) and celebA (men and women; the target is blond hair). For the
+    texts of civilcomments and amazon, see `wilds_table`.
 
     Attributes:
         splits: Whether to use the official splits for test and validation environments; otherwise

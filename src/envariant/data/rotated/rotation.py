@@ -1,7 +1,7 @@
 """Rotation of 8-bit images, bit-identical to that of Pillow.
 
-Positions and weights depend on the angle only, so all images are rotated at once. Rounding differs between
-image libraries, which changes the last bit of many pixels; here, it is that of Pillow.
+Positions and weights depend on the angle only, so all images are rotated at once. Image libraries round
+differently, which changes the last bit of many pixels; here, pixels are rounded as in Pillow.
 """
 
 import math
@@ -45,7 +45,7 @@ def rotated(
 
 
 def _positions(height: int, width: int, angle: float) -> tuple[np.ndarray, ...]:
-    """Return where each output pixel is in the input: column, row, offsets in [0, 1), and whether inside."""
+    """Return each output pixel's column and row in the input, offsets in [0, 1), and whether it is inside."""
     radians = -math.radians(angle)
     # Pillow rounds the matrix.
     cosine, sine = round(math.cos(radians), 15), round(math.sin(radians), 15)

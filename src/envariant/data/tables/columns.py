@@ -190,7 +190,7 @@ def infer_column(
 
 
 def _are_codes(words: ColumnChunk, numbers: ColumnChunk) -> bool:
-    """Return whether strings are class codes: very long integers, or a few integers and a word like none."""
+    """Return whether strings are class codes: very long integers, or few integers and a word like "none"."""
     if any(re.fullmatch(r"[-+]?\d{16,}", text) for text in words.texts):
         return True
     frequent = [
@@ -219,7 +219,7 @@ def _numeric_remark(texts: ColumnChunk) -> list[str]:
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
-    """Return whether pandas inferred different types for chunks of a column, which can alter its strings."""
+    """Return whether pandas inferred different types for chunks of a column; this can alter its strings."""
     return len({chunk.kind for chunk in chunks if not chunk.blank}) > 1
 
 

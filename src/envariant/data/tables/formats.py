@@ -67,7 +67,7 @@ def opened(
         rows: Number of rows per chunk.
 
     Returns:
-        Pair of a function, which yields chunks of rows, and the column names; None for text files.
+        Function that yields chunks of rows, and names of the columns; None for text files.
 
     Raises:
         EnvariantError: If the file cannot be read, or a package for it is missing.

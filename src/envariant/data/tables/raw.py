@@ -43,7 +43,7 @@ def frame_of(columns: Iterable[Column], texts: Collection[str] = ()) -> pd.DataF
 @final
 @dataclass(frozen=True, eq=False)
 class TableStore(InputStore):
-    """Encoded inputs of some rows of a table, with access to its raw columns.
+    """Encoded inputs of some rows of a table, with access to the raw columns of these rows.
 
     Attributes:
         values: Encoded inputs, `[rows, width]`.

@@ -133,8 +133,8 @@ def task_of(table: Table, training: NDArray[np.bool_]) -> Task:
 
     Args:
         table: Table with the target.
-        training: Mask of the rows whose mean and standard deviation are used to standardize real-valued
-            targets, `[rows]`.
+        training: Mask of the training rows, `[rows]`. Real-valued targets are standardized by the mean and
+            standard deviation in these rows.
     """
     if table.task != "regression":
         return Binary() if table.task == "binary" else Multiclass(max(2, len(table.classes)))

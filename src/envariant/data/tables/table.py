@@ -301,8 +301,8 @@ def read(
         environment: Name of the environment column.
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
         exclude: Names of columns to exclude from the inputs.
-        sample_weight: Name of the column with case weights for training. Comparisons use them for scores as
-            well; nothing else does. Default: equal weights.
+        sample_weight: Name of the column with case weights. They are used for training and, in comparisons,
+            also for scores. Default: equal weights.
         min_rows: Minimum number of rows of an environment; smaller environments are pooled or omitted.
         encoding: Encoding of a text file.
         missing_values: Words that represent a missing value in every column; empty cells are always missing.

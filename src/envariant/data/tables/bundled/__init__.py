@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent
 
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.csv")))
-"""Names of the bundled tables. A name can take the place of a path if no file has this name."""
+"""Names of the bundled tables. A name can be used instead of a path, unless a file has this name."""
 
 
 def find(path: Path) -> Path:

@@ -15,13 +15,13 @@ from envariant.data.tables.kinds.notation import Notation
 TaskName = Literal["binary", "multiclass", "regression"]
 
 LARGEST = 1e15
-"""Largest absolute value of a number: up to it, float64 holds every integer."""
+"""Largest allowed absolute value of a number; up to this value, float64 represents every integer."""
 
 MOST_CLASSES = 20
-"""Largest number of distinct values of a small table that are not taken for names or row numbers."""
+"""A column with at most this many distinct values is never taken for names or row numbers."""
 
 MOST_LEVELS = 10
-"""Largest number of distinct integers that are classes; with more, the task is regression."""
+"""With at most this many distinct integers, a target defines classes; with more, the task is regression."""
 
 # Encoded values are clipped to this many standard deviations.
 _FARTHEST = 10.0
@@ -131,7 +131,7 @@ class ColumnKind(ABC):
     exclusive: ClassVar[bool] = False
     """Whether columns of the corresponding pandas type cannot be read as another kind."""
     words_are_missing: ClassVar[bool] = False
-    """Whether words such as none are always missing values in a column of this kind."""
+    """Whether words such as "none" are always missing values in a column of this kind."""
 
     @abstractmethod
     def from_pandas(self, name: str, rows: "pd.Series[Any]", first_row: int) -> Values | None:
@@ -223,7 +223,7 @@ class NumericKind(ColumnKind):
     correction: ClassVar[str] = "Correct it"
     """Advice on correcting a wrong value, for error messages."""
     min_share: ClassVar[float] = 0.9
-    """Smallest share of valid values with which a text column is of this kind; other values are errors."""
+    """Minimum share of valid values in a text column of this kind; its other values are then errors."""
 
     words_are_missing: ClassVar[bool] = True
 

@@ -20,7 +20,7 @@ from envariant.data.tables.kinds.base import (
 from envariant.data.tables.kinds.notation import Notation
 
 MOST_CATEGORIES = 32
-"""Largest number of inputs of one column; with more categories, the rarest ones share an input."""
+"""Largest number of network inputs per column; with more categories, the rarest ones share an input."""
 
 # If the number of distinct strings exceeds this share of the rows, the column contains names.
 _NAME_SHARE = 0.5

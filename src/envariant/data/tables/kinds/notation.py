@@ -88,7 +88,7 @@ class Notation:
 
 
 def plain(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Convert strings such as "-1.5e3", as in programming languages, to numbers; NaN for other strings."""
+    """Convert strings in programming-language notation, such as "-1.5e3", to numbers; NaN for others."""
     numbers = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(dtype=np.float64)
     # Unlike pandas, Python rounds to the nearest number.
     return np.array([float(t) if n == n else n for t, n in zip(texts, numbers.tolist(), strict=True)])

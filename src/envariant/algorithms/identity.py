@@ -95,7 +95,9 @@ def _origin(cls: type[Any]) -> str:
 
 
 def source_digest(code: Any) -> str:
-    """Return a hash of the source code or, for lambdas and code without source, of the compiled code.
+    """Return a hash of a function's or class's source code.
+
+    For lambdas, and if the source code is not available, the compiled code is hashed instead.
 
     Args:
         code: Function or class.

@@ -1,4 +1,4 @@
-"""Check a table before training: codes for missing values, identifiers, and columns tied to environments.
+"""Check a table before training for missing-value codes, identifiers and columns that reveal environments.
 
 Columns are given as arrays by name, and environments as one label per row.
 """

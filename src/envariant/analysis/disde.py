@@ -1,4 +1,4 @@
-"""Split a drop into effects of harder inputs, new inputs, and a changed relation of inputs and target.
+"""Split a performance drop into effects of harder inputs, new inputs, and a changed input–target relation.
 
 The method is DISDE (Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011). Source rows are in-domain rows;
 target rows come from the environment with the drop.

@@ -272,7 +272,7 @@ def _category_variance(codes: Array, targets: Array, threshold: float) -> Leak |
 
 
 def _categories(codes: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Renumber categories from 0; return the number of each row, and the number of rows per category."""
+    """Renumber categories from 0; return each row's category, and the number of rows per category."""
     _, labels, sizes = np.unique(codes, return_inverse=True, return_counts=True)
     return labels, sizes
 

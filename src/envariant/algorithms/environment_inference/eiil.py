@@ -17,12 +17,12 @@ from envariant.core.tasks import Task
 class EIIL(EnvironmentInference):
     """Environments that maximize ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²] over q. Creager et al. 2021.
 
-    q_i in [0, 1] is the degree to which row i belongs to the second environment. d_i = ∂ℓ_i(s·z_i)/∂s, at s =
-    1, is the derivative of the loss ℓ_i of row i with respect to a multiplier s of the logits z_i. The logits
-    come from a reference model, which is trained by ERM on all training rows (`PooledMean`) and then fixed.
-    The objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if d_i > 0, else
-    q_i = 0. With the logistic loss, d_i < 0 if and only if row i is predicted correctly. One environment then
-    consists of the correctly predicted rows and the other of the incorrectly predicted rows; their sizes
+    q_i in [0, 1] is the degree to which row i belongs to the second environment. d_i is the derivative
+    ∂ℓ_i(s·z_i)/∂s at s = 1 of the loss ℓ_i of row i, where s multiplies the logits z_i. The logits come from
+    a reference model, which is trained by ERM on all training rows (`PooledMean`) and then fixed. The
+    objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i is 1 if d_i > 0, and 0
+    otherwise. With the logistic loss, d_i < 0 if and only if row i is predicted correctly. One environment
+    then consists of the correctly predicted rows and the other of the incorrectly predicted rows; their sizes
     usually differ a lot.
 
     Attributes:

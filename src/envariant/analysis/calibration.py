@@ -91,7 +91,7 @@ class DropParts:
 @final
 @dataclass(frozen=True)
 class DropSplit:
-    """Drop in one environment, split into parts.
+    """Performance drop in one environment, split into parts.
 
     Attributes:
         loss: Parts of the increase in log loss (regression: mean squared error).

@@ -174,7 +174,7 @@ def decompose_drop(
     level: float = LEVEL,
     groups: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> DropDecomposition:
-    """Decompose a drop, given each row's probability π of being a target row.
+    """Decompose a performance drop, given each row's probability π of being a target row.
 
     If a is the share of target rows, the density ratio of target and source is q/p = π(1−a) / ((1−π)a).
     Weights for the "harmonic" density are (1−a)π / (a(1−π) + (1−a)π) for source rows and a(1−π) / (a(1−π) +

@@ -365,7 +365,7 @@ def choose_execution(study: Study, source: TableSource) -> Execution | None:
 
 
 def run_within_budget(folder: Path, study: Study, deadline: float | None, run: Run) -> Study:
-    """Train a study in growing stages until the deadline: first methods, then replicas, then trials.
+    """Train a study in growing stages until the deadline: add methods, then replicas, then trials.
 
     Args:
         folder: Folder of the study.
@@ -395,7 +395,7 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
 
 
 def _stages(study: Study) -> list[Study]:
-    """Return growing parts of a study: first more methods with one replica, then more replicas and trials."""
+    """Return growing parts of a study: more and more methods with one replica, then replicas and trials."""
     names, first = study.algorithms, replace(study, n_trials=1, replicas=1)
     methods = [replace(first, algorithms=names[:k]) for k in range(1, len(names) + 1)]
     replicas = [replace(study, n_trials=1, replicas=n) for n in (2, study.replicas) if n <= study.replicas]

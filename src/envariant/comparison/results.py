@@ -126,8 +126,8 @@ class ComparisonResults(Displayed):
         environments: Names of the test environments.
         cells: Results by method and environment; combinations without scores are absent.
         importance: Column importance by method and column.
-        selected_trials: Index of the trial that was selected most often, over environments and replicas, by
-            method.
+        selected_trials: By method, the index of the trial that was selected most often over all environments
+            and replicas.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
         baseline_method: Name of the ordinary method with which all others are compared: the simplest one
@@ -173,7 +173,7 @@ class ComparisonResults(Displayed):
 
     @property
     def relevant_difference(self) -> float:
-        """Smallest relevant difference of two scores: 0.02; for RMSE, 5 % of the baseline's worst RMSE."""
+        """Smallest relevant difference between scores: 0.02; for RMSE, 5 % of the baseline's worst RMSE."""
         if self.metric.name in ("squared error", "RMSE"):
             return 0.05 * abs(self.worst(self.baseline_method)[1].ood_score.mean)
         return 0.02

@@ -131,10 +131,10 @@ class ColumnDrift:
 class Drift:
     """Comparison of new rows with the training rows in every column.
 
-    A column has drifted (`standing` is "further") if values or shares of missing values differ significantly
-    (p < 0.01, Holm-corrected over columns), by at least 0.1, and more than any training environment differs
-    from the others. Columns are compared one at a time, so changes of their joint distribution or of the
-    target are not detected.
+    A column has drifted (`standing` is "further") if its values or its share of missing values differ from
+    training. The difference must be significant (p < 0.01, Holm-corrected over columns), at least 0.1, and
+    larger than the difference between any training environment and the others. Columns are compared one at a
+    time, so changes of their joint distribution or of the target are not detected.
 
     Attributes:
         columns: Comparison of new and training rows in each column.

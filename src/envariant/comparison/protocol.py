@@ -258,9 +258,9 @@ def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArr
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
     """Return the metric with the given name, or the default metric for the target.
 
-    The default for regression is RMSE. The default for classes is AUROC if the rarer of two classes has less
-    than 20 % of the rows, or if class shares differ between environments, because accuracy then changes even
-    if the model's ranking is unchanged. Otherwise, it is accuracy.
+    The default for regression is RMSE. The default for classes is accuracy or AUROC. AUROC is used if the
+    rarer of two classes has less than 20 % of the rows, or if class shares differ between environments,
+    because accuracy then changes even if the model's ranking is unchanged.
 
     Raises:
         EnvariantError: If the metric is unknown or does not apply to the task.

@@ -33,7 +33,8 @@ class Cell:
     Attributes:
         ood_score: Out-of-domain score: mean over replicas trained without the environment. The interval
             accounts for variation between replicas and sampling of rows.
-        id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
+        id_score: In-domain score: mean over replicas trained on the environment, scored on its validation
+            rows.
         gain: Gain over the baseline, positive if better; None for the baseline, or if a score is absent.
         p_value: P-value of the test that there is no gain, Holm-corrected over all methods and environments.
         ood_values: Out-of-domain score of each replica, by replica index.
@@ -260,10 +261,10 @@ class ComparisonResults(Displayed):
     def recommended(self) -> str:
         """Recommended method: the first of `significantly_better`, or the baseline if there is none.
 
-        A method in this list is considered as good as the first one if its worst score is within
-        `relevant_difference` of the first method's worst score, and its mean score within half of
-        `relevant_difference` of the first method's mean score. Among these methods, the one that comes first
-        in the study is recommended; the study lists ordinary methods first.
+        A method in this list is considered as good as the first one if both its worst and its mean score are
+        close to those of the first one: within `relevant_difference` for the worst score, and within
+        `relevant_difference` / 2 for the mean score. Among these methods, the one that comes first in the
+        study is recommended; the study lists ordinary methods first.
         """
         if not (better := self.significantly_better):
             return self.baseline_method

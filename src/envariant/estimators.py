@@ -160,7 +160,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         return {**state, "result_": None} if "result_" in state else state
 
     def _scaled(self, task: Task) -> Task:
-        """Return the task with the unit of the targets."""
+        """Return the task with the scale of the targets in their original unit; unchanged for classes."""
         return task
 
     @abstractmethod
@@ -168,7 +168,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         """Return the task, the encoded targets `[rows]`, and fitted attributes needed for prediction."""
 
     def _settings(self, environments: int, *, labeled: bool) -> dict[str, Any]:
-        """Return the settings of training; without environments, the algorithm may be replaced by ERM."""
+        """Return the training settings; without environment labels, the algorithm may be replaced by ERM."""
         settings: dict[str, Any] = {
             "algorithm": self.algorithm,
             "hyperparameters": _mapping(self.hyperparameters or {}),
@@ -255,9 +255,9 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
     `random_state`, rows and parameters give bit-identical predictions.
 
     The options `stop_early`, `keep="best(…)"` and `average="swad"` need validation rows. With one of them,
-    `fit` holds out a random 20 % of the rows of every environment, or the share in `holdout_fraction`. These
-    rows are not trained on. The model is evaluated on them about 25 times during training, or every
-    `evaluate_every` steps. The split depends on `random_state`.
+    `fit` holds out a random 20 % of the rows of every environment, or the share set by `holdout_fraction`.
+    The network is not trained on these rows. The model is evaluated on them about 25 times during training,
+    or every `evaluate_every` steps. The split depends on `random_state`.
 
     Args:
         algorithm: Name such as `vrex`, `irm(coefficient=100)` or `vrex + and-mask` (`envariant algorithms`
@@ -270,11 +270,11 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
             fit.
         verbose: Whether to show progress.
         options: Any option of `RunSpec` for one network on a table, such as `clip`, `accumulate`,
-            `class_weights` (also by the labels of `y`), `average`, `keep` or `init`. Options with another
-            default than in `RunSpec`:
+            `class_weights` (keys may be labels in `y`), `average`, `keep` or `init`. Options whose
+            default differs from the default in `RunSpec`:
 
-            - hyperparameters: Mapping from hyperparameter to value, for an algorithm given by name; these
-              values override values in `algorithm`. Default: none.
+            - hyperparameters: New values by hyperparameter name, if `algorithm` is a name; they override
+              values in `algorithm`. Default: none.
             - model: Name, `ModelConfig`, function that returns a new module, or module with initial
               weights. Default: "mlp(hidden=(64, 64))".
             - steps: Number of optimizer updates. By default, the coefficients of irm and vrex increase after
@@ -282,7 +282,8 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
             - batch_size: Number of rows per environment and step, sampled with replacement. "full": all rows.
               "auto" (default): all rows of tables with at most 5,000 rows, otherwise 256 per environment;
               also 256 with `class_weights` or `accumulate`, which need minibatches.
-            - learning_rate: Number, schedule, or mapping from parameter group to these. Default: 0.001.
+            - learning_rate: Number or schedule, or one of these for each parameter group, as a mapping.
+              Default: 0.001.
             - precision: Precision of matrix products in training. Predictions are computed in float64 on the
               CPU. Default: "float32".
             - holdout_fraction: Share of validation rows. Default: 0.2 if an option needs them, otherwise 0.
@@ -296,7 +297,7 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         feature_names_in_: Names of the input columns, if `X` had names.
         environments_: Names of the training environments; "all" if `fit` received none.
         environment_column_: Name of the environment column, if any; `predict` accepts `X` with or without it.
-        settings_: Settings of training: algorithm, hyperparameters, model and task.
+        settings_: Training settings: algorithm, hyperparameters, model and task.
         weights_: Trained weights of the network, as arrays by parameter name.
         mean_: Mean of each input column.
         scale_: Standard deviation of each input column.
@@ -344,8 +345,8 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
     """Regressor, trained on the squared error, for tables with rows from several environments.
 
     Targets are standardized for training, so that penalty coefficients do not depend on the unit of the
-    target. Predictions are in the original unit. `InvariantClassifier` describes the parameters in detail,
-    and the validation rows that some options need.
+    target. Predictions are in the original unit. See `InvariantClassifier` for details of the parameters and
+    of the validation rows that some options need.
 
     Args:
         algorithm: Name, recipe, part or `Algorithm`.

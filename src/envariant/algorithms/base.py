@@ -31,7 +31,7 @@ State = Mapping[str, Any]
 """Tensors passed from each step to the next, in nested mappings; empty for most algorithms."""
 
 Metrics = Mapping[str, Tensor]
-"""Scalars to record, by name, without gradient."""
+"""Scalars to record, by name; detached, so no gradient flows through them."""
 
 
 class Model(Protocol):
@@ -94,7 +94,7 @@ class Algorithm(ABC):
 
     @property
     def depends_on_sizes(self) -> bool:
-        """Whether the weight of an environment depends on its number of rows; see `Part.depends_on_sizes`."""
+        """Whether an environment's weight in the loss depends on its size; see `Part.depends_on_sizes`."""
         return False
 
     @property
@@ -183,10 +183,11 @@ class Part(ABC):
         needs_classes: Whether the part is defined only for classification with a single target per row.
         needs_one_target: Whether the part requires a single target per row.
         stochastic: Whether the part uses random numbers.
-        depends_on_sizes: Whether the weight of an environment depends on its number of rows. If false,
-            duplicating all rows of one environment leaves the gradients unchanged, apart from divisors such
-            as n − 1.
-        default_average: Default of the run's option `average`; its step number is scaled to the run.
+        depends_on_sizes: Whether an environment's weight in the loss depends on its number of rows. If false,
+            duplicating all rows of one environment leaves the gradients unchanged, apart from the effect of
+            divisors such as n − 1.
+        default_average: Default of the run's option `average`, such as "ma(start=599)"; the step number in it
+            is scaled to the length of the run.
     """
 
     name: ClassVar[str]
@@ -238,8 +239,8 @@ class Part(ABC):
     def coefficient_at(self, step: int) -> float:
         """Return the coefficient of this part in the loss at a given step.
 
-        With `normalize_loss`, the whole loss is divided by the largest coefficient of all parts whenever that
-        coefficient exceeds 1.
+        If `normalize_loss` is set, the whole loss is divided by the largest coefficient of any part whenever
+        that coefficient exceeds 1.
         """
         del step
         return 1.0
@@ -331,8 +332,8 @@ class TrainingStep(Part):
         returns_updates: Whether `gradients` returns parameter updates instead of gradients for the run's
             optimizer. If true, `gradients` must apply weight decay itself: it adds `context.weight_decay`
             times each parameter to the gradient of this parameter.
-        aggregates_risk: Whether the step computes its risk by `batch.risk`, and therefore supports other risk
-            aggregators than the mean.
+        aggregates_risk: Whether the step computes its risk by `batch.risk`, and therefore supports risk
+            aggregators other than the mean.
     """
 
     returns_updates: ClassVar[bool] = False

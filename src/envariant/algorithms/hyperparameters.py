@@ -51,7 +51,9 @@ def structure(algorithm: object) -> Hashable:
 
 
 def with_numbers(algorithm: A, values: Sequence[Tensor]) -> A:
-    """Return a copy of an algorithm with its numbers replaced by tensors, in the order of `numbers`.
+    """Return a copy of an algorithm with its numbers replaced by tensors.
+
+    The tensors are in the order in which the function `numbers` returns the numbers.
 
     The values are not validated, because a tensor may hold a different value for each replica.
 

@@ -20,9 +20,9 @@ from envariant.core.schedules import Schedule
 def identity(algorithm: Algorithm) -> str:
     """Return a string that identifies an algorithm by its classes and field values.
 
-    For classes from other packages, the string also contains the module and a hash of the source code, so
-    editing such a class changes the identity. Two objects with the same classes and values have the same
-    identity in every process.
+    For classes that are not defined in Envariant, the string also contains the module and a hash of the
+    source code, so editing such a class changes the identity. Two objects with the same classes and values
+    have the same identity in every process.
 
     Raises:
         EnvariantError: If a field has a value without a reproducible description, such as an open file.
@@ -95,7 +95,9 @@ def _origin(cls: type[Any]) -> str:
 
 
 def source_digest(code: Any) -> str:
-    """Return a hash of the source code or, for lambdas and code without source, of the compiled code.
+    """Return a hash of a function's or class's source code.
+
+    For lambdas, and if the source code is not available, the compiled code is hashed instead.
 
     Args:
         code: Function or class.

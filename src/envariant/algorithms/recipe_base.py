@@ -24,9 +24,9 @@ class Hyperparameter:
     """Hyperparameter of a recipe, with its default and search range.
 
     Attributes:
-        name: Name of the hyperparameter. If two parts have a field of this name, it is prefixed by the part's
-            name.
-        part: Name of the part with the hyperparameter, or `LOSS` for hyperparameters of the whole loss.
+        name: Name of the hyperparameter: the name of the field, prefixed by the name of the part if two parts
+            have a field of this name.
+        part: Name of the part that has the hyperparameter, or `LOSS` for hyperparameters of the whole loss.
         field: Name of the part's field that holds the hyperparameter.
         default: Default value.
         range: Search range; None if the hyperparameter is not searched.

@@ -26,8 +26,8 @@ class TrainContext:
         input_shape: Shape of one row of inputs.
         linear_head: Whether the model's head, before `wrap_model`, is one linear layer.
         layers: Number of channels of each layer in `Algorithm.layers_used`, by name.
-        build: Function that builds a model with the run's architecture and new random weights for a given row
-            shape; None if the run was given a model object, which cannot be built again.
+        build: Function that takes the shape of one input row and builds a model with the run's architecture
+            and new random weights; None if the run was given a model object, which cannot be built again.
     """
 
     environment_names: tuple[str, ...]

@@ -51,7 +51,7 @@ class EnvironmentFit:
     _common_inverse: Array
 
     def project(self, residuals: Array) -> Array:
-        """Return simulated residuals, `[rows, simulations]`, after a refit to each simulation."""
+        """Return the residuals of refits to simulated residuals, both `[rows, simulations]`."""
         total = self.common.T @ residuals
         steps: list[Array] = []
         for e, rows in enumerate(self.parts):

@@ -55,9 +55,9 @@ def mean_statistics(
 ) -> tuple[Array, Array]:
     """Measure how far each environment's means are from the overall means, also in permuted data.
 
-    For each environment, the two distances of `distances` are standardized by their mean and standard
-    deviation over permutations. The result is the larger of the two standardized distances, or 0 if both are
-    negative.
+    For each environment, the two distances returned by `distances` are standardized by their mean and
+    standard deviation over permutations. The result is the larger of the two standardized distances, or 0 if
+    both are negative.
 
     Args:
         values: Features of the rows, `[rows, features]`.

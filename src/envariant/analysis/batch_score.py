@@ -83,10 +83,10 @@ _ESTIMATORS: Mapping[str, Callable[[Array, float], float]] = {
 
 
 def fit_batch_score(confidences: ArrayLike, correct: ArrayLike, environments: ArrayLike) -> BatchScore:
-    """Choose an estimator of accuracy without labels, and measure its error by leaving environments out.
+    """Choose an estimator of accuracy that needs no labels, and measure its error in left-out environments.
 
     Candidates are, in this order, difference of confidences, thresholded confidence and mean of environments.
-    The first candidate is chosen whose mean squared error is at most twice the smallest mean squared error.
+    The first candidate whose mean squared error is at most twice the smallest one is chosen.
 
     Args:
         confidences: Largest class probability of each row, `[rows]`, by models that were not trained on the

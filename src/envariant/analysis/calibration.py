@@ -1,4 +1,4 @@
-"""Measure calibration in one environment, and the part of a drop that recalibration would remove.
+"""Measure calibration in one environment, and how much of a performance drop recalibration would remove.
 
 Scores are logits (one per row for two classes, one per class otherwise) or predictions of real-valued
 targets. They must come from rows that the model was not trained on.
@@ -91,7 +91,7 @@ class DropParts:
 @final
 @dataclass(frozen=True)
 class DropSplit:
-    """Drop in one environment, split into parts.
+    """Performance drop in one environment, split into parts.
 
     Attributes:
         loss: Parts of the increase in log loss (regression: mean squared error).

@@ -20,8 +20,8 @@ _INTEGER = re.compile(r"(0|-?[1-9]\d*)(?:\.0+)?")
 class Sketch:
     """Summary of one training column: number of rows in each environment and bin.
 
-    A numeric column has one bin per knot, one bin between each two consecutive knots, one below the first and
-    one above the last knot, and one for missing values. A categorical column has one bin per frequent
+    A numeric column has one bin per knot, one between each pair of consecutive knots, one below the first
+    knot, one above the last knot, and one for missing values. A categorical column has one bin per frequent
     category, and one each for all other training categories, unseen categories and missing values.
 
     Attributes:

@@ -27,10 +27,10 @@ Array = NDArray[np.float64]
 Link = Literal["identity", "logit"]
 
 LEVEL = 0.02
-"""Significance level of the tests; it is strict, because a column reported by mistake may be omitted."""
+"""Significance level of the tests; it is strict, because users may omit a wrongly reported column."""
 
 NOTABLE: Mapping[Link, float] = {"identity": 0.15, "logit": 0.3}
-"""Smallest relevant difference of two slopes, by link."""
+"""Smallest relevant difference between two slopes, by link (scale of the slopes)."""
 
 # Simulated data sets of the null distribution.
 _DRAWS = 300
@@ -56,9 +56,9 @@ class ColumnStability:
     Attributes:
         column: Name of the column.
         slopes: Slope by environment, in log-odds of a class or standard deviations of a real-valued target,
-            per standard deviation of the column within environments. If a column has several inputs or the
-            target has several classes, this is the slope with the smallest p-value. NaN if it cannot be
-            estimated.
+            per standard deviation of the column within environments. If a column has several inputs, such
+            as one-hot categories, or the target has several classes, this is the slope with the smallest
+            p-value. NaN if it cannot be estimated.
         errors: Standard error of the slope by environment.
         p_value: P-value of the test of equal slopes in all environments, Holm-corrected over columns.
         pooled: Random-effects mean of the slopes, and prediction interval of the slope in the next
@@ -263,7 +263,7 @@ def _test(
     link: Link,
     generator: np.random.Generator,
 ) -> _Test:
-    """Test each column; when other columns are tested, an unstable column has one slope per environment."""
+    """Test each column; give unstable columns one slope per environment while testing the others."""
     binary = link == "logit"
     columns = np.repeat(np.arange(len(groups)), [g.stop - g.start for g in groups])
     null = fit_environments(
@@ -391,7 +391,7 @@ def _slopes(
     inputs: Array, worst: NDArray[np.int64], linear: NDArray[np.int64], own: NDArray[np.int64],
     precision: Array, y: Array, parts: Sequence[slice], link: Link,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Return slopes and standard errors by environment of one input per column, with other slopes fixed."""
+    """Return the slope of one input per column in each environment, and standard errors; others are fixed."""
     fit = fit_environments(
         inputs[:, linear], inputs[:, own], y, parts, own_precision=precision, binary=link == "logit"
     )

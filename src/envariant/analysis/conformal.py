@@ -200,12 +200,12 @@ def held_out_threshold(
     """Return a threshold calibrated by leaving out one environment at a time.
 
     `pooled_cdf_threshold` gives the smallest threshold with a mean coverage over environments of at least
-    1 − α. Let q be this threshold for all scores, and q_{−e} the same for all scores outside environment e.
-    The result is c q, where the factor c is the pooled threshold of the ratios r_i / q_{−e(i)}, with the
-    score r_i and the environment e(i) of row i. Applied to each left-out environment e, the thresholds
-    c q_{−e} therefore have a mean coverage of at least 1 − α. Unlike `new_environment_threshold`, the method
-    is not conservative with few environments, and gives a finite threshold for any α; its coverage is an
-    estimate, not a guarantee.
+    1 − α. Let q be this threshold for all scores, and q_{−e} the threshold for the scores of all environments
+    except e. The result is c q, where the factor c is the same kind of threshold for the ratios
+    r_i / q_{−e(i)}. Here, r_i is the score of row i and e(i) is its environment. Applied to each left-out
+    environment e, the thresholds c q_{−e} therefore have a mean coverage of at least 1 − α. Unlike
+    `new_environment_threshold`, the method is not conservative with few environments, and gives a finite
+    threshold for any α; its coverage is an estimate, not a guarantee.
 
     Args:
         scores: Non-conformity scores of the calibration rows, `[m]`. The score of a row comes from a model

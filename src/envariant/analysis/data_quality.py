@@ -1,4 +1,4 @@
-"""Check a table before training: codes for missing values, identifiers, and columns tied to environments.
+"""Check a table before training for missing-value codes, identifiers and columns that reveal environments.
 
 Columns are given as arrays by name, and environments as one label per row.
 """
@@ -339,8 +339,9 @@ def identifiers(
     """Find columns with a distinct value in nearly every row: strings, row numbers and numeric identifiers.
 
     A column of whole numbers is reported as row numbers if its values are all distinct and nearly
-    consecutive. It is reported as a numeric identifier if at least 95 % of the values are distinct and either
-    the column name ends in a word such as "id", or all values have the same number of digits, at least 6.
+    consecutive. It is reported as a numeric identifier if at least 95 % of the values are distinct and one of
+    two conditions holds: the column name ends in a word such as "id", or all values have the same number of
+    digits, at least 6.
 
     Args:
         columns: Values by column name, `[rows]`.

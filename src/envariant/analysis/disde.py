@@ -1,4 +1,4 @@
-"""Split a drop into effects of harder inputs, new inputs, and a changed relation of inputs and target.
+"""Split a performance drop into effects of harder inputs, new inputs, and a changed input–target relation.
 
 The method is DISDE (Cai, Namkoong & Yadlowsky 2023, arXiv 2303.02011). Source rows are in-domain rows;
 target rows come from the environment with the drop.
@@ -174,7 +174,7 @@ def decompose_drop(
     level: float = LEVEL,
     groups: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> DropDecomposition:
-    """Decompose a drop, given each row's probability π of being a target row.
+    """Decompose a performance drop, given each row's probability π of being a target row.
 
     If a is the share of target rows, the density ratio of target and source is q/p = π(1−a) / ((1−π)a).
     Weights for the "harmonic" density are (1−a)π / (a(1−π) + (1−a)π) for source rows and a(1−π) / (a(1−π) +

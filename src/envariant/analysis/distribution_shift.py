@@ -2,8 +2,8 @@
 
 Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
 different targets in the two groups. Methods against one kind of shift usually do not help against the other.
-Ye et al. 2022, OoD-Bench (arXiv 2106.03721). The formulas are those of its code since April 2025, which uses
-squared Hellinger distances; those of the paper remain available.
+Ye et al. 2022, OoD-Bench (arXiv 2106.03721). The default formulas are those of the OoD-Bench code since April
+2025, which uses squared Hellinger distances. The formulas of the paper are used if `legacy` is set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ NOTABLE = 0.1
 NOTABLE_CORRELATION = 0.05
 """Smallest relevant correlation shift, a squared Hellinger distance.
 
-It corresponds to a probability that changes from 0.5 to 0.8. Estimates without any shift are up to 0.04.
+It corresponds to a probability that changes from 0.5 to 0.8. Without any shift, estimates can reach 0.04.
 """
 
 # As in OoD-Bench, features are the last hidden layer of a small network that classifies the group.

@@ -131,10 +131,10 @@ class ColumnDrift:
 class Drift:
     """Comparison of new rows with the training rows in every column.
 
-    A column has drifted (`standing` is "further") if values or shares of missing values differ significantly
-    (p < 0.01, Holm-corrected over columns), by at least 0.1, and more than any training environment differs
-    from the others. Columns are compared one at a time, so changes of their joint distribution or of the
-    target are not detected.
+    A column has drifted (`standing` is "further") if its values or its share of missing values differ from
+    training. The difference must be significant (p < 0.01, Holm-corrected over columns), at least 0.1, and
+    larger than the difference between any training environment and the others. Columns are compared one at a
+    time, so changes of their joint distribution or of the target are not detected.
 
     Attributes:
         columns: Comparison of new and training rows in each column.
@@ -158,8 +158,9 @@ class Drift:
     ) -> "Drift":
         """Compare counts of new rows in each column with a summary of the training rows.
 
-        Single features of an embedded text or image mean nothing to a user. They are compared as one column:
-        its distance is the mean of the distances of its features, and its p-value is their smallest.
+        Single features of an embedded text or image mean nothing to a user. All features of one text or image
+        column are therefore reported as one column, with the mean of their distances and the smallest of
+        their p-values.
 
         Args:
             sketches: Summary of the training rows in each column.
@@ -167,8 +168,8 @@ class Drift:
             unseen: Number of new rows by unseen category, one mapping per column.
             rows: Number of new rows.
             environments: Names of the training environments.
-            groups: Mapping from each numeric column that is a feature of a text or image to the name of the
-                text or image column. Default: none.
+            groups: For each numeric column that is a feature of a text or image column, the name of that text
+                or image column. Default: none.
 
         Returns:
             Comparison of all columns; p-values are Holm-corrected over columns and features.

@@ -236,8 +236,8 @@ def gain_from_labels(
 def fit_labels(scores: ArrayLike, targets: ArrayLike, *, regression: bool = False, seed: int = 0) -> LabelFit:
     """Recalibrate scores with all labels of one environment, and choose by cross-validation what to refit.
 
-    The intercept is refitted by `recalibrate`. The slope is refitted too if there are at least 20 labels, and
-    the loss in cross-validation with up to ten folds is lower with the slope.
+    The intercept is refitted by `recalibrate`. The slope is also refitted if there are at least 20 labels and
+    refitting it lowers the loss in cross-validation (up to ten folds).
 
     Args:
         scores: Logits or predictions in the environment; shapes as in `recalibrate`.

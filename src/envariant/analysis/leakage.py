@@ -36,10 +36,10 @@ class LeakyColumn:
 
     Attributes:
         column: Name of the column.
-        measure: Measure of the relation with the target: "missingness" (accuracy if the target is predicted
-            from whether the value is missing), "AUROC", "rank correlation" (absolute value), "accuracy" (if
-            the most frequent class of each category is predicted) or "R²" (share of the target's variance
-            explained by categories).
+        measure: Measure of the relation with the target: "AUROC", "rank correlation" (absolute value), "R²"
+            (share of the target's variance explained by categories), "accuracy" (predicting the most frequent
+            class of each category) or "missingness" (accuracy of predicting the target from whether the value
+            is missing).
         score: Value of the measure, between 0 and 1.
     """
 
@@ -272,7 +272,7 @@ def _category_variance(codes: Array, targets: Array, threshold: float) -> Leak |
 
 
 def _categories(codes: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Renumber categories from 0; return the number of each row, and the number of rows per category."""
+    """Renumber categories from 0; return each row's category, and the number of rows per category."""
     _, labels, sizes = np.unique(codes, return_inverse=True, return_counts=True)
     return labels, sizes
 

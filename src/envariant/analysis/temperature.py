@@ -55,7 +55,7 @@ def fit_temperature(scores: ArrayLike, targets: ArrayLike, environments: ArrayLi
 
 
 def _best_slope(z: Array, y: Array, weights: Array) -> float:
-    """Return the factor by which to multiply the logits for the lowest weighted log loss (convex)."""
+    """Return the factor for the logits that minimizes the weighted log loss (a convex problem)."""
 
     def loss(slope: float) -> float:
         return float(weights @ logistic_loss(slope * z, y))

@@ -1,8 +1,8 @@
 """Find the reasons for the drop of the baseline's score in each new environment.
 
-Each drop is split in two ways. The first split is into level, calibration slope and ranking; the second is
-into changed inputs and a changed relation between inputs and target. The shift is classified as label,
-covariate or concept shift.
+Each drop is split in two ways. The first split separates what recalibration would remove (level and
+calibration slope) from what it would not (ranking). The second separates changed inputs from a changed
+relation between inputs and target. The shift is classified as label, covariate or concept shift.
 """
 
 import math
@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 Part = Literal["level", "slope", "ranking"]
 
 PARTS: tuple[Part, ...] = ("level", "slope", "ranking")
-"""Parts of a drop: repaired by an intercept, by a slope, or by neither."""
+"""Parts of a drop: removed by a new intercept, by a new slope, or by neither."""
 
 MOST_ENVIRONMENTS = 12
 """Maximum number of environments whose drop is explained: those with the worst scores."""
@@ -175,7 +175,7 @@ class Cause:
 
     @property
     def relation(self) -> str:
-        """Change in loss due to a changed relation and to other inputs (DISDE), as a sentence."""
+        """Sentence on the changes in loss due to a changed relation and to different inputs (DISDE)."""
         if (parts := self.decomposition) is None:
             return ""
         if not parts.has_overlap:
@@ -221,7 +221,7 @@ class Cause:
         return self.calibration.bias[k], self.calibration.bias_errors[k]
 
     def _detail(self, main: Part) -> str:
-        """Return the evidence for the main part as text; mention if the ranking is unchanged."""
+        """Return the evidence for the main part as text; add a remark if the ranking is unchanged."""
         assert self.drop is not None
         assert self.calibration is not None
         if main == "ranking":
@@ -283,7 +283,7 @@ def find_causes(
     seed: int = 0,
     until: float = math.inf,
 ) -> dict[str, Cause]:
-    """Find the reasons for the baseline's drop in each environment, those with the worst scores first.
+    """Find the reasons for the baseline's drop in each environment, starting with the worst scores.
 
     Args:
         source: Table of the study.
@@ -379,7 +379,7 @@ def _with_training_noise(
 def _decomposition(
     inputs: Array, training: Scores | None, outside: Scores, n_compared: int, stored: StoredRows, seed: int
 ) -> DropDecomposition | None:
-    """Split the increase in loss into changed inputs and changed relation; None with too few rows."""
+    """Split the increase in loss by changed inputs and changed relation (DISDE); None with too few rows."""
     if training is None or training.rows is None or outside.rows is None:
         return None
     sides = [(inputs[each.rows], each.losses(regression=stored.regression)) for each in (training, outside)]

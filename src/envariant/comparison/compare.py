@@ -208,18 +208,18 @@ def compare(
     the simplest one whose in-domain score is within one standard error of the best.
 
     Args:
-        data: Path (.csv, .parquet, .xlsx, .json, …) or data frame of pandas, polars or Arrow. With
+        data: Path (.csv, .parquet, .xlsx, .json, …), or a pandas, polars or Arrow data frame. With
             `features`, it can also be a folder of images (domain/class/image), a data source, or the name of
             a data source.
         target: Name of the column to predict; None for images.
         environment: Name of the column with the environment of each row; None for images.
         features: Frozen backbone that computes features of images, such as `timm(resnet18, pretrained=true)`,
             or a text encoder. Default: `minilm` for the columns in `text`.
-        text: Names of text columns that are replaced by features.
+        text: Names of text columns, which are replaced by the features that the text encoder computes.
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
         algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. Three
             ordinary methods are always included: a linear model, boosted trees and a network (ERM).
-        candidates: Additional scikit-learn estimators, pipelines or predictors, by a name that you choose.
+        candidates: Additional scikit-learn estimators, pipelines or predictors, by name; choose any names.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
             Default: RMSE for regression; AUROC if the rarer of two classes has less than 20 % of the rows or
             class shares differ between environments; otherwise accuracy.

@@ -136,7 +136,7 @@ def pairwise_shifts(
     n_trials: int = 3,
     legacy: bool = False,
 ) -> tuple[Shift, ...]:
-    """Measure the shift to each test environment and between training environments.
+    """Measure the shift from training to each test environment, and between pairs of training environments.
 
     Args:
         source: Data source; each trial uses a new data draw.

@@ -12,7 +12,7 @@ from scipy import stats
 from envariant.comparison.results import ComparisonResults
 
 MATTERS = 5.0
-"""Smallest drop that is mentioned although it is not significant, in units of the relevant difference."""
+"""Smallest insignificant drop that is still mentioned, as a multiple of the relevant difference."""
 
 EXPECTED_LEVEL = 0.0125
 """Significance level of Cochran's Q test that shortfalls are equal in all environments."""

@@ -212,7 +212,7 @@ _ARRAYS = ("logits", "targets")
 
 
 def _slope(predictions: Predictions) -> float:
-    """Return the factor of multiclass logits with the smallest log loss (temperature scaling)."""
+    """Return the factor for multiclass logits that gives the smallest log loss (temperature scaling)."""
     z: Array = predictions.logits.astype(np.float64)
     rows = np.arange(len(predictions.targets))
     own = z[rows, predictions.targets.astype(np.int64)]

@@ -228,7 +228,7 @@ def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric:
 
 
 def _scores_by_run(history: pd.DataFrame, metric: str) -> Scores:
-    """Return the recorded values of a metric by key. Only this function uses the layout of the history."""
+    """Return a metric's recorded values by key. Only this function depends on the columns of the history."""
     rows = history[history["metric"] == metric].dropna(subset=["value"])
     keys = rows[list(_ScoreKey._fields)].itertuples(index=False, name=None)
     return dict(zip(map(_ScoreKey._make, keys), rows["value"].astype(float), strict=True))
@@ -303,7 +303,7 @@ def _in_order(
 
 
 def _importance(chosen: Chosen, scores: Scores, metric: Metric) -> dict[str, dict[str, ColumnImportance]]:
-    """Return the importance of each column by method and column, averaged over the selected models."""
+    """Return column importances by method and column, averaged over the selected models."""
     method_of = {(choice.run, choice.step): each.algorithm for each, choice in chosen}
     losses: dict[tuple[str, str], dict[str, list[float]]] = {}
     for key, score in scores.items():

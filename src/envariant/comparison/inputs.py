@@ -61,7 +61,7 @@ def read(
 
 
 def _images(data: Any, target: Any, environment: Any, settings: Any) -> EnvironmentSource:
-    """Return the data source of images; options of tables are errors."""
+    """Return the data source of images; raise an error if options are given that apply to tables only."""
     given = {"target": target, "environment": environment} | {
         name: settings.get(name) for name in ("exclude", "sample_weight", "group", "subgroups", "ordered")
     }

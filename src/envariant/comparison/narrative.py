@@ -182,7 +182,7 @@ def _drop(results: ComparisonResults) -> str:
 
 
 def _variation(results: ComparisonResults) -> str:
-    """State that scores differ between environments more than chance explains."""
+    """State that scores differ more between environments than chance explains."""
     each = results.expected.by_environment
     name = max(each, key=lambda e: each[e].shortfall / each[e].error)
     return (
@@ -206,7 +206,7 @@ def _remedy(results: ComparisonResults) -> str:
 
 
 def _best_remedy(results: ComparisonResults) -> Remedy | None:
-    """Return the best remedy for the environment with the largest drop or, if it has none, for another."""
+    """Return the best remedy for the environment with the largest drop, or else for another environment."""
     found = _remedies(results)
     order = {name: k for k, name in enumerate(_explained(results)[:1])}
     found.sort(key=lambda remedy: order.get(remedy.environment, len(order)))

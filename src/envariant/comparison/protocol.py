@@ -258,9 +258,9 @@ def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArr
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
     """Return the metric with the given name, or the default metric for the target.
 
-    The default for regression is RMSE. The default for classes is AUROC if the rarer of two classes has less
-    than 20 % of the rows, or if class shares differ between environments, because accuracy then changes even
-    if the model's ranking is unchanged. Otherwise, it is accuracy.
+    The default for regression is RMSE. The default for classes is accuracy or AUROC. AUROC is used if the
+    rarer of two classes has less than 20 % of the rows, or if class shares differ between environments,
+    because accuracy then changes even if the model's ranking is unchanged.
 
     Raises:
         EnvariantError: If the metric is unknown or does not apply to the task.
@@ -365,7 +365,7 @@ def choose_execution(study: Study, source: TableSource) -> Execution | None:
 
 
 def run_within_budget(folder: Path, study: Study, deadline: float | None, run: Run) -> Study:
-    """Train a study in growing stages until the deadline: first methods, then replicas, then trials.
+    """Train a study in growing stages until the deadline: add methods, then replicas, then trials.
 
     Args:
         folder: Folder of the study.
@@ -395,7 +395,7 @@ def run_within_budget(folder: Path, study: Study, deadline: float | None, run: R
 
 
 def _stages(study: Study) -> list[Study]:
-    """Return growing parts of a study: first more methods with one replica, then more replicas and trials."""
+    """Return growing parts of a study: more and more methods with one replica, then replicas and trials."""
     names, first = study.algorithms, replace(study, n_trials=1, replicas=1)
     methods = [replace(first, algorithms=names[:k]) for k in range(1, len(names) + 1)]
     replicas = [replace(study, n_trials=1, replicas=n) for n in (2, study.replicas) if n <= study.replicas]

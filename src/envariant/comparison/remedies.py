@@ -163,8 +163,8 @@ class _Tests:
         score: Name of the score.
         own: Predictions of the baseline for the rows.
         groups: Group of each row, such as the patient; None: rows are independent.
-        weights: Case weight of each row, used to compare two sets of predictions; the gain of labels is
-            unweighted. None: equal weights.
+        weights: Case weight of each row, used to compare two sets of predictions; the gain from
+            labels is unweighted. None: equal weights.
     """
 
     cause: Cause

@@ -33,7 +33,8 @@ class Cell:
     Attributes:
         ood_score: Out-of-domain score: mean over replicas trained without the environment. The interval
             accounts for variation between replicas and sampling of rows.
-        id_score: In-domain score: mean over replicas trained on the environment, on its validation rows.
+        id_score: In-domain score: mean over replicas trained on the environment, scored on its validation
+            rows.
         gain: Gain over the baseline, positive if better; None for the baseline, or if a score is absent.
         p_value: P-value of the test that there is no gain, Holm-corrected over all methods and environments.
         ood_values: Out-of-domain score of each replica, by replica index.
@@ -126,8 +127,8 @@ class ComparisonResults(Displayed):
         environments: Names of the test environments.
         cells: Results by method and environment; combinations without scores are absent.
         importance: Column importance by method and column.
-        selected_trials: Index of the trial that was selected most often, over environments and replicas, by
-            method.
+        selected_trials: By method, the index of the trial that was selected most often over all environments
+            and replicas.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
         baseline_method: Name of the ordinary method with which all others are compared: the simplest one
@@ -173,7 +174,7 @@ class ComparisonResults(Displayed):
 
     @property
     def relevant_difference(self) -> float:
-        """Smallest relevant difference of two scores: 0.02; for RMSE, 5 % of the baseline's worst RMSE."""
+        """Smallest relevant difference between scores: 0.02; for RMSE, 5 % of the baseline's worst RMSE."""
         if self.metric.name in ("squared error", "RMSE"):
             return 0.05 * abs(self.worst(self.baseline_method)[1].ood_score.mean)
         return 0.02
@@ -260,10 +261,10 @@ class ComparisonResults(Displayed):
     def recommended(self) -> str:
         """Recommended method: the first of `significantly_better`, or the baseline if there is none.
 
-        A method in this list is considered as good as the first one if its worst score is within
-        `relevant_difference` of the first method's worst score, and its mean score within half of
-        `relevant_difference` of the first method's mean score. Among these methods, the one that comes first
-        in the study is recommended; the study lists ordinary methods first.
+        A method in this list is considered as good as the first one if both its worst and its mean score are
+        close to those of the first one: within `relevant_difference` for the worst score, and within
+        `relevant_difference` / 2 for the mean score. Among these methods, the one that comes first in the
+        study is recommended; the study lists ordinary methods first.
         """
         if not (better := self.significantly_better):
             return self.baseline_method

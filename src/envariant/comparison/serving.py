@@ -1,4 +1,4 @@
-"""Add calibration, conformal scores and estimated accuracy to the recommended model, for predictions."""
+"""Add the data for calibrated probabilities, prediction sets and estimated accuracy to a saved model."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -159,7 +159,7 @@ class StoredRows:
         return values, targets
 
     def _held_out(self, fold: Sequence[str], environment: str, stored: Predictions) -> Rows | None:
-        """Find the validation rows of stored predictions; None if no split has the stored targets."""
+        """Find the validation rows of stored predictions; None if the stored targets match no split."""
         task, targets = self._task(fold), self.source.table.targets()
         for seed in self.seeds:
             rows = self._splits(tuple(fold), seed)[environment]

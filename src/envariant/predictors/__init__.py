@@ -19,7 +19,7 @@ PREDICTORS: dict[str, type[Predictor]] = {
     "stable-columns": StableColumns,
     "majority-class": MajorityClass,
 }
-"""Predictor classes by name. These names are accepted wherever names of algorithms are."""
+"""Predictor classes by name. These names are accepted wherever algorithm names are."""
 
 FORMATS: dict[str, type[FittedPredictor]] = {
     each.kind: each for each in (FittedLinear, FittedTrees, FittedConstant, FittedEstimator)

@@ -57,7 +57,7 @@ class ElasticNet(Predictor):
 
 
 def _folds(y: NDArray[Any], groups: NDArray[Any] | None, seed: int, *, classes: bool) -> list[Any]:
-    """Return training and validation rows of every fold; the same classes in all folds if possible."""
+    """Return each fold's training and validation rows; groups stay whole, else classes are stratified."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
     fewest = int(np.bincount(y.astype(np.int64)).max()) if classes else len(y)

@@ -82,7 +82,7 @@ class FittedTrees(FittedPredictor):
 
     @classmethod
     def of(cls, task: Task, classes: tuple[int, ...], estimator: Any) -> "FittedTrees":
-        """Convert a fitted `HistGradientBoosting…` of scikit-learn without categorical features.
+        """Convert a fitted scikit-learn `HistGradientBoosting…` estimator without categorical features.
 
         Args:
             task: Prediction task.

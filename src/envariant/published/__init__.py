@@ -108,17 +108,17 @@ def source(name: str) -> Source:
 
 
 def protocol(name: str) -> Mapping[str, Any]:
-    """Return the settings of a published protocol by name; values are numbers or text."""
+    """Return the settings of the published protocol `name`; values are numbers or text."""
     return _entry("protocols", name)
 
 
 def claims(name: str) -> Mapping[str, Any]:
-    """Return settings and statements of a publication that are not in a table, by name."""
+    """Return the settings and statements of the publication `name` that are not in any table."""
     return _entry("claims", name)
 
 
 def course_report(section: str) -> Mapping[str, Any]:
-    """Return the numbers and statements of one section of the course report; curves are not included."""
+    """Return the numbers and statements of one section of the SJTU course report, without its curves."""
     return _entry("course_report", section)
 
 

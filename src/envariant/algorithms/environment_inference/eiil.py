@@ -17,13 +17,13 @@ from envariant.core.tasks import Task
 class EIIL(EnvironmentInference):
     """Environments that maximize ½[(mean_i q_i·d_i)² + (mean_i (1 − q_i)·d_i)²] over q. Creager et al. 2021.
 
-    q_i in [0, 1] is the share of row i in the second environment. d_i = ∂ℓ_i(s·z_i)/∂s at s = 1 is the
-    derivative of the loss ℓ_i of row i with respect to a multiplier s of the logits z_i. The logits come from
+    q_i in [0, 1] is the degree to which row i belongs to the second environment. d_i is the derivative
+    ∂ℓ_i(s·z_i)/∂s at s = 1 of the loss ℓ_i of row i, where s multiplies the logits z_i. The logits come from
     a reference model, which is trained by ERM on all training rows (`PooledMean`) and then fixed. The
-    objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i = 1 if d_i > 0, else 0.
-    With the logistic loss, d_i < 0 if and only if row i is predicted correctly. One environment then consists
-    of the correctly predicted rows and the other of the incorrectly predicted rows; their sizes usually
-    differ a lot.
+    objective is convex in mean_i q_i·d_i, so its maximum is at an extreme point: q_i is 1 if d_i > 0, and 0
+    otherwise. With the logistic loss, d_i < 0 if and only if row i is predicted correctly. One environment
+    then consists of the correctly predicted rows and the other of the incorrectly predicted rows; their sizes
+    usually differ a lot.
 
     Attributes:
         reference_steps: Number of training steps of the reference model. With 0, it is trained for as many
@@ -50,7 +50,7 @@ def objective(q: Tensor, slopes: Tensor) -> Tensor:
     """Return the objective of `EIIL` as a number.
 
     Args:
-        q: Share q_i of each row in the second environment, `[rows]`.
+        q: Degree q_i to which each row belongs to the second environment, `[rows]`.
         slopes: Derivative d_i of each row, as defined in `EIIL`, `[rows]`.
     """
     return ((q * slopes).mean() ** 2 + ((1 - q) * slopes).mean() ** 2) / 2
@@ -59,8 +59,8 @@ def objective(q: Tensor, slopes: Tensor) -> Tensor:
 def ascended(slopes: Tensor, generator: torch.Generator, steps: int = 10_000) -> Tensor:
     """Maximize the objective of `EIIL` over q by Adam with learning rate 1e-3, and return q, `[rows]`.
 
-    q_i is the share of row i in the second environment. Adam optimizes ω with q = sigmoid(ω); the initial
-    values of ω are standard normal.
+    q_i is the degree to which row i belongs to the second environment. Adam optimizes ω with q = sigmoid(ω);
+    the initial values of ω are standard normal.
 
     Args:
         slopes: Derivative d_i of each row, as defined in `EIIL`, `[rows]`.

@@ -23,8 +23,9 @@ class CAD(Penalty):
 
     p(j | i) is a softmax of ⟨h_i, h_j⟩/T over all rows j ≠ i of the batch, where h_i are the features of row
     i. The sum includes only rows j whose environment differs from the environment of row i. Rows without
-    another row of their class are left out. Equal regression targets count as one class. If `flipped` is
-    false, row i itself is left out; the released code counts it among the rows of its environment.
+    another row of their class are left out of the mean. Equal regression targets count as one class. If
+    `flipped` is false, the sum is instead over the other rows of row i's environment, and the minus sign is
+    omitted; the released code also includes row i itself in that sum.
 
     Attributes:
         coefficient: Weight of the penalty.

@@ -21,7 +21,7 @@ class CLOvE(Penalty):
 
     Wald et al. 2021. E is the number of environments, and N the number of rows i, j of environment e in the
     batch. f_i is the probability of the predicted class of row i; c_i is 1 if that class is correct, else 0,
-    and has no gradient. This is the square of the paper's calibration error, whose slope is infinite at 0.
+    and has no gradient. The paper uses the square root of this error, whose slope is infinite at 0.
 
     Attributes:
         coefficient: Weight of the penalty (λ in the paper).

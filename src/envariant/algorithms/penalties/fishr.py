@@ -19,17 +19,18 @@ from envariant.core.search_space import LogUniform, Uniform
 class Fishr(Penalty):
     """Distance between gradient variances, (1/E) Σ_e mean_k (ṽ_e − ṽ̄)²_k. Ramé et al. 2022.
 
-    ṽ_e is the variance of the head's per-row gradients in environment e, and ṽ̄ the mean over all E
-    environments. The index k runs over the entries of the head's weight and bias. The gradient of row i is
-    a_i ⊗ h_i for the weight and a_i for the bias, with features h_i and the derivative a_i = ∂ℓ_i/∂z_i of the
-    loss with respect to the logits. Therefore, the variance over the N rows of environment e is
-    v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)², without a backward pass for each row. As in the released code,
-    ṽ_e = v_e + γ/(1 − γ)·m_e with a moving average m_e of the earlier v_e. If v_e changes slowly, ṽ_e
-    approaches v_e/(1 − γ). The penalty is then 1/(1 − γ)² times as large as without the moving average.
+    ṽ_e is the smoothed variance of the head's per-row gradients in environment e, and ṽ̄ is the mean of ṽ_e
+    over all E environments. The index k runs over the entries of the head's weight and bias. The gradient of
+    row i is a_i ⊗ h_i for the weight and a_i for the bias, where h_i are the features and a_i = ∂ℓ_i/∂z_i is
+    the derivative of the loss with respect to the logits. The variance of the weight's gradient over the N
+    rows of environment e can therefore be computed as v_e = (a∘a)ᵀ(h∘h)/N − (aᵀh/N)², without a backward pass
+    for each row. As in the released code, ṽ_e = v_e + γ/(1 − γ)·m_e, where m_e is a moving average of the
+    earlier v_e. If v_e changes slowly, ṽ_e approaches v_e/(1 − γ), and the penalty is 1/(1 − γ)² times as
+    large as without the moving average.
 
     Attributes:
-        coefficient: Weight of the penalty (λ in the paper). The search range is meant for averages over
-            environments and entries, as in DomainBed.
+        coefficient: Weight of the penalty (λ in the paper). The search range assumes that the penalty
+            averages over environments and entries, as in DomainBed.
         memory: γ in [0, 1), decay of the moving average; 0 disables it.
         centered: Whether to use variances. If not, uncentered second moments are used, as in the RFC code.
         summed: Whether to sum over environments and entries, as the paper and its Colored MNIST code do,

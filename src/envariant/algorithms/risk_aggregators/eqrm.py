@@ -30,10 +30,10 @@ class EQRM(RiskAggregator):
     `step(1e-3, 1e-6, at=2500)`. All three step numbers must be equal.
 
     Attributes:
-        quantile: α in (0, 1) or, for α close to 1, the negative number a = log(1 − α). With a, k is
+        quantile: α in (0, 1) or, for α close to 1, the negative number a = log(1 − α). Given a, k is
             approximated by mean_e(R_e) + b·√(−2a).
         burn_in: Number of initial steps that minimize the mean risk. The random search of the released code
-            samples fractional values, with which its optimizer is never reset.
+            samples fractional values, so that its optimizer is never reset.
         slope: Derivative of k: "brackets" differentiates the ends of the initial bisection interval, as in
             the authors' code; "exact" differentiates F(k) = α.
         bandwidth: Formula of b: "gaussian" as above, or "silverman", b = 0.9·min(s, IQR/1.34)·E^(−1/5).

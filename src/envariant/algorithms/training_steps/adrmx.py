@@ -153,7 +153,7 @@ def contrast(features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
 
     The sum is over the n rows whose class has at least one other row. s_i is the mean of log(ω_ip·e_ip /
     (Σ_{k≠i} ω_ik·e_ik + 1e-5) + 1e-5) over the other rows p of row i's class. Here e_ij = exp(⟨h_i,
-    h_j⟩/0.07) for features h scaled to length 1, and all weights ω are ½.
+    h_j⟩/0.07) for features h scaled to length 1, and all weights ω_ik are ½.
 
     Args:
         features: Features h, `[rows, width]`.

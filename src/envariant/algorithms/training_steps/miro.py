@@ -1,4 +1,4 @@
-"""MIRO: fine-tuning that keeps the features informative about the features before fine-tuning."""
+"""MIRO: fine-tune a model while its features stay informative about the features of the original model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ FIRST_RAW = -2.2522735494
 
 @final
 class _Noise(nn.Module):
-    """Parameters of the noise of each layer, divided by their learning-rate factor."""
+    """Noise parameters b of each layer, stored as b divided by its learning-rate factor `noise_rate`."""
 
     def __init__(self, channels: Sequence[int], rate: float) -> None:
         super().__init__()
@@ -36,10 +36,11 @@ class _Noise(nn.Module):
 class MIRO(TrainingStep):
     """Risk R + λ·Σ ½·mean[(h − h⁰)² / σ² + log σ²], σ² = softplus(b) + 1e-5. Cha et al. 2022.
 
-    The sum is over layers. h is the output of a layer, h⁰ that of a frozen copy of the network before the
-    first step, and b has one learned entry for each channel of each layer. The penalty bounds the mutual
-    information of h and h⁰ from below. Start from pretrained weights. The released code uses five layers of
-    a ResNet, the outputs of its stem and of its four stages; the default is the input of the head.
+    The sum is over layers. h is the output of a layer, and h⁰ is the output of the same layer in a copy of
+    the network that is frozen before the first step. b has one learned entry for each channel of each layer.
+    The penalty bounds the mutual information of h and h⁰ from below. Start from pretrained weights. The
+    released code uses five layers of a ResNet, the outputs of its stem and of its four stages; the default
+    here is only the input of the head.
 
     Attributes:
         weight: λ, weight of the penalty.

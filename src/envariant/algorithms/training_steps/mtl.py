@@ -73,7 +73,7 @@ class MTL(TrainingStep):
 
 @final
 class _ContextHead(nn.Module):
-    """Linear head on features and context; without context, the mean over neighboring rows is used."""
+    """Linear head on features and context; if no context is given, it is the mean of neighboring rows."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ class RSC(TrainingStep):
     def feature_mask(
         self, model: Model, params: Parameters, features: Tensor, batch: EnvironmentBatch
     ) -> Tensor:
-        """Return the mask as if all rows were masked, `[rows, width]`: 0 at the largest entries of u_i."""
+        """Return a mask, `[rows, width]`, that is 0 at the largest entries of u_i in every row; see `RSC`."""
 
         def true_logits(h: Tensor) -> Tensor:
             return _true_logits(batch.task, model.head(params, h), batch.targets).sum()

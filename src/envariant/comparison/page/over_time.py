@@ -12,7 +12,7 @@ from envariant.reporting import charts
 @final
 @dataclass(frozen=True, eq=False)
 class OverTime(PageSection):
-    """Section with the score in each environment of models trained on all earlier environments."""
+    """Section with each environment's score, by models that were trained on all earlier environments."""
 
     anchor: ClassVar[str] = "over-time"
     title: ClassVar[str] = "How does the score change over time?"

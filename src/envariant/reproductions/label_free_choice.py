@@ -269,7 +269,7 @@ def heads_on_rich_features(
 
 
 def table_of(pool: Sequence[Candidate]) -> "pd.DataFrame":
-    """Return the candidates in the form that selection rules of studies use, one row per evaluated step."""
+    """Return a table of the candidates for the selection rules of studies, one row per evaluated step."""
     import pandas as pd
 
     methods = list(dict.fromkeys((c.start, c.method) for c in pool))

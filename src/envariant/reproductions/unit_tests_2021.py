@@ -114,7 +114,7 @@ def _chosen(
 
 
 def recorded(problem: Problem) -> Seeds:
-    """Return the model seed of each method that the authors' sweep selected with three environments."""
+    """Return, for each method, the model seed that the authors' sweep selected with three environments."""
     entry = published.protocol("unit_tests_chosen")[problem.capitalize()]
     return {method: int(entry[method]["seed"]) for method in METHODS}
 

@@ -67,7 +67,7 @@ class Coverage:
 
     @property
     def absent(self) -> dict[str, tuple[str, ...]]:
-        """Mapping from environment to the classes that do not occur in its rows."""
+        """Classes without rows in an environment, by name of the environment."""
         none = [tuple(self.classes[k] for k in np.flatnonzero(row == 0)) for row in self.counts]
         return {name: classes for name, classes in zip(self.environments, none, strict=True) if self.classes}
 

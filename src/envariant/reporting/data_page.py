@@ -80,7 +80,7 @@ def write(source: EnvironmentSource, path: Path, seed: int = 0, coverage: Covera
 
 
 def _pictures(source: EnvironmentSource, seed: int) -> list[Section]:
-    """Return a section with sample images or column distributions; for colored digits also with facts."""
+    """Return a section with sample images or column distributions; colored digits also have a facts table."""
     drawn = samples.plot(source, seed, _MOST_PANELS)
     if not isinstance(drawn, Picture):
         caption = "Click an environment to highlight it. Missing values are not drawn."

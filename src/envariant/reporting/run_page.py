@@ -168,7 +168,7 @@ def _headline(finished: dict[str, TrainingResult]) -> str:
 
 
 def _bullets(named: dict[str, TrainingResult]) -> list[str]:
-    """Return the verdicts on the first run (ERM, if ERM was run) and on the best of the other runs."""
+    """Return the verdicts on the first run (ERM, if ERM was run) and on the best of the others."""
     sign = -1.0 if next(iter(named.values())).record.higher_is_better else 1.0
 
     def rank(name: str) -> tuple[bool, float]:
@@ -188,7 +188,7 @@ def _by_replica(result: TrainingResult, environment: str) -> dict[int, float]:
 
 
 def _numbers(finished: dict[str, TrainingResult]) -> list[BigNumber]:
-    """Return the scores of the first run (ERM, if ERM was run) and of the run with the best worst score."""
+    """Return scores of the first run (ERM, if it was run) and of the best run in its worst environment."""
     scores = {name: each for name, result in finished.items() if (each := _scores(result))[1]}
     if not scores:
         return []
@@ -245,7 +245,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _settings(results: Sequence[TrainingResult]) -> list[Block]:
-    """Return the settings in which the runs differ as a table, and settings equal in all runs as a list."""
+    """Return a table of the settings that differ between the runs, and a list of those that do not."""
     table = tables.settings(results)
     clean = [tuple(map(without_folders, row)) for row in table.rows]
     equal = [(row[0], row[1]) for row in clean if len(set(row[1:])) == 1]

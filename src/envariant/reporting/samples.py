@@ -127,7 +127,7 @@ def _columns(sample: EnvironmentSet, seed: int, most: int) -> Any:
 
 
 def _raw(environment: Environment, index: torch.Tensor) -> pd.DataFrame:
-    """Return the original columns of some rows; if there are none, the inputs as columns."""
+    """Return some rows of the original table; without a table, return the inputs of the rows as columns."""
     raw = environment.input_store.frame(index)
     if raw is not None:
         return raw.reset_index(drop=True)

@@ -20,7 +20,8 @@ def score_table(
     environment. The average is taken over test environments.
 
     Args:
-        results: Results of the runs, or a mapping from the name of a method to its result or results.
+        results: Results of the runs: a list, or a mapping whose keys are names of methods and whose values
+            are one result or a list of results.
 
     Raises:
         EnvariantError: If there is no run, the runs have different metrics, or a method has two runs with the
@@ -68,7 +69,7 @@ def score_table(
 def _named(
     results: Sequence[TrainingResult] | Mapping[str, TrainingResult | Sequence[TrainingResult]],
 ) -> list[tuple[str, TrainingResult]]:
-    """Return a list of runs with the names of their rows."""
+    """Return all runs in a list, each with the name of its row in the table."""
     if isinstance(results, Mapping):
         given = cast("Mapping[str, Any]", results)
         several = {name: [each] if isinstance(each, TrainingResult) else each for name, each in given.items()}
@@ -81,7 +82,7 @@ def _named(
 
 
 def _columns(result: TrainingResult, *, with_data: bool, single: bool) -> dict[str, dict[int, float]]:
-    """Return a mapping from column name to the score of each replica."""
+    """Return the columns of a run: for each column name, the score of every replica by index."""
     record = result.record
 
     def scores(name: str) -> dict[int, float]:

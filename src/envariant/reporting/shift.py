@@ -13,7 +13,7 @@ def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable
     """Return a table of shift measures, one row per pair of groups; each measure is a mean over trials.
 
     Args:
-        shifts: Mapping from the name of a pair of groups to the measured shift.
+        shifts: Measured shift of each pair of groups, by name of the pair.
         label: Header of the first column.
         note: Note on the compared groups, shown below the table.
     """

@@ -17,12 +17,12 @@ Pooled = Mapping[str, Sequence[SelectionResult]]
 
 
 def summary(pooled: Pooled, rules: Sequence[Selection], networks: Mapping[str, Sequence[str]]) -> TextTable:
-    """Return a table with the scores of the runs that each rule selects among all algorithms' runs.
+    """Return a table of model selection: the scores of the runs that each rule selects.
 
     Args:
-        pooled: Mapping from the name of a rule to the runs that it selects among all algorithms' runs.
+        pooled: Runs that each rule selects among the runs of all algorithms, by name of the rule.
         rules: Selection rules, one per row of the table.
-        networks: Mapping from algorithm to the names of its models.
+        networks: Names of the models of each algorithm, by name of the algorithm.
     """
     rows: list[tuple[str, ...]] = []
     for rule in rules:
@@ -58,7 +58,7 @@ def algorithms(comparison: Comparison, networks: Mapping[str, Sequence[str]], me
 
     Args:
         comparison: Scores of the algorithms under one selection rule.
-        networks: Mapping from algorithm to the names of its models.
+        networks: Names of the models of each algorithm, by name of the algorithm.
         metric: Metric of the scores.
     """
     ranking, largest = comparison.ranking, metric.largest_difference

@@ -82,7 +82,7 @@ def network_notes(networks: Mapping[str, Sequence[str]]) -> list[str]:
     """Return a note that lists the networks of a comparison if they differ; otherwise an empty list.
 
     Args:
-        networks: Mapping from algorithm to the names of its models.
+        networks: Names of the models of each algorithm, by name of the algorithm.
     """
     users: dict[str, list[str]] = {}
     for algorithm, models in networks.items():

@@ -1,4 +1,4 @@
-"""Plots and pages for objects of packages that do not import matplotlib and Altair themselves.
+"""Plots and pages of data sources, results and studies, whose own code does not import plotting packages.
 
 `core.display.views` imports this module when a plot is requested.
 """

@@ -61,10 +61,13 @@ def _spirals(algorithm: str, replicas: int, **settings: Any) -> Run:
 
 @section("spirals", "Spirals at the settings of the released program")
 def spirals(runner: Runner) -> Iterator[Finding]:
-    """Compare AND-mask with other methods on spirals, whose signatures are a shortcut in training.
+    """Compare AND-mask with other methods on spirals.
 
-    The settings are those of the program's README: 16 environments, signatures of 16 standard normal entries,
-    150 epochs of 4 updates, and a weight decay of 1e-3 that is applied after the mask. AND-mask with
+    A row is a point on one of two spirals, with a signature. In training, the signatures are a shortcut: they
+    reveal the class, but differently in every environment. In the test environment, they are noise.
+
+    The settings are those of the released program's README: 16 environments, signatures of 16 standard normal
+    entries, 150 epochs of 4 updates, and a weight decay of 1e-3 that is applied after the mask. AND-mask with
     τ = 1 should learn the spirals, whereas plain Adam (τ = 0) should learn the signatures.
     """
     many, few = runner.pick(quick=2, full=50), runner.pick(quick=2, full=10)
@@ -105,7 +108,7 @@ def spirals(runner: Runner) -> Iterator[Finding]:
 
 
 def _accuracies(results: Mapping[str, TrainingResult], caption: str) -> Iterator[Finding]:
-    """Yield the test accuracy during training, and a table of final scores."""
+    """Yield a figure of the test accuracy during training, and a table of final accuracies."""
     series = {
         name: mean_curve(result, [only_test_environment(result)], "accuracy")
         for name, result in results.items()
@@ -125,7 +128,7 @@ def _accuracies(results: Mapping[str, TrainingResult], caption: str) -> Iterator
 
 
 def _threshold(runner: Runner, results: Mapping[str, TrainingResult]) -> Iterator[Finding]:
-    """Yield the accuracies for several thresholds of the mask."""
+    """Yield a figure of final accuracy by threshold τ of the mask, and the claim that τ = 1 is best."""
     between = runner.pick(quick=(0.75,), full=(0.25, 0.5, 0.75, 0.875))
     sweep = {
         0.0: results["Adam (τ = 0)"],
@@ -170,7 +173,7 @@ _DIFFERENCES = (
 
 @section("spirals-paper", "Spirals at the settings of the paper")
 def spirals_paper(runner: Runner) -> Iterator[Finding]:
-    """Train AND-mask with the sizes and the best hyperparameters that the paper prints.
+    """Train AND-mask with the data sizes and the best hyperparameters that the paper states.
 
     The paper uses 32 environments of 1,280 rows and signatures of 32 entries from N(0, 0.1). It divides the
     learning rate by 10 halfway through training, and again after three quarters. It reports the best run of
@@ -219,7 +222,7 @@ def spirals_paper(runner: Runner) -> Iterator[Finding]:
 
 
 def _starts(masked: Mapping[str, TrainingResult]) -> Iterator[Finding]:
-    """Yield the share of solved runs, and the claim about the best run."""
+    """Yield a table of how many runs reach 95 % test accuracy, and the claim about the best run."""
     rows: list[tuple[str, ...]] = []
     for name, result in masked.items():
         tests = result.final(only_test_environment(result), "accuracy").values
@@ -250,7 +253,7 @@ def _starts(masked: Mapping[str, TrainingResult]) -> Iterator[Finding]:
 
 
 def _memorized(result: TrainingResult) -> Interval:
-    """Return the difference between training and test accuracy, with its interval over runs."""
+    """Return training accuracy minus test accuracy, with its confidence interval over runs."""
     each = [result.final(name, "accuracy").values for name in training_environments(result)]
     train = [statistics.fmean(values) for values in zip(*each, strict=True)]
     return difference(train, list(result.final(only_test_environment(result), "accuracy").values))
@@ -267,11 +270,12 @@ _PAPER_DIFFERENCES = (
 
 @section("gradients", "Which gradients the mask keeps")
 def gradients(runner: Runner) -> Iterator[Finding]:
-    """Compare masked gradients of random networks with gradients of the mechanism and of the shortcut alone.
+    """Compare AND-mask's gradients in untrained networks with gradients of the mechanism or shortcut alone.
 
-    The paper shows these correlations as a figure for 16 environments, batches of 1,024 rows and 10 random
-    networks. The gradient of the mechanism alone is computed on data with permuted signatures, and that of
-    the shortcut alone on data with permuted points.
+    The mechanism is the point on a spiral, the shortcut is the signature. The gradient of the mechanism alone
+    is computed on data with permuted signatures; that of the shortcut alone, on data with permuted points.
+    The paper shows their correlations with the masked gradient in a figure, for 16 environments, batches of
+    1,024 rows and 10 random networks.
     """
     inputs: dict[str, Any] = {
         "source": "spirals(signature=32, deviation=0.1)",

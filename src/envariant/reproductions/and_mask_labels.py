@@ -18,13 +18,13 @@ ROWS, EPOCHS = 10_000, 40
 
 @section("random-labels", "Random labels on MNIST, every row an environment")
 def random_labels(runner: Runner) -> Iterator[Finding]:
-    """Test whether AND-mask over single rows prevents the memorization of random labels.
+    """Test whether AND-mask, with every row as an environment, prevents the memorization of random labels.
 
-    The paper trains a residual network on CIFAR-10 with every row of a batch as an environment, for labels
-    that are true, random, or redrawn for a quarter of the rows. A threshold slightly above 0 prevents the
-    memorization of random labels, and true labels are still learned. This section asks the same question on
-    10,000 MNIST digits, with a network of two hidden layers of 256 units. It follows the paper's method, but
-    the experiment is ours.
+    The paper trains a residual network on CIFAR-10 in three conditions: with true labels, with random labels,
+    and with a quarter of the labels redrawn at random. Every row of a batch is an environment. There, a
+    threshold slightly above 0 prevents the memorization of random labels, yet true labels are still learned.
+    This section asks the same question on 10,000 MNIST digits, with a network of two hidden layers of 256
+    units. It follows the paper's method, but the experiment is ours.
     """
     paper = published.claims("and_mask")
     thresholds = [float(t) for t in runner.pick(quick=(0.0, 0.1, 0.2, 0.4), full=paper["cifar_thresholds"])]
@@ -98,7 +98,7 @@ def _random_figures(
 def _random_claims(
     thresholds: list[float], final: Mapping[tuple[str, str], list[list[float]]], seeds: int
 ) -> Iterator[Finding]:
-    """Yield the verdicts; with two seeds, both must agree."""
+    """Yield the claims about random labels; a claim is undecided if the seeds disagree."""
     counted = f"{seeds} seed{'s' if seeds > 1 else ''}"
 
     def agreed(outcomes: list[bool]) -> bool | None:

@@ -1,7 +1,8 @@
 """Linear regression of the AND-mask paper (Parascandolo et al. 2020): environments of a single row.
 
-Each environment i = 1, …, 4 has a single row, x = 3 e_i + 0.3 e_5 in five dimensions, with the target y = 1
-and the loss ½ (θ · x − y)². The coordinates e_1 to e_4 are shortcuts; the faint coordinate e_5 is shared.
+Each environment i = 1, …, 4 has a single row, x = 3 e_i + 0.3 e_5, with unit vectors e_i in five dimensions.
+The target is y = 1 and the loss is ½ (θ · x − y)². Inputs 1 to 4 are shortcuts; input 5, which is small, is
+shared by all environments.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ def rows(noise: float = 0.0, seed: int = 0) -> Float[Tensor, "environments input
     """Return the input of each environment.
 
     Args:
-        noise: Magnitude of the perturbations of random sign that are added to the inputs.
+        noise: Size of the perturbation of each entry; its sign is random.
         seed: Seed of the signs.
     """
     x = torch.cat([3 * torch.eye(ENVIRONMENTS), torch.full((ENVIRONMENTS, 1), 0.3)], dim=1).double()
@@ -46,7 +47,7 @@ def rows(noise: float = 0.0, seed: int = 0) -> Float[Tensor, "environments input
 def train(
     rule: AndMask, x: Float[Tensor, "environments inputs"], starts: int, steps: int
 ) -> Float[Tensor, "starts inputs"]:
-    """Run gradient descent with combined gradients from several random starts; return the final weights.
+    """Run gradient descent on combined gradients, once from each random start; return the final weights.
 
     Args:
         rule: Rule that combines the gradients of the environments.
@@ -74,10 +75,11 @@ def solutions(starts: int, steps: int) -> dict[str, dict[str, list[float]]]:
         steps: Number of updates.
 
     Returns:
-        For each rule and choice of training environments, such as `mean, first 2`: mean ("weights") and
-        standard deviation ("sd") of the weights over starts, and mean losses in the training environments
-        ("training") and in the others ("others"). For each rule, such as `mean, noise`: the largest absolute
-        weight of a shortcut, averaged over starts, for each of several draws of noise ("noise").
+        Results by name. A name such as `mean, first 2`, a rule and its training environments, has four
+        entries: the mean ("weights") and standard deviation ("sd") of the weights over starts, and the mean
+        loss in the training environments ("training") and in all others ("others"). A name such as
+        `mean, noise` has one entry ("noise"), with one value per draw of the noise: the largest absolute
+        weight of a shortcut, averaged over starts.
     """
     result: dict[str, dict[str, list[float]]] = {}
     x = rows()
@@ -103,7 +105,7 @@ def solutions(starts: int, steps: int) -> dict[str, dict[str, list[float]]]:
 
 
 def fixed_point(name: str) -> Float[Tensor, " inputs"]:
-    """Return the weights at which training ends: the combined gradient and the decay cancel.
+    """Return the weights at which training ends, where the combined gradient and the weight decay cancel.
 
     Args:
         name: Rule and training environments, such as `mean, first 2`.
@@ -118,10 +120,10 @@ def fixed_point(name: str) -> Float[Tensor, " inputs"]:
 
 @section("linear", "Linear regression with one row in each environment")
 def linear(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that the mean gradient learns shortcuts, and AND-mask the shared mechanism.
+    """Test the claim that the mean gradient learns shortcuts, whereas AND-mask learns the shared mechanism.
 
-    The mean gradient finds different weights for different choices of training environments. AND-mask finds
-    the same weights from any two environments.
+    The weights that the mean gradient finds depend on which environments are used for training. AND-mask
+    finds the same weights from any two environments.
     """
     inputs: dict[str, Any] = {"starts": STARTS, "steps": STEPS}
     found = runner.compute("and-mask-linear", inputs, solutions)

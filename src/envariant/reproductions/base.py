@@ -80,7 +80,7 @@ class Reproduction:
         name: Name of the reproduction on the command line.
         title: Title of the HTML page.
         lead: Introduction at the top of the page, one paragraph.
-        conditions: Description of the runs in each profile, by name of the profile, such as "quick".
+        conditions: Description of the runs, by name of the profile, such as "quick".
         sections: Sections in their order on the page.
     """
 
@@ -92,7 +92,7 @@ class Reproduction:
 
 
 def section(name: str, title: str) -> Callable[[Callable[[Runner], Iterator[Finding]]], Section]:
-    """Return a decorator that converts a function to a `Section`, using its docstring as the statement.
+    """Return a decorator that makes a `Section` of a function; its statement is the function's docstring.
 
     Args:
         name: Identifier of the section on the HTML page and on the command line.

@@ -1,8 +1,9 @@
-"""Invariant causal prediction (Peters et al. 2016) for linear models, many problems in one batch.
+"""Invariant causal prediction (Peters et al. 2016) for batches of linear problems.
 
-For every non-empty subset of the inputs, the target is regressed on the subset over all environments. The
-subset is accepted if the residuals have the same mean and variance in each environment as in the others. The
-estimate is the regression on the inputs that all accepted subsets share.
+For every non-empty subset of the inputs, the target is regressed on the subset, with the rows of all
+environments pooled. The subset is accepted if tests find no environment whose residuals differ in mean or
+variance from those of the other environments. The estimate is the regression on the inputs that all accepted
+subsets share.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class CausalPrediction:
     Attributes:
         weights: Estimated weights, of shape `[problems, d]`; zeros if no input is in all accepted subsets.
         accepted: Number of accepted subsets of each problem.
-        closest: Smallest |p − level| of each problem over all subsets; near 0, rounding may decide.
+        closest: Smallest |p − level| of each problem over all subsets, with the corrected p-value p of a
+            subset. If it is near 0, rounding may decide whether that subset is accepted.
     """
 
     weights: Tensor
@@ -37,9 +39,9 @@ class CausalPrediction:
 def predict_causally(moments: Moments, rows: int, level: float = 0.05) -> CausalPrediction:
     """Run invariant causal prediction as the released program of the IRM paper does.
 
-    For each environment, Welch's t test compares the means of the residuals inside and outside, and
-    p_F = 2 min(p, 1 − p) with the upper tail p of the F distribution compares their variances. With
-    p_e = 2 min(p_t, p_F), a subset is accepted if environments · min_e p_e exceeds the level.
+    For each environment e, two tests compare the residuals inside e with those outside it. Welch's t test of
+    the means gives p_t. The F test of the variances gives p_F = 2 min(p, 1 − p), with upper-tail probability
+    p. With p_e = 2 min(p_t, p_F) and E environments, a subset is accepted if E · min_e p_e exceeds the level.
 
     Args:
         moments: Moments of shape `[problems, environments]` with an intercept. The intercept gives the means
@@ -73,13 +75,13 @@ def predict_causally(moments: Moments, rows: int, level: float = 0.05) -> Causal
 
 
 def _regress(pooled: Moments, subsets: Tensor) -> Tensor:
-    """Return the regressions `[problems, subsets, size]` on subsets `[subsets, size]` of the inputs."""
+    """Return the regression coefficients `[problems, subsets, size]` for input subsets `[subsets, size]`."""
     gram = pooled.gram[:, subsets[:, :, None], subsets[:, None, :]]
     return torch.linalg.solve(gram, pooled.cross[:, subsets])
 
 
 def _residuals(moments: Moments, weights: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return means and mean squares `[problems, environments, subsets]` of the residuals of weights."""
+    """Return means and mean squares of the residuals, each of shape `[problems, environments, subsets]`."""
     # The last row of the Gram matrix holds the means of the inputs.
     means = moments.cross[:, :, None, -1] - torch.einsum("pej,psj->pes", moments.gram[:, :, -1], weights)
     squares = moments[:, :, None].risk(weights[:, None])
@@ -87,7 +89,7 @@ def _residuals(moments: Moments, weights: Tensor) -> tuple[NDArray[np.float64], 
 
 
 def _p_values(means: NDArray[np.float64], squares: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-    """Return min_e p_e for means and mean squares of residuals, of shape `[problems, subsets]`."""
+    """Return the smallest p-value over environments, min_e p_e, of shape `[problems, subsets]`."""
     inside, outside = rows, (means.shape[1] - 1) * rows
 
     def of_the_others(values: NDArray[np.float64]) -> NDArray[np.float64]:

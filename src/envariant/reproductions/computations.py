@@ -39,7 +39,7 @@ class Computation:
 
 
 def file_of(folder: Path, name: str, inputs: Mapping[str, Any], version: int) -> Path:
-    """Return the file of a computation; its name contains a digest of the inputs and the version.
+    """Return the path of the file of a computation, whose name contains a digest of inputs and version.
 
     Raises:
         EnvariantError: If an input is not a JSON value, that is, a number, string, list or dictionary.
@@ -58,7 +58,7 @@ def load(path: Path) -> Computation | None:
     """Return a stored computation, or None if the file does not exist.
 
     Raises:
-        EnvariantError: If the file was changed or is not a computation.
+        EnvariantError: If the file was changed, or does not contain a computation.
     """
     if not path.exists():
         return None
@@ -77,7 +77,7 @@ def load(path: Path) -> Computation | None:
 def perform(
     path: Path, name: str, inputs: Mapping[str, Any], version: int, function: Callable[..., Any]
 ) -> Computation:
-    """Compute a result, store it, and return it in the form in which it will be loaded.
+    """Compute and store a result; return it as `load` would return it, with lists instead of tuples.
 
     Args:
         path: File of the computation.

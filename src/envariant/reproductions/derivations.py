@@ -171,7 +171,7 @@ class Hessians:
 
 
 def hessians(size: int, spread: float, seed: int) -> Hessians:
-    """Compute the determinants of `Hessians` for random A and B.
+    """Draw two random diagonal Hessians, and compute the determinants of their means.
 
     Args:
         size: Number of diagonal entries.

@@ -36,7 +36,7 @@ class Protocol:
 
     Attributes:
         data: Specification of the data set as text, without the split.
-        table: Beginning of the names of the published tables.
+        table: Prefix of the names of the published tables.
         environments: Names of the environments.
         methods: Methods in the order of the page.
         paired: Methods that are also trained with each pair of environments left out.
@@ -275,8 +275,8 @@ def _reductions(selected: Selected) -> str:
 def draws(runner: Runner) -> Iterator[Finding]:
     """Show the hyperparameter draws, which are those of the program version behind the published tables.
 
-    Draw 0 has the default values. The values of every other draw come from one generator, seeded with draw
-    and trial, in a fixed order.
+    Draw 0 has the default values. For every other draw, one generator, seeded with the numbers of the draw
+    and the trial, produces all values in a fixed order.
     """
     del runner
     names = ("lr", "batch_size", "irm_lambda", "irm_penalty_anneal_iters")
@@ -388,11 +388,11 @@ def rotated_mnist(runner: Runner) -> Iterator[Finding]:
 
 @section("spreads", "Large published spreads")
 def spreads(runner: Runner) -> Iterator[Finding]:
-    """Explain the published entries of leave-one-domain-out selection with a standard error above 5 points.
+    """Explain published leave-one-domain-out accuracies whose standard error exceeds 5 points.
 
-    If two of three trials are equal and one differs, the two are either m + √(3/2)·s or m − √(3/2)·s, where m
-    is the mean of all three and s its standard error (divisor n). Such accidents of single trials are not
-    expected to be reproduced.
+    If two of three trials have the same accuracy a and one differs, then a is m + √(3/2)·s or m − √(3/2)·s,
+    where m is the mean of all three and s its standard error (divisor n). Such accidents of single trials are
+    not expected to be reproduced.
     """
     del runner
     rows: list[tuple[str, ...]] = []

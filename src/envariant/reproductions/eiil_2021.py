@@ -26,7 +26,7 @@ Errors = Mapping[str, list[float]]
 
 
 def _solved(runner: Runner) -> tuple[dict[str, Errors], dict[str, Any]]:
-    """Return the errors of all methods by name, and details of the inference from ERM."""
+    """Return the errors of all methods by name, and details of the environments inferred from ERM."""
     base: dict[str, Any] = {"repetitions": REPETITIONS}
 
     def infer(steps: int, inference_steps: int, references: tuple[float, ...] = ()) -> dict[str, Any]:
@@ -50,10 +50,10 @@ def _reference(a: float) -> str:
 
 @section("sem", "Linear structural equation models")
 def linear(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that IRM with inferred environments finds causal weights better than with given ones.
+    """Test the claim that IRM recovers causal weights better from inferred environments than from given ones.
 
-    The groups of rows are inferred from the ERM solution, or from an artificial reference model that has
-    weight 1 − a on causes and a on effects. The models are not among the setups of the IRM paper.
+    The environments, two groups of rows, are inferred from the ERM solution, or from an artificial reference
+    model that has weight 1 − a on causes and a on effects. The data are not from a setup of the IRM paper.
     """
     errors, details = _solved(runner)
     yield _table(errors)
@@ -165,7 +165,7 @@ def _noisy(runner: Runner) -> dict[tuple[str, float], TrainingResult]:
 
 @section("label-noise", "Colored MNIST with other label noise")
 def label_noise(runner: Runner) -> Iterator[Finding]:
-    """Test how inference on Colored MNIST depends on label noise, which decides if ERM learns color or shape.
+    """Test how the inference of environments on Colored MNIST depends on the amount of label noise.
 
     With little label noise, the shape predicts the label better than the color does, so that ERM learns the
     shape and inference from ERM separates the wrong rows. All methods use the settings of IRM, which were

@@ -1,8 +1,8 @@
 """EIIL for linear models: infer two groups of rows, then run IRM on them.
 
 Creager, Jacobsen, Zemel 2021, Environment Inference for Invariant Learning, with the data of its released
-program. With standard normal noise N, the inputs are x ~ N(0, 25) and z = y + N, where y = x + e N in
-environment e; the target is the sum of the components of y.
+program. In environment e, causes x ~ N(0, 25) determine y = x + e ε, and y determines effects z = y + ε′.
+Noise ε and ε′ is standard normal. The inputs are x and z; the target is the sum of the components of y.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ REFERENCES = tuple(round(0.1 * k, 1) for k in range(11))
 @final
 @dataclass(frozen=True, eq=False)
 class Repetition:
-    """Rows of one repetition, and the start of its inference.
+    """Rows of one repetition, and the initial values from which its groups are inferred.
 
     Attributes:
         equations: Rows of the three environments.
@@ -60,17 +60,18 @@ def draw(repetitions: int) -> list[Repetition]:
 
 
 def pooled(repetition: Repetition) -> tuple[Tensor, Tensor]:
-    """Return the rows of the first two environments, without their last rows, in float64."""
+    """Return the inputs and targets of the first two environments, each without its last row, in float64."""
     x, y = repetition.equations.x[:2, :-1], repetition.equations.y[:2, :-1]
     return x.flatten(0, 1).double(), y.flatten().double()
 
 
 def infer(x: Tensor, y: Tensor, references: Tensor, start: Tensor, steps: int) -> Tensor:
-    """Assign rows to two groups that maximize IRM's penalty of a reference model.
+    """Assign rows to two groups so that the IRM penalty of a reference model is as large as possible.
 
-    With residuals r of the reference Φ = diag(weights) and A_ij = 2 r_i Φ_j x_ij / n, the gradients at w = 1
-    of the groups' losses are g = Aᵀσ(q) and Aᵀ(1 − σ(q)). Adam with learning rate 1e-3
-    changes q to maximize the mean of g² over the entries of g and both groups.
+    Row i belongs to the first group with probability σ(q_i). With residuals r of the reference model
+    Φ = diag(weights), n rows and A_ij = 2 r_i Φ_j x_ij / n, the gradients at w = 1 of the two groups' losses
+    are g = Aᵀσ(q) and Aᵀ(1 − σ(q)). Adam with learning rate 1e-3 changes the logits q to maximize the mean
+    square of all entries of both gradients.
 
     Args:
         x: Inputs of each problem, of shape `[problems, rows, d]`.
@@ -141,13 +142,13 @@ def inferred(repetitions: int, steps: int, inference_steps: int, references: lis
         repetitions: Number of repetitions.
         steps: Number of steps of IRM.
         inference_steps: Number of steps of the inference.
-        references: Weights a of the effects in artificial reference models. The ERM solution is always the
-            first reference model, and need not be given.
+        references: One number a for each artificial reference model, which has weight 1 − a on causes and a
+            on effects. The ERM solution is always the first reference model, and need not be given.
 
     Returns:
-        Errors by reference model, named "ERM" or by its weight a ("errors"). For ERM also the sizes of both
-        groups ("sizes"), the share of each given environment that is assigned to the first group ("shares"),
-        and the selected weights of IRM's risk ("regs").
+        Errors by name of the reference model, "ERM" or the number a ("errors"). For ERM, also the sizes of
+        both groups ("sizes"), the share of each given environment that is assigned to the first group
+        ("shares"), and the selected weights of IRM's risk ("regs").
     """
     drawn = draw(repetitions)
     problems = Problems.of([each.equations for each in drawn])

@@ -51,7 +51,7 @@ class Method:
 
     @property
     def middle(self) -> float:
-        """Middle one of the settings, which is chosen without looking at any result."""
+        """Middle value of `settings`; this choice uses no results."""
         return self.settings[len(self.settings) // 2]
 
 
@@ -96,13 +96,13 @@ def _penalized(
 
 
 def _values(result: TrainingResult, flip: float) -> tuple[float, ...]:
-    """Return the final accuracy of each replica on MNIST's test digits at a flip probability."""
+    """Return the final accuracy of each replica on MNIST's test digits, colored with a flip probability."""
     names = (f"test-flip-{flip:g}", f"flip-{flip:g}")
     return result.final(next(name for name in names if name in result.record.roles), "accuracy").values
 
 
 def _validated(result: TrainingResult) -> float:
-    """Return the mean accuracy on held-out rows with the flips of the training environments."""
+    """Return the mean accuracy on held-out digits, colored like the training environments."""
     return statistics.fmean(x for name in VALIDATION for x in result.final(name, "accuracy").values)
 
 
@@ -111,7 +111,7 @@ def _score(result: TrainingResult) -> Interval:
 
 
 def _gap(first: TrainingResult, second: TrainingResult) -> Interval:
-    """Return the difference of accuracies at flip 0.9 over the seeds that both results have."""
+    """Return the paired difference in accuracy at flip 0.9, first minus second, over their common seeds."""
     ours, others = (dict(zip(r.finished, _values(r, SHIFTED), strict=True)) for r in (first, second))
     common = [k for k in ours if k in others]
     return difference([ours[k] for k in common], [others[k] for k in common])
@@ -145,11 +145,11 @@ def _mean_sd(values: Sequence[float]) -> str:
 
 @section("ten-seeds", "V-REx and EQRM from an ERM start, ten seeds")
 def ten_seeds(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that V-REx and EQRM reach 70 % and more at flip 0.9, within one point of each other.
+    """Test the claims that V-REx and EQRM reach 70 % accuracy and differ by less than one point.
 
-    The network first learns from both training environments by 400 steps of ERM; 200 steps with the penalty
-    follow. The settings are the middle ones of the lists in the released code, λ = 10⁴ and α = −1000: no
-    result was used to choose them.
+    The claims are about test digits with color flip probability 0.9. The network first learns from both
+    training environments by 400 steps of ERM; 200 steps with the penalty follow. The settings are the middle
+    ones of the lists in the released code, λ = 10⁴ and α = −1000: no result was used to choose them.
     """
     seeds = runner.pick(quick=1, full=10)
     results = runner.sweep({"ERM start": _start(runner)}) | runner.sweep(
@@ -197,8 +197,9 @@ def ten_seeds(runner: Runner) -> Iterator[Finding]:
 def settings(runner: Runner) -> Iterator[Finding]:
     """Test the claims that EQRM's accuracy rises with −α, and that the best settings reach 70 %.
 
-    The paper selects each setting by the accuracy that it reports, at flip 0.9 on the test digits: oracle
-    selection. The setting with the best accuracy on held-out rows of the training environments is also shown.
+    The paper selects each setting by the accuracy that it also reports, the one at flip 0.9 on the test
+    digits. This is oracle selection. The setting with the best accuracy on held-out rows of the training
+    environments is shown as well.
     """
     results = {
         name: runner.sweep(
@@ -242,9 +243,9 @@ def settings(runner: Runner) -> Iterator[Finding]:
 
 @section("start", "ERM start or random start")
 def start(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that the ERM start gains more than ten points over a random start.
+    """Test the claim that the ERM start improves accuracy over a random start by more than ten points.
 
-    From the random start, the penalty acts from the first of 600 steps. The settings are those of the section
+    From the random start, the penalty acts in all 600 steps. The settings are those of the section
     with ten seeds.
     """
     names = runner.pick(quick=("V-REx",), full=tuple(METHODS))
@@ -270,7 +271,7 @@ def start(runner: Runner) -> Iterator[Finding]:
 
 @section("baselines", "ERM, oracle and other penalties")
 def baselines(runner: Runner) -> Iterator[Finding]:
-    """Test the claims that ERM and GroupDRO stay below 35 %, and that no method exceeds the oracle.
+    """Test the claims that ERM and GroupDRO stay below 35 % accuracy, and that no method exceeds the oracle.
 
     The oracle is ERM on training environments with flip 0.5, in which colors do not predict labels.
     """

@@ -50,7 +50,8 @@ def moments(
 
     Args:
         sigma: σ of each environment.
-        rows: Number of rows whose moments are sampled from their distribution. Default: expected moments.
+        rows: Number of rows per environment, for random sample moments; the rows are not drawn. Default:
+            return expected moments.
         oracle: Whether x₂ is permuted over the rows, which makes it independent of x₁ and y.
     """
     deviation, root = sigma.double().numpy(), math.sqrt(2)
@@ -77,7 +78,7 @@ def train(risks: Moments, quantile: float | None, steps: int = STEPS) -> Float[T
 
     Args:
         risks: Moments of each environment.
-        quantile: α of EQRM, or log(1 − α) if negative. Default: ERM.
+        quantile: α of EQRM, or log(1 − α) if negative; None for ERM.
         steps: Number of updates.
     """
     generator, bound = torch.Generator().manual_seed(_MODEL_SEED), 1 / math.sqrt(2)
@@ -98,7 +99,7 @@ def weights(environments: int, rows: int, steps: int) -> dict[str, dict[str, lis
 
     Args:
         environments: Number of environments.
-        rows: Rows of each environment whose moments are sampled.
+        rows: Number of rows of each environment, for sampled moments.
         steps: Number of updates.
 
     Returns:
@@ -117,14 +118,17 @@ def weights(environments: int, rows: int, steps: int) -> dict[str, dict[str, lis
 
 
 def derived(sigma: Tensor, quantile: float | None) -> float:
-    """Return w₂ = 2/(2 + Q) at which ERM (quantile None) or EQRM ends with exact risks."""
+    """Return the derived weight w₂ = 2/(2 + Q) at the end of training with exact risks.
+
+    Q is the mean of σ² for ERM (quantile None), and EQRM's quantile of σ² otherwise.
+    """
     squares = sigma.double().square()
     q = squares.mean() if quantile is None else EQRM(quantile).of_risks(squares)
     return 2 / (2 + float(q))
 
 
 def risk(w: list[float], level: float) -> float:
-    """Return the expected risk in the environment whose σ is the quantile of σ at a given level."""
+    """Return the expected risk of weights in the environment whose σ is the quantile at a given level."""
     sigma = torch.tensor([math.exp(SCALE * float(norm.ppf(level)))], dtype=torch.float64)
     return float(moments(sigma).risk(torch.tensor([w], dtype=torch.float64)))
 

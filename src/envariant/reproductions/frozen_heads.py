@@ -1,4 +1,4 @@
-"""Linear heads on frozen features: many penalties and weights, trained together by full-batch Adam.
+"""Linear heads on frozen features, with several penalties and penalty weights, trained by full-batch Adam.
 
 All heads of a method share the matrix product with the features, which is the largest cost of a step.
 """
@@ -29,7 +29,7 @@ class Rows:
     """Features and labels of environments with equally many rows.
 
     Attributes:
-        features: Features, of which the last is 1, `[environments, rows, features + 1]`.
+        features: Features, and a last column of ones, `[environments, rows, features + 1]`.
         targets: Labels 0 or 1, `[environments, rows]`.
     """
 
@@ -62,7 +62,7 @@ class RichFeatures:
     Attributes:
         sample: Environments of the replica.
         network: Network with the pretrained weights.
-        roles: Mapping from the name of an environment to its role.
+        roles: Role of each environment, by name: "train", "validation" or "test".
     """
 
     sample: EnvironmentSet
@@ -71,7 +71,7 @@ class RichFeatures:
 
     @property
     def head(self) -> Tensor:
-        """Pretrained head, weights and bias, `[features + 1]`."""
+        """Weights and bias of the pretrained head, `[features + 1]`."""
         head = self.network.head
         assert isinstance(head, torch.nn.Linear)
         return torch.cat([head.weight[0], head.bias]).detach()
@@ -154,8 +154,8 @@ def train_heads(
 ) -> Iterator[tuple[int, Tensor]]:
     """Train heads from the same initial values, one for each penalty weight.
 
-    The loss of a head is [Σ_e R_e + l2·‖θ‖² + λ·P] / max(1, λ), with risks R_e, penalty weight λ, and weights
-    and bias θ of the head. CLOvE uses 512 rows of each environment per step.
+    The loss of a head is [Σ_e R_e + l2·‖θ‖² + λ·P] / max(1, λ), with the risks R_e, the penalty P, its weight
+    λ, and the head's weights and bias θ. CLOvE uses 512 rows of each environment per step.
 
     Args:
         rows: Training rows.
@@ -246,7 +246,11 @@ def _spread(values: Tensor) -> Tensor:
 
 
 def _clove(inside: _Predicted) -> Tensor:
-    """Return Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width)."""
+    """Return Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width), CLOvE's penalty.
+
+    For row i of the N rows of environment e, f_i is the confidence, and c_i is 1 if the prediction is right,
+    else 0.
+    """
     p = inside.logits.sigmoid()
     confidence = torch.maximum(p, 1 - p)
     error = ((p > 0.5) == (inside.targets > 0.5)).float() - confidence
@@ -256,7 +260,11 @@ def _clove(inside: _Predicted) -> Tensor:
 
 
 def _eqrm(inside: _Predicted) -> Tensor:
-    """Return E times the bandwidth of EQRM; its weight is √(−2a) with a = log(1 − α)."""
+    """Return E·b for E environments and the bandwidth b of EQRM's kernel density estimate of the risks.
+
+    With penalty weight √(−2a), where a = log(1 − α), the sum of the risks and the weighted penalty is E times
+    EQRM's α-quantile of the risks.
+    """
     environments = len(inside.risks)
     return 1.06 * environments**0.8 * inside.risks.std(dim=0)
 
@@ -271,4 +279,4 @@ PENALTIES: Mapping[str, Callable[[_Predicted], Tensor]] = {
     "CLOvE": _clove,
     "EQRM": _eqrm,
 }
-"""Penalties by the names of the RFC code, and the one of EQRM."""
+"""Penalties by their names in the RFC code; the penalty of EQRM is added here."""

@@ -43,9 +43,9 @@ def _solved(runner: Runner) -> dict[str, Errors]:
 def linear(runner: Runner) -> Iterator[Finding]:
     """Test the claim that IRM finds the causal weights of linear models where ERM and ICP do not.
 
-    The eight setups have no hidden confounder (F) or one (P); noise that varies between environments in the
-    effects (O) or in the target (E); and inputs that are plain (U) or scrambled (S). The paper shows bars
-    without numbers; its repository contains the errors for 200 seeds in each setup.
+    The eight setups combine three choices: no hidden confounder (F) or one (P); noise that varies between
+    environments in the effects (O) or in the target (E); and plain (U) or scrambled (S) inputs. The paper has
+    bars without numbers; its repository contains the errors for 200 seeds in each setup.
     """
     solved = _solved(runner)
     for kind in ERRORS:
@@ -93,7 +93,7 @@ def _mean_sd(values: list[float]) -> str:
 
 
 def _lines(solved: Mapping[str, Errors], method: str) -> Claim:
-    """Compare the errors of single seeds with the recorded lines."""
+    """Return the claim that our errors equal the recorded ones, seed by seed, for the recorded seeds."""
     deviations: list[float] = []
     close = 0
     for kind in ERRORS:
@@ -121,7 +121,7 @@ def _lines(solved: Mapping[str, Errors], method: str) -> Claim:
 
 
 def _means(solved: Mapping[str, Errors], method: str) -> Claim:
-    """Compare the means over seeds with the published means of all setups."""
+    """Return the claim that our mean errors over seeds agree with the published ones in every setup."""
     cells = {(kind, setup): solved[setup][method][kind] for kind in ERRORS for setup in SETUPS}
     papers = {key: PublishedMean.of(TABLES[key[0]], method, key[1]) for key in cells}
     agree = {key: agreement("", papers[key], values).verdict == "reproduced" for key, values in cells.items()}
@@ -200,7 +200,7 @@ def _statements(solved: Mapping[str, Errors]) -> Iterator[Claim]:
 
 
 def _conservative(solved: Mapping[str, Errors]) -> Iterator[Claim]:
-    """Test that invariant causal prediction finds no cause in most problems with P or S."""
+    """Yield the claim that ICP mostly finds no cause if there is a confounder or inputs are scrambled."""
 
     def zero(setup: str) -> float:
         pairs = zip(*(solved[setup]["ICP"][kind] for kind in ERRORS), strict=True)
@@ -221,7 +221,10 @@ def _conservative(solved: Mapping[str, Errors]) -> Iterator[Claim]:
 
 
 def _scrambling(solved: Mapping[str, Errors], method: str) -> Claim:
-    """Compare the causal errors of plain and scrambled inputs, in units of two standard errors."""
+    """Return the claim that scrambling the inputs does not change a method's mean causal error.
+
+    A change of at most two standard errors is allowed.
+    """
     ratios: dict[str, float] = {}
     for setup in SETUPS[::2]:
         plain, scrambled = (solved[s][method]["causal"] for s in SETUPS if s[:2] == setup[:2])
@@ -302,7 +305,7 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
 
 
 def _values(result: TrainingResult, column: str) -> tuple[float, ...]:
-    """Return the final accuracy of each replica: test, or the mean over the training environments."""
+    """Return each replica's final test accuracy (column "test") or mean training accuracy ("train")."""
     if column == "test":
         return result.final(only_test_environment(result), "accuracy").values
     each = [result.final(name, "accuracy").values for name in training_environments(result)]
@@ -320,7 +323,7 @@ def _accuracies(results: Mapping[str, TrainingResult]) -> TextTable:
 
 
 def _label_given_logit(runner: Runner, results: Mapping[str, TrainingResult]) -> Iterator[Finding]:
-    """Yield the figure of P(label = 1 | logit) in each environment, for the first replica of ERM and IRM."""
+    """Yield two figures of P(label = 1 | logit) in each environment: first replicas of ERM and of IRM."""
     for name in ("ERM", "IRM"):
         result = results[name]
         data = runner.source(DATA).sample(result.record.seeds[0].data)

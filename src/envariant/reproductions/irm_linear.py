@@ -1,12 +1,13 @@
-"""IRM for linear models with a square featurizer, from sufficient statistics, many problems in one batch.
+"""IRM for batches of linear problems with a square featurizer, computed from sufficient statistics.
 
-The released program of Arjovsky et al. 2019 learns Φ with w = 1 fixed. With v = Φ1, r = Gv − c and q = Φᵀr of
-each environment, and d inputs,
+The released program of Arjovsky et al. 2019 learns a featurizer Φ; the weights on the features are fixed to a
+vector 1 of ones. Each environment has moments G, c and s (see `quadratic.py`). With v = Φ1, r = Gv − c,
+q = Φᵀr and d inputs, its risk R and penalty P are
 
-    R = vᵀGv − 2cᵀv + s        P = (4/d) ‖q‖²        loss = reg Σ_e R_e + (1 − reg) Σ_e P_e
+    R = vᵀGv − 2cᵀv + s        P = (4/d) ‖q‖²
     ∂R/∂Φ = 2 r 1ᵀ             ∂P/∂Φ = (8/d)(r qᵀ + (GΦq) 1ᵀ)
 
-Φ starts from the identity and is trained by full-batch Adam.
+The loss reg Σ_e R_e + (1 − reg) Σ_e P_e is minimized by full-batch Adam, starting from the identity Φ.
 """
 
 import math
@@ -20,7 +21,7 @@ from torch import Tensor
 from envariant.reproductions.quadratic import Moments
 
 REGS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Candidates for the weight of the risk, from which the program chooses."""
+"""Candidate values of `reg`, the weight of the risk; the program selects one of them."""
 RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 # Problems in one batch: few enough that all arrays fit into the cache of a core.
 _BATCH = 384
@@ -29,11 +30,11 @@ _BATCH = 384
 @final
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """Solution with the smallest risk in a validation environment.
+    """Solution of each problem that has the smallest risk in a validation environment.
 
     Attributes:
         weights: Weights Φ1 of each problem, of shape `[problems, d]`.
-        regs: Chosen weight of the risk of each problem, of shape `[problems]`.
+        regs: Selected weight of the risk in the loss, for each problem, of shape `[problems]`.
     """
 
     weights: Tensor
@@ -47,13 +48,13 @@ def select(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Selected:
-    """Run IRM with every weight of `REGS`, and select by the risk in a validation environment.
+    """Run IRM with every risk weight in `REGS`; select the solution with the smallest validation risk.
 
     Args:
         train: Moments of shape `[problems, environments]`.
         validation: Moments of the validation environment, of shape `[problems]`.
         steps: Number of full-batch steps.
-        dtype: Type of the computation. The program uses float32.
+        dtype: Data type of the computation. The released program uses float32.
     """
     problems, count = len(train.square), len(REGS)
     index = torch.arange(problems).repeat_interleave(count)
@@ -65,7 +66,7 @@ def select(
 
 
 def selected(weights: Tensor, validation: Moments) -> Selected:
-    """Select one solution of each problem by the risk in a validation environment.
+    """Select the solution of each problem with the smallest risk in a validation environment.
 
     Args:
         weights: Solutions for each value of `REGS`, of shape `[problems, regs, d]`.
@@ -77,7 +78,7 @@ def selected(weights: Tensor, validation: Moments) -> Selected:
 
 
 def featurizers(train: Moments, reg: Tensor, steps: int) -> Tensor:
-    """Return Φ after a number of steps, of shape `[problems, d, d]`.
+    """Train the featurizers Φ, and return them as one tensor of shape `[problems, d, d]`.
 
     Args:
         train: Moments of shape `[problems, environments]`.

@@ -1,4 +1,4 @@
-"""Choice among many candidate models on Colored MNIST, without test labels and with them (oracle)."""
+"""Selection among many candidate models on Colored MNIST, without test labels and with them (oracle)."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,11 +39,11 @@ _QUANTILES = (-100.0, -1000.0, -10_000.0)
 @final
 @dataclass(frozen=True)
 class Method:
-    """Method with its settings, from both starts.
+    """Method with its settings, for training from the ERM start and of heads on rich features.
 
     Attributes:
         algorithm: Name of the algorithm, with `{}` in place of the setting.
-        head: Name of the penalty of heads on rich features.
+        head: Name of the penalty in `PENALTIES` for heads on rich features.
         settings: Penalty weights, or log(1 − α) of EQRM.
         steps: Number of updates of the heads.
     """
@@ -54,7 +54,11 @@ class Method:
     steps: int
 
     def head_weights(self) -> tuple[float, ...]:
-        """Return the penalty weights of heads; EQRM's quantile is mean + b·√(−2a), with bandwidth b."""
+        """Return the penalty weights of heads.
+
+        For EQRM with a = log(1 − α), the weight is √(−2a), because the quantile of the risks is their mean
+        plus √(−2a) times the bandwidth.
+        """
         return tuple(sqrt(-2 * a) for a in self.settings) if self.head == "EQRM" else self.settings
 
 
@@ -155,7 +159,7 @@ def _of_run(
 
 
 def _mean_curves(result: TrainingResult, role: str) -> dict[int, dict[int, float]]:
-    """Return the mean accuracy over environments with a role, by replica and step."""
+    """Return the mean accuracy over all environments with a given role, by replica and step."""
     values: dict[int, dict[int, list[float]]] = {k: {} for k in result.finished}
     for row in result.rows:
         if (row.role, row.metric, row.kind) == (role, "accuracy", FULL) and row.replica in values:
@@ -265,7 +269,7 @@ def heads_on_rich_features(
 
 
 def table_of(pool: Sequence[Candidate]) -> "pd.DataFrame":
-    """Return the candidates in the form that selection rules of studies use, one row per evaluated step."""
+    """Return a table of the candidates for the selection rules of studies, one row per evaluated step."""
     import pandas as pd
 
     methods = list(dict.fromkeys((c.start, c.method) for c in pool))
@@ -293,7 +297,7 @@ def table_of(pool: Sequence[Candidate]) -> "pd.DataFrame":
 
 
 def chosen(pool: Sequence[Candidate], rule: Selection) -> dict[int, SelectedRun]:
-    """Return the choice of a rule in each replica."""
+    """Return the run and step that a selection rule chooses in each replica."""
     choices = {each.replica: each.choice for each in select(table_of(pool), rule, pooled=True)}
     return {k: choice for k, choice in sorted(choices.items()) if isinstance(choice, SelectedRun)}
 
@@ -312,12 +316,13 @@ def _gap(choices: Mapping[int, SelectedRun], best: Mapping[int, SelectedRun]) ->
 
 @section("choice", "Choice among all candidates")
 def choice(runner: Runner) -> Iterator[Finding]:
-    """Measure which accuracy at color flip 0.9 is reached if the model is chosen without test labels.
+    """Measure the accuracy at color flip probability 0.9 of models that are chosen without test labels.
 
     Every replica has the same candidates: ERM, and IRM, V-REx, Fishr and EQRM from an ERM start and on rich
-    features. Invariance selection takes the best validation accuracy among models for which the label, given
-    the prediction, does not depend on the training environment (p ≥ 0.05). Training-domain validation takes
-    the best validation accuracy. Oracle selection takes the best test accuracy and is not available to users.
+    features. Training-domain validation chooses the model with the best validation accuracy. Invariance
+    selection does the same among models that pass a test: given the prediction, the label does not depend on
+    the training environment (p ≥ 0.05). Oracle selection chooses by test accuracy and is not available to
+    users.
     """
     pool = candidates(runner)
     choices = {rule.name: chosen(pool, rule) for rule in RULES}
@@ -357,7 +362,7 @@ def choice(runner: Runner) -> Iterator[Finding]:
 
 
 def _pools_table(pool: Sequence[Candidate]) -> CaptionedTable:
-    """Return the test accuracy of each rule in the whole pool and in its parts."""
+    """Return a table of the test accuracy of each rule, for all candidates and for parts of the pool."""
     methods = dict.fromkeys(c.method for c in pool if c.method != "ERM")
     parts: dict[str, list[Candidate]] = {"all": list(pool)}
     parts |= {start: [c for c in pool if c.start == start] for start in (FROM_ERM, FROM_RICH)}
@@ -382,7 +387,7 @@ def _pools_table(pool: Sequence[Candidate]) -> CaptionedTable:
 def _choices_table(
     pool: Sequence[Candidate], choices: Mapping[str, Mapping[int, SelectedRun]]
 ) -> CaptionedTable:
-    """Return the scores of each candidate at the last step, and how often each rule chose it."""
+    """Return a table of each candidate's scores at the last step, and of how often each rule chose it."""
     labels = [c.label for c in pool]
     rows: list[tuple[str, ...]] = []
     for label in dict.fromkeys(labels):

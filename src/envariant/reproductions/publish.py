@@ -74,7 +74,7 @@ class SectionResult:
 
     @property
     def count(self) -> str:
-        """Number of claims with each verdict as text, for example "1 reproduced, 2 undecided"."""
+        """Numbers of claims by verdict, as text such as "1 reproduced, 2 undecided"."""
         return _counts(self.claims) if self.done else "not run"
 
 
@@ -196,7 +196,7 @@ def _missing(reproduction: Reproduction, result: SectionResult) -> list[Block]:
 
 
 def _stored(section: Section, archive: Runner) -> SectionResult:
-    """Return the result of a section from stored runs and computations; if any is missing, no findings."""
+    """Return a section's result from stored runs and computations, without findings if any is missing."""
     try:
         return _found(section, archive)
     except RunNotStoredError:
@@ -204,7 +204,7 @@ def _stored(section: Section, archive: Runner) -> SectionResult:
 
 
 def _found(section: Section, runner: Runner) -> SectionResult:
-    """Return the findings of a section, with the verdicts that the profile of the runner permits."""
+    """Run a section and return its findings, with only those verdicts that the runner's profile permits."""
     findings = tuple(
         each.in_profile(runner.profile) if isinstance(each, Claim) else each for each in section.find(runner)
     )

@@ -1,10 +1,11 @@
 """Squared loss of linear models, computed from sufficient statistics instead of rows.
 
-For every environment, keep G = XᵀX/n, c = Xᵀy/n and s = mean of y². Then, for weights w,
+The statistics of an environment with n rows are G = XᵀX/n, c = Xᵀy/n and s, the mean of y². The risk of
+weights w and its gradient are exactly
 
     R(w) = wᵀGw − 2cᵀw + s        ∇R(w) = 2(Gw − c)
 
-exactly, so that a full-batch step costs a product of size d × d, whatever the number of rows.
+Whatever the number of rows, a full-batch step with d inputs costs one product with a d × d matrix.
 """
 
 from dataclasses import dataclass
@@ -48,18 +49,18 @@ class Moments:
     def __getitem__(
         self, index: "int | slice | Tensor | tuple[int | slice | Tensor | None, ...]"
     ) -> "Moments":
-        """Index the batch dimensions, as for a tensor of shape `[...]`."""
+        """Index the batch dimensions, like those of a tensor of shape `[...]`."""
         return Moments(self.gram[index], self.cross[index], self.square[index])
 
     def to(self, dtype: torch.dtype) -> "Moments":
-        """Return the moments as numbers of another type."""
+        """Return the moments converted to another data type."""
         return Moments(self.gram.to(dtype), self.cross.to(dtype), self.square.to(dtype))
 
     def mean(self, dim: int) -> "Moments":
         """Return the moments of pooled environments of equal size.
 
         Args:
-            dim: Non-negative dimension of the batch that holds the environments.
+            dim: Batch dimension of the environments; a negative index is not supported.
         """
         return Moments(self.gram.mean(dim), self.cross.mean(dim), self.square.mean(dim))
 

@@ -24,10 +24,10 @@ TABLE = "rex_colored_mnist"
 
 
 def highest(result: TrainingResult, environment: str) -> list[float]:
-    """Return each replica's highest test accuracy among evaluations with at least that training accuracy.
+    """Return each replica's highest test accuracy that is not above the training accuracy of the same step.
 
-    The program prints this number beside the final accuracy. It selects a step by test accuracy, that is, by
-    an oracle. The training accuracy is the mean over training environments.
+    The training accuracy is the mean over training environments. The released program prints this number
+    beside the final accuracy. Because the step is selected by test accuracy, this is oracle selection.
 
     Args:
         result: Result of a run.
@@ -99,7 +99,7 @@ def _agreements(results: Mapping[str, TrainingResult]) -> Iterator[Claim]:
 
 @section("readme", "Table 2 with the commands of the readme")
 def readme(runner: Runner) -> Iterator[Finding]:
-    """Run the table's rows with the defaults of the program, as the readme's commands do.
+    """Train all methods of the paper's table with the defaults of the program, as the readme's commands do.
 
     The networks have two hidden layers of 256 units. The penalty's coefficient rises from 1 to 10,000 at step
     100. The published test accuracies are 0.687 (V-REx) and 0.661 (MM-REx).
@@ -109,7 +109,7 @@ def readme(runner: Runner) -> Iterator[Finding]:
 
 @section("paper", "Table 2 with the hyperparameters of the IRM paper")
 def paper(runner: Runner) -> Iterator[Finding]:
-    """Run the table's rows with the hyperparameters of the IRM paper, as the text of the REx paper states.
+    """Train all methods of the paper's table with the IRM paper's hyperparameters, as the REx paper states.
 
     The networks have two hidden layers of 390 units. The penalty's coefficient rises from 1 to 91,257 at step
     190. The IRM authors chose these values by test accuracy.

@@ -70,7 +70,7 @@ def toy(method: ToyMethod, steps: int) -> list[list[float]]:
 
 
 def adjusted(with_intercept: Moments, baseline: Baseline) -> Moments:
-    """Return moments whose risk is r = R − b, with the baseline b of a V-REx variant.
+    """Return moments whose risk is r = R − b, where b is the baseline that a V-REx variant subtracts.
 
     b is 0 (`REx_0`), Var(y) + Var(ŷ) (`REx_var`) or Var(y) − Var(ŷ) (`REx_var_diff`), with divisor n − 1. The
     variance of the prediction ŷ is a quadratic form in the weights, and so is r.
@@ -129,7 +129,7 @@ def vrex(problems: Problems, steps: int) -> dict[Baseline, irm_linear.Selected]:
 
 
 def solve(setups: Sequence[Setup], repetitions: int, steps: int) -> dict[str, Any]:
-    """Return the errors of IRM and of the V-REx variants for problems with normal coefficients.
+    """Return the errors of IRM and of the V-REx variants for problems with normally distributed coefficients.
 
     The repetitions of each setup are drawn one after another from a generator with seed 0.
 

@@ -36,14 +36,14 @@ class Protocol:
     steps: int
 
     def at(self, step: int) -> "Protocol":
-        """Return the protocol with another step at which the coefficient rises."""
+        """Return a copy of the protocol in which the coefficient rises at the given step."""
         return replace(self, switch=step)
 
     def run(self, method: str, data: str = DATA, **settings: Any) -> Run:
-        """Return the run of one row of the table.
+        """Return the run of one method in the paper's table.
 
         Args:
-            method: Name of the row.
+            method: Name of the method, such as "V-REx".
             data: Name of the data set.
             settings: Further arguments of `train`.
         """

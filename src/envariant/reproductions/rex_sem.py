@@ -25,10 +25,10 @@ _ARRIVED = 0.01
 def toy(runner: Runner) -> Iterator[Finding]:
     """Test the claim that REx needs hybrid domains if environments differ in the noise of the label.
 
-    There are three inputs, each with its own logit. The labels of the third are distributed differently in
-    different environments. The second is stable, but its label noise is not that of the first, and its
-    frequency differs between environments. The stable predictor has P(y = 1 | x) = 0.5, 0.75, 0.5 for the
-    three inputs. Expectations are computed exactly.
+    There are three possible inputs x, each with its own logit. Only for the third input does P(y = 1 | x)
+    differ between environments. The first and the second input differ in label noise, and their frequencies
+    differ between environments. The stable predictor ignores the third input: its P(y = 1 | x) is 0.5, 0.75
+    and 0.5. Expectations are computed exactly.
     """
     del runner
     paths = {method: rex_linear.toy(method, TOY_STEPS) for method in TOY_METHODS}
@@ -115,7 +115,7 @@ def _mean_sd(values: list[float]) -> str:
 
 
 def _printed(errors: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield the errors of scrambled setups as the released program computes them."""
+    """Yield a table of the errors in setups with scrambled inputs, as the released program computes them."""
     scrambled = [s for s in SETUPS if s[2] == "S"]
     rows: list[tuple[str, ...]] = []
     for method in METHODS:

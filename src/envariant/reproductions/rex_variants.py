@@ -121,9 +121,9 @@ def _shifted(kind: str, p: float) -> str:
 
 @section("onset", "Figure 12: the step at which the penalty sets in")
 def onset(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that test accuracy rises with the step T at which the penalty sets in, and later falls.
+    """Test the claim that test accuracy rises, then falls, the later the penalty sets in (step T).
 
-    The paper shows five runs for each of 41 steps T. Here, T is a multiple of 50, with two runs each.
+    The paper shows five runs for each of 41 values of T. Here, T is a multiple of 50, with two runs each.
     """
     steps = runner.pick(quick=(0, 100, 400), full=tuple(range(0, 401, 50)))
     replicas = runner.pick(quick=1, full=2)
@@ -146,7 +146,7 @@ def onset(runner: Runner) -> Iterator[Finding]:
 
 @section("memory", "Figure 13: memorization empties the penalties")
 def memory(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that a network that fits every training row has no penalty, but fails on test data.
+    """Test the claim that penalties vanish for a network that fits all training rows but fails on test data.
 
     The network is trained by ERM without an L2 term; the penalties of IRM and V-REx are measured, but are not
     part of the loss. The paper shows 25,000 steps.

@@ -61,11 +61,12 @@ def _last(own: Curves) -> tuple[float, ...]:
 
 @section("frozen", "Six penalties on frozen rich features")
 def on_frozen(runner: Runner) -> Iterator[Finding]:
-    """Test the claims that four penalties on frozen rich features reach 0.68, SD 0.70, and that ERM fails.
+    """Test published accuracies on frozen rich features: four penalties 0.68, SD 0.70, and ERM far less.
 
-    Rich features are constructed by ERM, a second network that minimizes the worst risk over ERM's right and
-    wrong rows, and a network that imitates both. Only a linear head is then trained; its initial value is the
-    mean of the two imitating heads.
+    Rich features are constructed from three networks. The first is trained by ERM. The second minimizes the
+    worse of two risks: on the rows that the first network predicts correctly, and on the others. The third
+    imitates both. Only a linear head is then trained; its initial value is the mean of the two imitating
+    heads.
     """
     results, _, starts = _frozen(runner)
     yield from _readings(results, FROZEN, "RFC(cf)", {name: name for name in results})
@@ -88,7 +89,7 @@ def on_frozen(runner: Runner) -> Iterator[Finding]:
 
 
 def _spectral_decoupling(sd: Curves) -> Iterator[Finding]:
-    """Yield claims on which step the published accuracy of SD belongs to."""
+    """Yield the claim that the published accuracy of SD is not from the last step, and a discussion."""
     last, (head, position) = _last(sd), sd.best()
     best, step = sd.at(head, position), sd.steps[position]
     yield statement(
@@ -115,7 +116,7 @@ def _spectral_decoupling(sd: Curves) -> Iterator[Finding]:
 def _readings(
     results: Mapping[str, Curves], table: str, column: str, names: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """Yield curves, a table with both readings, and the agreement of each method with a published table."""
+    """Yield curves, tables with accuracies at the last and the best step, and one claim per method."""
     series = {
         f"{name}, {short(own.settings[own.best_last()])}": (list(own.steps), own.mean(own.best_last()))
         for name, own in results.items()
@@ -197,12 +198,12 @@ SWITCH = {"CLOvE": 200}
 
 
 def unfrozen(runner: Runner, name: str, switch: int, steps: int, replicas: int, **settings: Any) -> Run:
-    """Return a run in which all weights train, with the middle penalty weight from a step on.
+    """Return a run in which all weights are trained, with the middle penalty weight from step `switch` on.
 
     Args:
         runner: Runner with the profile.
         name: Name of the method.
-        switch: Number of first steps with coefficient 1.
+        switch: Number of initial steps, in which the penalty coefficient is 1.
         steps: Number of updates.
         replicas: Number of restarts.
         settings: Other arguments of `train`.
@@ -223,7 +224,7 @@ def unfrozen(runner: Runner, name: str, switch: int, steps: int, replicas: int, 
 
 
 def least(result: TrainingResult) -> Curves:
-    """Return the least accuracy over the test environments, by replica and step, as one head."""
+    """Return the smallest accuracy over the test environments, by replica and step, as curves of one head."""
     each = [curves(result, name, "accuracy") for name in result.record.test_environments]
     steps = next(iter(each[0].values()))[0]
     values = tuple(
@@ -234,10 +235,11 @@ def least(result: TrainingResult) -> Curves:
 
 @section("starts", "Random and ERM starts")
 def starts(runner: Runner) -> Iterator[Finding]:
-    """Test the claims that the penalties fail from a random start, and that frozen features save CLOvE.
+    """Test the claims that penalties fail from a random start, and that CLOvE needs frozen features.
 
-    All weights train for 1001 steps. From a random start the penalty acts from the first step on; the ERM
-    start has coefficient 1 for 150 steps (CLOvE: 200). The penalty weight is the middle one of the code.
+    All weights are trained for 1001 steps. From a random start, the penalty acts from the first step on; the
+    ERM start has coefficient 1 for 150 steps (CLOvE: 200). The penalty weight is the middle one of those in
+    the code.
     """
     names = runner.pick(quick=("CLOvE",), full=("IRMv1", "vREx", "Fishr", "CLOvE"))
     replicas = runner.pick(quick=2, full=3)
@@ -286,10 +288,10 @@ def starts(runner: Runner) -> Iterator[Finding]:
 
 @section("long", "Training for 10,000 steps")
 def long(runner: Runner) -> Iterator[Finding]:
-    """Test the claims that accuracy lasts on frozen features, and is lost from a perfect start.
+    """Test the claims that accuracy lasts on frozen features, but falls after a perfect start.
 
-    The perfect start is ERM for 80 steps on data whose colors do not predict labels; all weights then train
-    on the colored data. The weights are the middle ones of the code.
+    The perfect start is ERM for 80 steps on data whose colors do not predict labels; all weights are then
+    trained on the colored data. Penalty weights are the middle ones of those in the code.
     """
     if runner.profile == "quick":
         yield "Not in the quick profile."
@@ -329,7 +331,7 @@ def long(runner: Runner) -> Iterator[Finding]:
 
 
 def perfect_runs(runner: Runner) -> dict[str, Run]:
-    """Return runs from a network that was trained on data whose colors do not predict labels."""
+    """Return the runs that start from a network trained on data whose colors do not predict labels."""
     fair = COLORED.data.replace("train_flips=(0.1, 0.2)", "train_flips=(0.5, 0.5)")
     settings = {
         "model": MODEL,

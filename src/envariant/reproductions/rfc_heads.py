@@ -1,7 +1,7 @@
-"""Heads on rich features, as in the code of RFC: settings, stored computations, and readings of their curves.
+"""Heads on rich features, as in the code of RFC: settings, stored computations and accuracy curves.
 
-Test accuracy is the least of three test environments. The code selects nothing, so penalty weights, and steps
-other than the last, are selected by test accuracy here (oracle selection).
+Test accuracy is the smallest of the accuracies in three test environments. The code selects nothing, so
+penalty weights, and steps other than the last, are selected by test accuracy here (oracle selection).
 """
 
 import statistics
@@ -77,7 +77,7 @@ def _group(
 
 
 def middle(weights: Sequence[float]) -> float:
-    """Return the middle one of several weights."""
+    """Return the weight in the middle of a list."""
     return weights[len(weights) // 2]
 
 
@@ -103,7 +103,7 @@ INVERSE = Setting(
 @final
 @dataclass(frozen=True)
 class Curves:
-    """Least accuracy over the test environments during training, of all heads of one method.
+    """Smallest accuracy over the test environments, during training, of all heads of one method.
 
     Attributes:
         settings: Setting of each head: penalty weight, or l2 coefficient of ERM.
@@ -150,7 +150,7 @@ def frozen(
         setting: Experiment.
         model: Network.
         restarts: Number of restarts; restart r has data seed r, as in the code.
-        long_restarts: Number of restarts, the first ones, with long training.
+        long_restarts: Number of restarts with long training, counted from the first.
         long_steps: Number of updates of long training.
     """
     results: list[dict[str, Any]] = []
@@ -195,8 +195,8 @@ def trained(
         groups: Heads to train; see `Setting.groups`.
 
     Returns:
-        The least accuracy over test environments of the pretrained head, "start", and of every trained head
-        at every evaluated step, "curves".
+        The smallest accuracy over the test environments: of the pretrained head ("start"), and of every
+        trained head at every evaluated step ("curves").
     """
     # Imported here because PyTorch is slow to import and a stored computation does not need it.
     import torch

@@ -118,7 +118,7 @@ def train(
     *,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Train on the first MNIST digits with AND-mask over single rows, once for every threshold.
+    """Train on the first MNIST digits with AND-mask, every row an environment, once for every threshold.
 
     Rows are shuffled in each epoch, and an incomplete last batch is left out.
 

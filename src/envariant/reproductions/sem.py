@@ -26,7 +26,7 @@ class Problems:
 
     Attributes:
         moments: Moments of shape `[problems, environments]`.
-        with_intercept: The same, with a column of ones appended to the inputs.
+        with_intercept: Moments of the same data, with a column of ones appended to the inputs.
         scramble: Matrix that undoes the scrambling of weights, of shape `[problems, d, d]`.
         weights: True weights, of shape `[problems, d]`.
     """
@@ -38,7 +38,7 @@ class Problems:
 
     @classmethod
     def of(cls, drawn: Sequence[Equations]) -> "Problems":
-        """Return the problems of several draws."""
+        """Compute the moments of drawn problems, and return all problems as one batch."""
         x, y = torch.stack([each.x for each in drawn]), torch.stack([each.y for each in drawn])
         scramble = torch.stack([each.scramble for each in drawn]).double()
         weights = torch.stack([each.weights for each in drawn]).double()

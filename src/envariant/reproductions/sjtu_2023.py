@@ -85,8 +85,8 @@ def overview(runner: Runner) -> Iterator[Finding]:
     """Show the report's data set: sixty thousand digits, split into thirds and colored red or green.
 
     The label states whether a digit is below five, and is wrong in a quarter of the rows. The color differs
-    from the label in 20 % and 10 % of the training rows and in 90 % of the test rows. Without using the
-    color, at most 75 % of the labels can be predicted.
+    from the label in 20 % and 10 % of the rows of the two training environments, and in 90 % of the test
+    rows. Without using the color, at most 75 % of the labels can be predicted.
     """
     source = runner.source(THIRDS)
     assert isinstance(source, ColoredSource)
@@ -162,8 +162,8 @@ def augmentation(runner: Runner) -> Iterator[Finding]:
 def derivation(runner: Runner) -> Iterator[Finding]:
     """Check the derivation of IRM's penalty as a gradient of the loss, for least squares.
 
-    The penalty is the distance of a classifier from the optimal classifier, multiplied so that the inverse in
-    the normal equations cancels. It can therefore be computed from the risk alone.
+    The penalty is the distance of a classifier from the optimal classifier, multiplied by a matrix that
+    cancels the inverse in the normal equations. It can therefore be computed from the risk alone.
     """
     del runner
     shapes = ((200, 1), (1000, 1), (200, 3), (1000, 10))
@@ -642,7 +642,7 @@ def _betas(runner: Runner) -> dict[float, Run]:
 
 @section("summary", "Summary")
 def summary(runner: Runner) -> Iterator[Finding]:
-    """Compare all methods; the report compares their curves and gives a number only for V-REx."""
+    """Compare all methods by test accuracy; the report compares curves, and has a number only for V-REx."""
     betas, masks = runner.sweep(_betas(runner)), runner.sweep({t: _and_mask(runner, t) for t in (0.5, 1.0)})
     beta = max(betas, key=lambda b: ood_score(betas[b]).mean)
     mask = max(masks, key=lambda t: ood_score(masks[t]).mean)

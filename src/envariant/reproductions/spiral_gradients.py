@@ -33,7 +33,7 @@ def correlations(
     Returns:
         For each key and threshold, a list of correlations, one per seed. A key such as "kept mechanism" names
         the entries ("kept" or "masked") and the gradient ("mechanism" or "shortcut"). A correlation is None
-        if there are not at least two different entries.
+        if there are fewer than two entries, or all entries are equal.
     """
     drawn = data.source(source).sample(0)
     rows = [(drawn[name].inputs, drawn[name].targets) for name in drawn.names if name not in drawn.test]
@@ -73,7 +73,7 @@ def _gradients(module: nn.Module, rows: Sequence[tuple[Tensor, Tensor]]) -> Tens
 
 
 def _permuted(inputs: Tensor, generator: torch.Generator, *, point: bool) -> Tensor:
-    """Return the inputs with the points, or else the signatures, permuted over rows."""
+    """Permute one part of the inputs over the rows: the points if `point` is True, else the signatures."""
     other = inputs[torch.randperm(len(inputs), generator=generator)]
     first, second = (other, inputs) if point else (inputs, other)
     return torch.cat([first[:, :_POINT], second[:, _POINT:]], dim=1)

@@ -114,7 +114,7 @@ def _chosen(
 
 
 def recorded(problem: Problem) -> Seeds:
-    """Return the model seed of each method that the authors' sweep selected with three environments."""
+    """Return, for each method, the model seed that the authors' sweep selected with three environments."""
     entry = published.protocol("unit_tests_chosen")[problem.capitalize()]
     return {method: int(entry[method]["seed"]) for method in METHODS}
 
@@ -133,7 +133,7 @@ def _average(test: Array) -> tuple[float, float]:
 
 
 def _table(problem: Problem, tests: Errors, seeds: Seeds) -> CaptionedTable:
-    """Return a table of our and published errors, with the largest difference in one environment."""
+    """Return a table of our errors and the published ones, with the largest difference in an environment."""
     column, own = problem.capitalize(), published.table(f"unit_tests_{problem}")
     rows: list[tuple[str, ...]] = []
     for method in METHODS:
@@ -155,7 +155,7 @@ def _table(problem: Problem, tests: Errors, seeds: Seeds) -> CaptionedTable:
 
 
 def _agree(problem: Problem, tests: Errors, tolerance: float) -> Claim:
-    """Return the claim that all means of a problem are the published ones.
+    """Return the claim that the mean errors of all methods on a problem agree with the published ones.
 
     With fewer data draws than published, two standard errors of the difference are allowed as well.
     """

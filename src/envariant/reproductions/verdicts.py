@@ -174,7 +174,7 @@ def beyond(interval: Interval, *, above: float | None = None, below: float | Non
 
 
 def all_hold(parts: Iterable[bool | None]) -> bool | None:
-    """Return whether all parts of a statement hold: False if one does not, None if one is undecided.
+    """Return False if any part of a statement is false; otherwise None if any is undecided, else True.
 
     Args:
         parts: Whether each part holds; None for undecided parts.

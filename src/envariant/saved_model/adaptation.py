@@ -38,9 +38,9 @@ class Adaptation:
         refit: Fitted parameters: "intercept", or "intercept and slope".
         n_labels: Number of labels used for the fit.
         dropped: Numbers of rows without a usable label, by reason.
-        before: Mapping from metric to the score of the original model on the labeled rows. The metrics are
-            "accuracy" and "log loss", or "RMSE" for regression.
-        after: Mapping from metric to the cross-validated score of the adapted model on the labeled rows.
+        before: Scores of the original model on the labeled rows, by metric: "accuracy" and "log loss", or
+            "RMSE" for regression.
+        after: Cross-validated scores of the adapted model on the labeled rows, by metric.
         gain: Mean decrease of the cross-validated log loss or squared error per labeled row; positive if
             adaptation helps.
         gain_error: Standard error of `gain`.

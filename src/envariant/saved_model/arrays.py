@@ -16,7 +16,7 @@ EXCLUDED: Mapping[str, Any] = {
     "reference": {"__all__": set(_OF_SKETCHES)},
     **{field: set(names) for field, names in _BY_FIELD.items()},
 }
-"""Fields, and fields of their parts, that are not in the description."""
+"""Fields that the description leaves out, whole or in part."""
 
 
 def to_tensors(reference: Sequence[Sketch], parts: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ class SavedModel(Displayed):
             environments; None if the model was saved without them. `compare` adds them to the model that it
             recommends.
         adaptation: Intercept and slope fitted to a few labels of a new environment; None if there are none.
-        embedded: Columns of text, or of paths of images, that are replaced by features, and their encoders.
+        embedded: Columns of texts or image paths that are replaced by features: name and encoder of each.
 
     Example:
         >>> from envariant import load_model

@@ -19,7 +19,7 @@ _LONGEST_TEXT = 10_000
 
 @final
 class _Linked(nn.Module):
-    """Network that returns the predictions of its task, such as e^z for the Poisson loss."""
+    """Network whose outputs z are converted to predictions of the task, such as e^z for the Poisson loss."""
 
     def __init__(self, module: nn.Module, task: Task) -> None:
         super().__init__()

@@ -22,7 +22,8 @@ class RowCounter:
 
     Args:
         sketches: Distribution of each encoded column in training.
-        embedded: Columns of texts or images, whose features are compared together, and their encoders.
+        embedded: Name and encoder of each column of texts or images. The features of such a column are
+            compared together.
     """
 
     def __init__(self, sketches: tuple[Sketch, ...], embedded: Sequence[tuple[str, str]] = ()) -> None:

@@ -42,10 +42,10 @@ def read_rows(
         reference: Distribution of each encoded column in training.
         missing_values: Strings that were declared as missing values for the training table. None: missing
             values are recognized in each column separately.
-        target: Mapping from the name of the target column to its kind and classes; empty to skip the target.
+        target: Kind and classes of the target column, by its name; empty to skip the target.
         optional: Names of categorical columns that are read only if the table contains them.
-        embedded: Encoders, as text, of the text columns that are replaced by features, by column name. A
-            table may contain the feature columns instead.
+        embedded: Name and encoder of each column of texts or images that is replaced by features. A table may
+            contain the feature columns instead.
 
     Raises:
         EnvariantError: If a column is missing, or a value does not have the type of its column.

@@ -17,7 +17,7 @@ from envariant.core.metrics import probabilities
 Array = NDArray[np.float64]
 
 FEWEST_ENVIRONMENTS = 3
-"""Smallest number of environments left out in turn for a statement on a new environment."""
+"""Smallest number of left-out environments from which results for a new environment are estimated."""
 
 QUANTILES = 200
 """Number of stored conformal scores per environment."""
@@ -46,7 +46,7 @@ class Serving:
     same_environment: bool = False
 
     def threshold(self, alpha: float) -> tuple[ConformalThreshold, Mapping[str, float]]:
-        """Return the highest conformal score in prediction sets, and the coverage by left-out environment.
+        """Return the highest conformal score in a prediction set, and the coverage by left-out environment.
 
         Args:
             alpha: Allowed share of rows whose target is outside the prediction set.

@@ -16,7 +16,7 @@ Predicting = SavedNetwork | FittedPredictor
 
 
 def store(predictor: Predicting) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a JSON-compatible description of a predictor, and its arrays by name in the safetensors file.
+    """Return a JSON-compatible description of a predictor, and its arrays by their names in the tensor file.
 
     Raises:
         EnvariantError: If the predictor cannot be saved.

@@ -139,7 +139,7 @@ def unfinished(store: Store, study: Study) -> list[int]:
 def warn_of_remarks(study: Study) -> None:
     """Issue an `EnvariantWarning` for each remark on a study, such as a schedule that never takes effect.
 
-    Each warning points to the code that called the calling function.
+    A warning is attributed to the code that called the training function, such as `sweep`.
 
     Args:
         study: Study to be trained.

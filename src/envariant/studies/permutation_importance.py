@@ -59,9 +59,9 @@ class StudyMeasurements:
 
     Attributes:
         sample: Environments of the first run; names, sizes and task are the same for all runs.
-        roles: Mapping from environment to its role: "train", "validation" or "test".
+        roles: Role of each environment, by name: "train", "validation" or "test".
         metric: Metric used to compare the runs of the study.
-        columns: Position (a slice) of each table column in the inputs, by column name; empty if the data are
+        columns: Slice of the inputs that each table column occupies, by column name; empty if the data are
             not a table.
         store_predictions: Whether predictions are stored and permutation importance is measured.
     """
@@ -172,7 +172,7 @@ class StudyMeasurements:
         *,
         weighted: bool = False,
     ) -> list[HistoryRow]:
-        """Return the metric of each run after each column is changed, one history row per value."""
+        """Return history rows with the metric of every run, one row for each changed column."""
         name, task = environment.name, self.sample.task
         logits, targets = (part.cpu().numpy() for part in predict(name, rows, change))
         copies = logits.reshape(len(logits), len(columns), -1, *logits.shape[2:])
@@ -190,7 +190,7 @@ class StudyMeasurements:
         ]
 
     def _training_rows(self, generator: torch.Generator) -> Callable[[int], Tensor]:
-        """Return a function that samples rows from the training environments, each with equal probability."""
+        """Return a function that samples training rows; each environment is equally likely."""
         training = [each for each in self.sample.environments if self.roles[each.name] == "train"]
         ends = list(accumulate(len(each) for each in training))
 
@@ -219,5 +219,5 @@ def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def evenly_spaced(size: int, most: int) -> Tensor:
-    """Return at most `most` evenly spaced indices of rows, for `size` rows."""
+    """Return evenly spaced row indices: at most `most` out of `size` rows."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()

@@ -140,7 +140,7 @@ def compare(selected: Sequence[SelectionResult], *, higher_is_better: bool = Tru
 
 
 def _gain(values: Sequence[float], raw: float | None, corrected: float | None) -> Interval:
-    """Return the mean gain with its interval, at the level that Holm's procedure applies to this test.
+    """Return the mean gain, with a confidence interval at the level that Holm's procedure gives this test.
 
     If the gain is the same in all replicas, its variance is unknown, and the interval is infinite.
     """

@@ -200,7 +200,7 @@ class Study(Displayed):
 
     @cached_property
     def sources(self) -> Mapping[str, EnvironmentSource]:
-        """Return a mapping from label to data source."""
+        """Return the data sources by label."""
         return {label: source_of(data) for label, data in self._labeled("data").items()}
 
     def runs(self) -> tuple[PlannedRun, ...]:
@@ -307,7 +307,7 @@ class Study(Displayed):
         )
 
     def _labeled(self, key: str) -> dict[str, Any]:
-        """Return a mapping from label to data set or algorithm; check that labels are unique."""
+        """Return the values of a field, "data" or "algorithms", by label; check that labels are unique."""
         labeled: dict[str, Any] = {}
         for each in getattr(self, key):
             label = text_of(each)

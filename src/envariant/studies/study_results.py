@@ -80,7 +80,7 @@ class StudyResults(Displayed):
         return select(self.runs, _rule(rule), pooled=pooled)
 
     def table(self, rule: str | Selection = TrainingValidation.name) -> ScoreTable:
-        """Return the scores in the test environments, with one row per algorithm, in the layout of papers.
+        """Return the scores in the test environments as a table with one row per algorithm, as in papers.
 
         Args:
             rule: Rule that selects the trial and step, or its name.

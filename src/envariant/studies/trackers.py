@@ -18,7 +18,7 @@ TRACKERS: dict[str, Callable[[Store, str | None], Tracker]] = {
     "tensorboard": lambda store, to: TensorBoard(Path(to) if to else store.folder / "tensorboard"),
     "mlflow": lambda store, to: MLflow(store.declaration()["name"], to),
 }
-"""Functions that create a tracker, by name. Arguments: store of the study; destination, None: default."""
+"""Functions that create trackers, by name; arguments: store of the study, destination (None: default)."""
 # Maximum waiting time for a tracker at the end of a sweep.
 TIMEOUT_S = 60.0
 
@@ -107,7 +107,7 @@ def _tracker(store: Store, tracker: str, destination: str | None) -> Tracker:
 
 
 def _finished(store: Store) -> dict[int, dict[str, Any]]:
-    """Return a mapping from the ID of each finished run to its row of `Store.listing`."""
+    """Return the rows of `Store.listing` of finished runs, by run ID."""
     listing = store.listing()
     rows = listing[listing["state"] == "done"].to_dict("records")
     return {int(row["id"]): {str(key): value for key, value in row.items()} for row in rows}

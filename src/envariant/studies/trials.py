@@ -182,7 +182,7 @@ class SearchSpace:
 
 
 def _option(value: object) -> object:
-    """Return the value of a training option; the word none stands for None, which text cannot hold."""
+    """Return the value of a training option, with the string "none" replaced by None."""
     return None if value == "none" else value
 
 
@@ -203,7 +203,7 @@ def recipe_of(algorithm: object) -> Recipe:
 
 @contextmanager
 def _located(own: bool, what: str) -> Generator[None]:
-    """Within a `with` block, add the location in the study to errors about search ranges of the study."""
+    """In a `with` block, add the location in the study to errors if `own` search ranges caused them."""
     try:
         yield
     except EnvariantError as error:

@@ -93,7 +93,7 @@ def mark_height(value: float, label: str) -> list[alt.Chart]:
 def drawn(layer: Any, rows: Sequence[Mapping[str, Any]], field: str, kind: str = "") -> list[Any]:
     """Return `[layer]`, limited to rows in which a field has a value; `[]` if there are no such rows.
 
-    An empty layer would make Vega print warnings and screen readers announce it.
+    Without this check, Vega would warn about an empty layer, and screen readers would announce it.
 
     Args:
         layer: Layer of a chart.
@@ -201,7 +201,7 @@ def _fixed_ink(chart: Chart) -> dict[str, Any]:
 
 
 def _with_software(png: bytes) -> bytes:
-    """Add the name of this library to the metadata of a PNG, by which `save` recognizes its files."""
+    """Add this library's name to the metadata of a PNG, so that `save` recognizes its own files."""
     from zlib import crc32
 
     text = b"tEXtSoftware\x00envariant"

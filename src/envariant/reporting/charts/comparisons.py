@@ -1,4 +1,4 @@
-"""Charts of comparisons: score drops and their causes, scores after adaptation, and columns."""
+"""Charts of comparisons: score drops, their causes, scores after adaptation, and effects of columns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -112,7 +112,7 @@ def over_time(rows: Sequence[DropRow], metric: str, names: tuple[str, str, str, 
 def _scores(
     rows: Sequence[DropRow], names: tuple[str, str, str, str]
 ) -> tuple[list[Row], alt.Color, alt.Shape]:
-    """Return one data row per score, and the encodings of the kind of score by color and by shape."""
+    """Return one data row per score, and encodings that give each kind of score a color and a shape."""
     inside, outside, other, constant = names
     looks = {
         inside: (TRAINING, "circle"), outside: (TEST, "circle"),
@@ -144,7 +144,8 @@ def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Inter
     """Draw the parts of each score drop as stacked bars, with the total drop and its confidence interval.
 
     Args:
-        parts: Parts of the score drop of each environment: calibration level, calibration slope and ranking.
+        parts: Three parts of the score drop of each environment, caused by calibration level, calibration
+            slope and ranking.
         totals: Score drop of each environment, with its confidence interval.
         label: Label of the horizontal axis.
     """
@@ -199,7 +200,7 @@ def label_curves(series: Mapping[str, Sequence[LabelPoint]], metric: str) -> Cha
     """Draw the score against the number of labels from the new environment, one curve per environment.
 
     Args:
-        series: Mapping from environment to the points of its curve.
+        series: Points of each curve, by name of the environment.
         metric: Name of the score.
     """
     sizes = sorted({point.n_labels for points in series.values() for point in points})
@@ -241,9 +242,8 @@ class ColumnRow:
 
     Attributes:
         column: Name of the column.
-        slopes: Mapping from environment to the slope of the column; environments with unknown slope are
-            absent.
-        unstable: Whether the slopes differ significantly.
+        slopes: Slope of the column by name of the environment; environments with unknown slope are absent.
+        unstable: Whether the slopes differ significantly between environments.
         limits: Prediction interval of the slope in a new environment; None if unknown.
         importance: Decrease of the score when the column's values are shuffled, by method.
     """

@@ -29,9 +29,9 @@ def png(document: dict[str, Any], scale: float) -> bytes:
 
 @lru_cache(maxsize=128)
 def _converted(name: str, document: str, **options: float) -> bytes:
-    """Convert a chart to bytes; results are cached.
+    """Convert a chart to bytes, with the function of vl-convert that has the given name.
 
-    A reproduction writes all its charts again after every section.
+    Results are cached, because a reproduction writes all its charts again after every section.
     """
     return _call(name, document, **options)
 

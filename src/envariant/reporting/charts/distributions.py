@@ -34,7 +34,7 @@ def distributions(frames: Mapping[str, pd.DataFrame], name: str, more: Sequence[
     Missing values are not drawn.
 
     Args:
-        frames: Mapping from environment to its columns; all environments have the same columns.
+        frames: Data frame of each environment, by name; all data frames have the same columns.
         name: Name of the data.
         more: Sentences shown above the chart, such as remarks on rows or columns that are not drawn.
     """
@@ -109,7 +109,7 @@ def _shares(parts: Mapping[str, "pd.Series[Any]"]) -> tuple[list[Row], bool]:
 
 
 def _texts(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return categories as text; whole numbers without decimal places."""
+    """Return the categories of a column as text, with numbers formatted as integers."""
     return column.astype("int64").astype(str) if _is_numeric(column) else column.astype(str)
 
 

@@ -185,11 +185,11 @@ def lines(
     """Draw several curves in one chart.
 
     Args:
-        series: Mapping from the name of a curve to its x and y values.
+        series: x and y values of each curve, by name of the curve.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
         scales: Scales of the horizontal and vertical axes: "linear", "log" or "symlog".
-        marks: Mapping from the name of a horizontal reference line to its height.
+        marks: Heights of horizontal reference lines, by name of the line.
     """
     rows: list[Row] = [
         {"name": name, "x": x, "y": y}
@@ -277,7 +277,7 @@ def shift_curve(results: Sequence[TrainingResult], names: Sequence[str] | None =
 
 
 def _positions(names: Mapping[str, str]) -> tuple[str, dict[float, str]]:
-    """Return the shifted quantity that most names contain, and a mapping from shift value to name."""
+    """Return the shifted quantity that most names contain, and these names by value of the quantity."""
     scales: dict[str, dict[float, str]] = {}
     for name in names:
         if found := _ON_SCALE.match(name):

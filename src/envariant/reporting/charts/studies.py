@@ -38,7 +38,7 @@ class RankingRow:
     Attributes:
         name: Label of the row.
         values: Score of each replica; empty if only published scores are known.
-        published: Mapping from publication to the published score of the method.
+        published: Published scores of the method, by name of the publication.
         interval: Mean and confidence interval. Default: Student's t interval computed from `values`.
     """
 
@@ -59,7 +59,7 @@ def ranking(
     Args:
         rows: Methods from top to bottom.
         label: Label of the horizontal axis.
-        marks: Mapping from a name, such as "chance", to a reference value.
+        marks: Reference values by name, such as "chance".
         bounds: Smallest and largest possible score; confidence intervals are cut at these values.
     """
     data: list[Row] = []

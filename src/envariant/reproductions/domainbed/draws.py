@@ -1,4 +1,4 @@
-"""Hyperparameter draws of the DomainBed version that made the tables of the paper (September 2020).
+"""Hyperparameter draws of the DomainBed version that produced the paper's tables (September 2020).
 
 All values of a draw come from one random generator, in a fixed order; today's version has one generator per
 hyperparameter. Gulrajani & Lopez-Paz 2020 (arXiv 2007.01434).
@@ -27,7 +27,7 @@ class Draw:
         algorithm: Algorithm with its hyperparameters.
         learning_rate: Learning rate of Adam.
         batch_size: Rows of each training environment per update.
-        reset: Number of the update before which Adam's running means are cleared; 0 for never.
+        reset: Step at which Adam's running means are cleared; 0 for never.
     """
 
     algorithm: str
@@ -37,12 +37,12 @@ class Draw:
 
     @property
     def optimizer(self) -> str | None:
-        """Optimizer as text; None for the default, Adam, because some methods have their own optimizers."""
+        """Optimizer as text; None for the default: Adam, or the method's own optimizers."""
         return f"adam(reset={self.reset})" if self.reset else None
 
 
 def values(method: str, draw: int, trial: int) -> dict[str, Any]:
-    """Return the hyperparameters of one draw of a method for 28×28 images, under the program's names.
+    """Return a method's hyperparameters in one draw, for 28×28 images, by their names in the program.
 
     Args:
         method: Name of the method in the published tables, such as "IRM".

@@ -1,4 +1,4 @@
-"""Runs of one method and set of left-out environments: all draws and trials of a protocol."""
+"""Train one method with one set of left-out environments, in all draws and trials of a protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def train_all(
     *,
     mnist: Path | None = None,
 ) -> list[list[dict[str, dict[int, float]] | None]]:
-    """Train all draws and trials of a method; return accuracies by trial and draw, None for diverged runs.
+    """Train all draws and trials of a method, and return the accuracies of every run.
 
     Args:
         data: Specification of the data set as text, without the split.
@@ -38,6 +38,9 @@ def train_all(
         most_rows: Largest batch size; None for no limit.
         single: Whether only one environment is trained on.
         mnist: Folder of the MNIST files. Default: the cache or a download.
+
+    Returns:
+        For each trial and draw, the accuracies by environment part and step; None if the run diverged.
     """
     accuracies: list[list[dict[str, dict[int, float]] | None]] = []
     for trial in range(trials):

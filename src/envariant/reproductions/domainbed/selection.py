@@ -1,7 +1,8 @@
 """Model selection of DomainBed: training-domain validation, leave-one-domain-out, and oracle.
 
-Every rule selects among the draws and checkpoints of one method, one test environment and one trial. The
-accuracy of the selected model is that on the 80 % part of the test environment.
+Every rule selects among the draws and checkpoints of one method, one test environment and one trial. Each
+environment is split into an 80 % part and a 20 % part. The test accuracy of the selected model is measured on
+the 80 % part of the test environment.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ RULES: Mapping[Rule, str] = {
 
 
 def curves_of(result: TrainingResult) -> dict[str, dict[int, float]]:
-    """Return the accuracies of a run's only replica, by environment part and step."""
+    """Return the accuracies of a run with a single replica, by environment part and step."""
     curves: dict[str, dict[int, float]] = {}
     for row in result.rows:
         if row.metric == result.record.metric and row.step > 0:
@@ -33,7 +34,7 @@ def curves_of(result: TrainingResult) -> dict[str, dict[int, float]]:
 
 
 def training_domain(draws: Sequence[Curves], test: str) -> float:
-    """Return the test accuracy of the model that is best on the training environments' 20 % parts."""
+    """Return the test accuracy of the model that is best on the 20 % parts of the training environments."""
     names = [name for name in draws[0] if name.endswith(OUT) and name != test + OUT]
     return _best(draws, test, lambda k, step: sum(draws[k][name][step] for name in names))
 
@@ -51,7 +52,7 @@ def leave_one_domain_out(draws: Sequence[Curves], pairs: Mapping[str, Sequence[C
 
 
 def oracle(draws: Sequence[Curves], test: str) -> float:
-    """Return the last test accuracy of the draw with the highest last accuracy on the 20 % test part."""
+    """Return the final test accuracy of the draw that ends best on the test environment's 20 % part."""
     last = [{name: {max(curve): curve[max(curve)]} for name, curve in draw.items()} for draw in draws]
     return _best(last, test, lambda k, step: last[k][test + OUT][step])
 

@@ -1,7 +1,8 @@
-"""Full-batch descent of linear models, many runs at once, from gradients of the risks in each environment.
+"""Full-batch gradient descent for many runs of linear models at once.
 
 For linear models, the updates of all methods are functions of the gradient g_e of each risk R_e and of
-products H_e v with its Hessian H_e. With weights w, whose last entry is the bias, the updates are
+products H_e v with its Hessian H_e. With weights w, whose last entry is the bias, E environments, penalty
+weight λ, penalty coefficient c and threshold τ, the updates are
 
     ERM      mean_e g_e
     IRMv1    (1 − λ) mean_e g_e + λ Σ_e ∇[(w · g_e)² + (last entry of g_e)²]
@@ -41,7 +42,7 @@ class Risks(ABC):
         """Return the product of every Hessian with a vector, at the weights of the last call of `gradients`.
 
         Args:
-            v: Vectors of the first runs; other runs need no product.
+            v: Vectors for the first runs of the stack; the other runs need no product.
         """
 
 
@@ -173,7 +174,7 @@ class _Adam:
 
 
 def _masked_step(w: Weights, gradients: Gradients, block: _Block) -> None:
-    """Update the weights of the runs of ANDMask in place: the strict form of the unit tests."""
+    """Update the weights of ANDMask's runs in place; the mask is strict (> τE), as in the unit tests."""
     g = gradients[:, :, block.place].copy()
     weights = g[..., :-1]
     length = np.sqrt(np.square(weights).sum(axis=-1, keepdims=True))

@@ -132,7 +132,7 @@ def sweep(
 
 
 def _sent(folder: Path, plan: _Plan, threads: int) -> bytes:
-    """Return what a worker process needs; classes and functions of a notebook or script are sent by value."""
+    """Serialize the inputs of a worker process, including the code of objects from notebooks and scripts."""
     # The cells of a notebook, from which workers read the source code of its functions.
     cells = {name: entry for name, entry in linecache.cache.items() if len(entry) == 4 and entry[1] is None}
     try:

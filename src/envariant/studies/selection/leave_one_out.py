@@ -23,9 +23,9 @@ class LeaveOneOut(Selection):
 
     Gulrajani & Lopez-Paz 2021.
 
-    To select a run with test environment t, each other environment v is left out in turn. For this, the study
-    must contain, for each trial, a run with test environments {t, v}; this run is scored in v. The score of a
-    trial and step is the mean over all v.
+    For a test environment t, every other environment v is left out in turn: the study must contain, for each
+    trial, a run with test environments {t, v}. This run is scored in v. The score of a trial and step is the
+    mean over all v.
     """
 
     name: ClassVar[str] = "leave-one-domain-out"

@@ -72,4 +72,4 @@ for name, cause in label.results.causes.items():
 # .. admonition:: When not
 #
 #    "No significant drop" does not mean "no drop". The verdict states how large a drop
-#    is still possible; in small environments, it can be large.
+#    is still possible. In small environments, this value can be large.

@@ -40,8 +40,8 @@ mine = Reproduction("mine", "V-REx and ERM", "A small example.", conditions, (vr
 
 # %%
 # `envariant reproduce` trains and stores all runs of a reproduction and writes an HTML
-# report. In Python, a section can be run by itself: a loop over the section returns its
-# findings.
+# report. In Python, a section can be run by itself: its method `find` yields its
+# findings, such as figures and claims.
 
 findings = list(vrex.find(Runner(Path(tempfile.mkdtemp()), "quick")))
 for claim in findings:

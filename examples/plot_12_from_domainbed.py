@@ -57,11 +57,11 @@ for name, searched in ranges(envariant.algorithms.recipe("irm").default).items()
 
 # %%
 # Every algorithm is tested against a second, independent implementation.
-# :doc:`../guide/released_code` lists differences between released code, including
-# DomainBed, and the papers.
+# :doc:`../guide/released_code` lists differences between the papers and released code,
+# including DomainBed.
 #
 # .. admonition:: When not
 #
 #    DomainBed's image data sets and pretrained ResNets are not part of this library.
-#    However, it can read folders of WILDS data sets and other image folders, and train
-#    ``timm`` models on them.
+#    However, the library can read the folders of DomainBed and WILDS and other image
+#    folders, and train ``timm`` models on these images.

@@ -8,8 +8,8 @@ head on these features in seconds, on a laptop.
 
 # %%
 # Three cameras photograph circles and crosses. In most images of the first two cameras,
-# crosses are in front of a bright wall and circles in front of a dark one. In most
-# images of the third camera, it is the reverse. The layout of the folders is
+# crosses are in front of a bright wall and circles in front of a dark wall. In most
+# images of the third camera, the walls are swapped. The layout of the folders is
 # ``camera/class/image``.
 
 import tempfile
@@ -129,8 +129,9 @@ network(photos.sample(0)["third"].inputs[:3])
 #    distinguishes the classes, no head can recover it. The features of the small
 #    network in this example hardly distinguish circles from crosses, so every method
 #    uses the brightness of the wall and fails on the third camera. The features of
-#    ``efficientnet-lite0`` contain the shapes: ERM on them classifies about seven of
-#    ten images of the third camera correctly. If features are insufficient, use a
-#    better backbone, or fine-tune one, for example with ``init="linear-probe"``.
+#    ``efficientnet-lite0`` contain information about the shapes: with these features,
+#    ERM classifies about seven of ten images of the third camera correctly. If features
+#    are insufficient, use a better backbone, or fine-tune one, for example with
+#    ``init="linear-probe"``.
 #    Augmentation has no effect, because the features of every image are computed only
 #    once.

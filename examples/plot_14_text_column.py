@@ -90,8 +90,8 @@ comparison.best_model.predict(new)
 #
 # .. admonition:: When not to use text features
 #
-#    A text column becomes hundreds of numeric columns. An unstable one among them has
-#    no meaning that could be explained in words. With only a few hundred rows, a linear
-#    model of hundreds of features overfits more than a model of ten columns. If a
-#    single word determines the target, use a column that indicates whether the word
-#    occurs.
+#    A text column becomes hundreds of numeric columns. If one of these columns is
+#    unstable, its meaning cannot be explained in words. With only a few hundred rows, a
+#    linear model with hundreds of features overfits more than a model with ten columns.
+#    If a single word determines the target, use a column that indicates whether the
+#    word occurs.

@@ -27,7 +27,9 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class OptimizerConfig(ABC):
-    """Configuration of an optimizer. Learning rate and weight decay are excluded; they may differ by replica.
+    """Configuration of an optimizer, except its learning rate and weight decay.
+
+    These two may differ between replicas.
 
     Attributes:
         name: Name of the optimizer, such as `adam`.
@@ -54,7 +56,7 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
-        """Create an optimizer that updates parameters in place from their attribute `grad`.
+        """Create an optimizer that updates parameters in place, with the gradients in their attribute `grad`.
 
         Args:
             params: Tensors to update.

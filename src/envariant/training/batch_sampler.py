@@ -54,8 +54,8 @@ class Rows:
         shares_batches: Whether replicas with equal batches share one tensor of inputs.
         reader: Reader of rows that stay on disk; None if all rows are in memory.
         index_device: Device on which the row indices of a batch are sampled.
-        bounds: Cumulative sampling weights of the training rows, normalized so that those of environment k
-            increase from k to k + 1; `[1, rows]` if all replicas share the rows, else `[replicas, rows]`.
+        bounds: Cumulative sampling weights of the training rows, normalized so that the values of environment
+            k increase from k to k + 1; `[1, rows]` if all replicas share the rows, else `[replicas, rows]`.
             None if rows have no weights.
 
     Raises:

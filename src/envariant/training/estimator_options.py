@@ -89,7 +89,7 @@ def run_options(options: Mapping[str, Any], rows: int) -> dict[str, Any]:
 
 
 def list_options(initializer: Callable[..., None]) -> Callable[..., None]:
-    """Replace `**options` in the signature of a constructor by one keyword parameter per option.
+    """Replace `**options` in the signature of a constructor with one keyword parameter per option.
 
     Scikit-learn reads the names and defaults of an estimator's parameters from this signature.
 

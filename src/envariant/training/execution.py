@@ -265,7 +265,10 @@ def peaks(source: EnvironmentSource, replicas: Sequence[Replica], config: RunCon
 
 
 def groups(replicas: Sequence[Replica], size: int) -> list[tuple[Replica, ...]]:
-    """Split replicas into groups of equal structure and about equal size, at most `size` replicas each."""
+    """Split replicas into groups, each with at most `size` replicas of equal structure.
+
+    Groups with the same structure have about the same size.
+    """
     alike: dict[Any, list[Replica]] = {}
     for replica in replicas:
         alike.setdefault(structure(replica.algorithm), []).append(replica)

@@ -343,7 +343,7 @@ class SGD(OptimizerConfig):
 @final
 @dataclass(frozen=True, eq=False)
 class TorchOptimizer(OptimizerConfig):
-    """Configuration of a PyTorch optimizer class, or of `functools.partial` of one.
+    """Configuration of a PyTorch optimizer class, or of a `functools.partial` of such a class.
 
     If the update is elementwise and linear in the learning rate, one optimizer updates all replicas: SGD,
     Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam and RAdam, unless `decoupled_weight_decay` is set.

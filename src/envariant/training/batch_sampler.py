@@ -40,7 +40,8 @@ class Rows:
     """Rows of all environments on the training device, with the training environments first.
 
     Args:
-        sets: Environments of each replica. An object shared by all replicas is stored once.
+        sets: Environments of each replica. If all replicas have the same object, its rows are stored once;
+            otherwise, rows are stored for each replica.
         roles: Role of each environment by name: "train", "validation" or "test".
         device: Device on which the rows are stored.
 
@@ -53,8 +54,8 @@ class Rows:
         shares_batches: Whether replicas with equal batches share one tensor of inputs.
         reader: Reader of rows that stay on disk; None if all rows are in memory.
         index_device: Device on which the row indices of a batch are sampled.
-        bounds: Cumulative sampling weights of the training rows, normalized so that those of environment k
-            increase from k to k + 1; `[1, rows]` if all replicas share the rows, else `[replicas, rows]`.
+        bounds: Cumulative sampling weights of the training rows, normalized so that the values of environment
+            k increase from k to k + 1; `[1, rows]` if all replicas share the rows, else `[replicas, rows]`.
             None if rows have no weights.
 
     Raises:
@@ -120,12 +121,12 @@ class Rows:
         return torch.stack(bounds).to(device)
 
     def of(self, names: Sequence[str]) -> tuple[Tensor | StreamedInputs, Tensor]:
-        """Return the stored inputs and targets of adjacent environments.
+        """Return the stored inputs and targets of environments that are adjacent in `sizes`.
 
         The first axis is the replica axis, unless all replicas share the rows.
 
         Args:
-            names: Names of adjacent environments, in the order of `sizes`.
+            names: Names of the environments, in the order of `sizes` and without gaps.
         """
         place = slice(self._places[names[0]].start, self._places[names[-1]].stop)
         targets = self._targets[:, place] if self.axis == 0 else self._targets[0, place]
@@ -166,14 +167,14 @@ class BatchSampler:
         seeds: Seed of the batch order of each replica.
         batch_size: Rows of each training environment per batch, sampled with replacement; None for all rows.
         augmentation: Augmentation of the inputs, or None.
-        dtype: Data type of the inputs of a full batch. Pass the model's data type to avoid a conversion at
-            each step.
+        dtype: Data type of the inputs if `batch_size` is None. Pass the model's data type to avoid a
+            conversion at each step.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.
         axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
-        of_a_pass: Number of batches per epoch. Together, they contain at least as many rows as the training
-            environments.
+        of_a_pass: Number of batches per epoch: the smallest number of batches that together contain at least
+            as many rows as the training environments.
 
     Raises:
         EnvariantError: If rows have sampling weights and `batch_size` is None.

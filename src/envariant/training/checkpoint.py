@@ -238,7 +238,7 @@ def save(checkpoint: Checkpoint, folder: Path, prefix: str = "") -> None:
 
 
 def save_kept(checkpoint: Checkpoint, folder: Path) -> None:
-    """Save the weights at a step that the `keep` rule selected, in the folder of the run's checkpoints.
+    """Save the weights of a step selected by the `keep` rule, next to the run's checkpoints.
 
     Args:
         checkpoint: Checkpoint at that step.
@@ -255,7 +255,7 @@ def kept_states(folder: Path, measured: Collection[tuple[int, int]]) -> dict[int
 
     Args:
         folder: Folder for all checkpoints of the run.
-        measured: Pairs of replica and step at which values were measured; other states are omitted.
+        measured: Pairs (replica, step) for which measured values exist; states of other pairs are omitted.
 
     Raises:
         EnvariantError: If a file cannot be read.

@@ -11,7 +11,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, eq=False)
 class ColumnChange:
-    """Change of inputs that returns several copies of the given rows, each with one column changed.
+    """Function that returns several copies of the given rows, each with one column changed.
 
     Attributes:
         names: For each copy, the name of the changed column.

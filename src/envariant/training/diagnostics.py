@@ -1,7 +1,8 @@
 """Detect problems of a run from its measured values, and suggest causes and remedies.
 
 Each diagnosis is computed from the measured values of one replica. Some diagnoses use scores in test
-environments; the messages of these diagnoses state that selecting models by them would be oracle selection.
+environments. The messages of these diagnoses state that selecting models by these scores would be oracle
+selection.
 """
 
 import math

@@ -78,7 +78,7 @@ class Evaluated:
     kept_answers: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def kept_states(self) -> dict[int, ReplicaState]:
-        """Return copies of the current states of the replicas that have not ended before this step."""
+        """Return copies of the current states, without replicas whose training ended at an earlier step."""
         states = self.checkpoint().for_prediction().clone().states()
         return {k: state for k, state in states.items() if state.step == self.step}
 
@@ -118,7 +118,10 @@ def run(
 
 
 def is_done(checkpoint: Checkpoint, steps: int) -> bool:
-    """Return whether each replica of a checkpoint has completed all steps, stopped early or diverged."""
+    """Return whether no replica of a checkpoint needs further training.
+
+    The training of a replica is over if it has completed all steps, stopped early or diverged.
+    """
     ended = len(checkpoint.failures) + len(checkpoint.stops)
     return checkpoint.measured >= steps or ended == len(checkpoint.replicas)
 

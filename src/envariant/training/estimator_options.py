@@ -64,14 +64,17 @@ def complete(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_options(options: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Return the run options for `fit`: the estimator's options with "auto" and None replaced by values.
+    """Return the options of the run that `fit` starts.
+
+    If `batch_size`, `holdout_fraction` or `evaluate_every` is "auto" or None, it gets a concrete value.
+    Exception: if an option uses validation scores, `evaluate_every` stays None.
 
     Args:
         options: Options of the estimator by name.
         rows: Number of rows in the table.
 
     Raises:
-        EnvariantError: If the text of an averaging or keep rule is invalid.
+        EnvariantError: If the string for an averaging rule or a keep rule is invalid.
     """
     validated = uses_validation(options)
     chosen = dict(options)
@@ -86,7 +89,7 @@ def run_options(options: Mapping[str, Any], rows: int) -> dict[str, Any]:
 
 
 def list_options(initializer: Callable[..., None]) -> Callable[..., None]:
-    """Replace `**options` in the signature of a constructor by one keyword parameter per option.
+    """Replace `**options` in the signature of a constructor with one keyword parameter per option.
 
     Scikit-learn reads the names and defaults of an estimator's parameters from this signature.
 

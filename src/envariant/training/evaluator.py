@@ -196,9 +196,10 @@ class Evaluator:
         axis: Axis = None,
         decode: Decode | None = None,
     ) -> Float[Tensor, "replicas 3"]:
-        """Return mean loss, mean score and standard deviation of the logits over rows, in float64.
+        """Return mean loss, mean score and the logits' standard deviation, `[replicas, 3]`, in float64.
 
-        With several outputs, the third value is the root mean square of their standard deviations.
+        All three are computed over the rows. With several outputs, the third value is the root mean square of
+        the outputs' standard deviations.
 
         Args:
             inputs: Rows `[rows, *shape]`, shared by all replicas, or `[replicas, rows, *shape]`.

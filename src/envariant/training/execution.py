@@ -241,7 +241,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def need(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConfig) -> memory_budget.Need:
-    """Measure the memory of stacks of two and four replicas, and extrapolate it to other stack sizes."""
+    """Return the memory that stacks of any size need, extrapolated from stacks of two and four replicas."""
     few = tuple(replicas[k % len(replicas)] for k in range(4))
     at_once = ReplicaStack(source, few[:1], config).measured_at_once
     return memory_budget.Need.measured(
@@ -250,7 +250,10 @@ def need(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConf
 
 
 def peaks(source: EnvironmentSource, replicas: Sequence[Replica], config: RunConfig) -> tuple[int, ...]:
-    """Return the peak memory of a stack, in bytes, when it is built, evaluated, and trained for two steps."""
+    """Return the peak memory of each of four phases, in bytes.
+
+    The phases are: build a stack, evaluate it, run the first training step, and run the second.
+    """
     config, stack = replace(config, compiled=False), list[ReplicaStack]()
     return memory_budget.peak_bytes(
         lambda: stack.append(ReplicaStack(source, replicas, config)),
@@ -262,7 +265,10 @@ def peaks(source: EnvironmentSource, replicas: Sequence[Replica], config: RunCon
 
 
 def groups(replicas: Sequence[Replica], size: int) -> list[tuple[Replica, ...]]:
-    """Split replicas into groups of equal structure and about equal size, at most `size` replicas each."""
+    """Split replicas into groups, each with at most `size` replicas of equal structure.
+
+    Groups with the same structure have about the same size.
+    """
     alike: dict[Any, list[Replica]] = {}
     for replica in replicas:
         alike.setdefault(structure(replica.algorithm), []).append(replica)

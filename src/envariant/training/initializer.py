@@ -67,7 +67,10 @@ class Initializer(ABC):
         """Total number of pretraining steps of one replica."""
 
     def identity(self) -> str | None:
-        """Return a string that identifies the weights if the text of the method does not; otherwise None."""
+        """Return a string that identifies the weights, or None.
+
+        None means that the method's string, such as `rfc(rounds=3)`, identifies the weights already.
+        """
         return None
 
     @abstractmethod

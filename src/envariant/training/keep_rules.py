@@ -1,4 +1,4 @@
-"""Rules for the steps whose weights a run saves: the last, the best on validation rows, or every n-th."""
+"""Rules that select the steps whose weights are saved: the last, the best on validation rows, every n-th."""
 
 import re
 from abc import ABC
@@ -25,7 +25,7 @@ class KeepRule(ABC):
         return self.name
 
     def keeps(self, step: int) -> bool:
-        """Return whether to save the weights at a step, in addition to the result's weights. Default: never.
+        """Return whether the weights at a step are saved in addition to those of the result. Default: never.
 
         Args:
             step: Number of completed updates.

@@ -80,10 +80,10 @@ def recorded_outputs(module: nn.Module, names: Sequence[str]) -> Generator[dict[
 
     Args:
         module: Model.
-        names: Names of submodules, or `FEATURES`, which is not recorded.
+        names: Names of submodules. `FEATURES` is allowed too, but its outputs are not recorded.
 
     Yields:
-        List of outputs for each submodule by name, with one entry per call.
+        For each name, a list of outputs with one entry per call; for `FEATURES`, an empty list.
     """
     outputs: dict[str, list[object]] = {name: [] for name in names}
     handles = [
@@ -128,7 +128,11 @@ def output_of(name: str, outputs: Sequence[object], rows: int) -> Tensor:
 
 
 def channels_of(output: Tensor) -> int:
-    """Return the number of channels of `[rows, positions, channels]` or `[rows, channels, *positions]`."""
+    """Return the number of channels in the output of a layer.
+
+    Outputs with three axes have the shape `[rows, positions, channels]`; all others have the shape
+    `[rows, channels, *positions]`.
+    """
     return output.shape[-1] if output.dim() == 3 else output.shape[1]
 
 

@@ -65,7 +65,7 @@ class LinearProbe(Initializer):
     def head(
         self, features: NDArray[Any], targets: NDArray[np.int64], outputs: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Return weight `[outputs, width]` and bias `[outputs]` of the best head, for raw features.
+        """Return the best head's weight `[outputs, width]` and bias `[outputs]`, for unstandardized features.
 
         Args:
             features: Features `[rows, width]`.
@@ -112,7 +112,7 @@ class LinearProbe(Initializer):
 
 
 def folded(weight: Tensor, bias: Tensor, center: float, scale: float) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a linear head that maps features h to W·(h − center) / scale + b.
+    """Return the weight and bias of a linear head that maps features h to W·(h − center) / scale + b.
 
     Args:
         weight: W, `[outputs, width]`.
@@ -125,7 +125,9 @@ def folded(weight: Tensor, bias: Tensor, center: float, scale: float) -> tuple[T
 
 
 def features_of(featurizer: nn.Module, environments: EnvironmentSet) -> NDArray[np.float32]:
-    """Return the features of all rows in evaluation mode, block by block, `[rows, width]`.
+    """Return the features of all rows, `[rows, width]`.
+
+    The featurizer is switched to evaluation mode, and processes the rows block by block.
 
     Args:
         featurizer: Module that maps inputs to features.

@@ -73,7 +73,7 @@ class Need:
         return cls(tuple(phases))
 
     def of(self, replicas: int) -> int:
-        """Return the peak memory of all phases, in bytes.
+        """Return the peak memory over all phases, in bytes.
 
         Args:
             replicas: Number of replicas.
@@ -136,13 +136,13 @@ def available(device: torch.device) -> int:
 
 
 def require(needed: float, device: torch.device, what: str, remedy: str) -> None:
-    """Check that an amount of memory is available, before it is allocated.
+    """Check that enough memory is available, before the memory is allocated.
 
     Args:
         needed: Lower bound on the number of bytes required.
         device: CPU or CUDA device.
         what: Computation or object that requires the memory, for the error message.
-        remedy: Advice on how to reduce the memory, for the error message.
+        remedy: Advice on how to reduce memory use, for the error message.
 
     Raises:
         EnvariantError: If less memory is available.

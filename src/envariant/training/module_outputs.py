@@ -33,7 +33,7 @@ _WIDE, _TRIES = 10.0, 64
 
 
 def logits_of(output: object, rows: int, task: Task, module: nn.Module) -> Tensor:
-    """Return the logits in the output of a module, which is a tensor or a collection of tensors.
+    """Return the logits in a module's output; the output is a tensor or a collection of tensors.
 
     In a collection, the logits are the entry "logits", as in Hugging Face models, or else the only tensor
     with the shape of logits.
@@ -94,7 +94,9 @@ def described(output: object) -> str:
 
 
 def remark_on(module: nn.Module, output: Tensor, task: Task, input_shape: Sequence[int]) -> str:
-    """Return a remark if the outputs of a module cannot be logits, as after a sigmoid; "" otherwise.
+    """Return a remark if the outputs of a module cannot be logits; "" otherwise.
+
+    For example, the outputs of a final sigmoid layer are probabilities instead of logits.
 
     Args:
         module: Model to check.

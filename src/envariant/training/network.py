@@ -162,7 +162,7 @@ class Network:
     def weights(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return copies of a module's weights as two dictionaries, in the format of `params` and `buffers`.
 
-        The first dictionary contains the trainable parameters, the second contains frozen parameters and
+        The first dictionary contains the trainable parameters; the second contains frozen parameters and
         buffers.
 
         Args:
@@ -195,7 +195,7 @@ class Network:
             inputs: Inputs, `[rows, *input_shape]`.
             training: Whether layers are in training mode.
             replicas: Number of replicas stacked by `torch.func.vmap`; with more replicas, the inputs are
-                processed in smaller chunks to limit memory.
+                processed in smaller blocks to limit memory use.
             key: Random-number key of dropout masks in training mode. Default: 0.
             number: Number of this pass within the step; every pass has its own masks.
         """

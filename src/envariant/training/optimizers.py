@@ -27,7 +27,9 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class OptimizerConfig(ABC):
-    """Configuration of an optimizer. Learning rate and weight decay are excluded; they may differ by replica.
+    """Configuration of an optimizer, except its learning rate and weight decay.
+
+    These two may differ between replicas.
 
     Attributes:
         name: Name of the optimizer, such as `adam`.
@@ -54,7 +56,7 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, params: Sequence[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
-        """Create an optimizer that updates parameters in place from their attribute `grad`.
+        """Create an optimizer that updates parameters in place, with the gradients in their attribute `grad`.
 
         Args:
             params: Tensors to update.
@@ -341,7 +343,7 @@ class SGD(OptimizerConfig):
 @final
 @dataclass(frozen=True, eq=False)
 class TorchOptimizer(OptimizerConfig):
-    """Configuration of a PyTorch optimizer class, or of `functools.partial` of one.
+    """Configuration of a PyTorch optimizer class, or of a `functools.partial` of such a class.
 
     If the update is elementwise and linear in the learning rate, one optimizer updates all replicas: SGD,
     Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam and RAdam, unless `decoupled_weight_decay` is set.

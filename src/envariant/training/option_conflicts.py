@@ -1,4 +1,4 @@
-"""Checks of training options that exclude one another."""
+"""Checks for training options that exclude one another."""
 
 from envariant.core.errors import EnvariantError
 from envariant.training.parameter_groups import ByGroup

@@ -20,7 +20,7 @@ def plain(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return the string that represents an object in records and tables, the same in every process.
+    """Return a string that represents an object in records and tables; it is the same in every process.
 
     For classes and functions, this is the qualified name; for dataclasses, the name and all settings that
     differ from their defaults, as in "sgd(momentum=0.9)"; for other objects, the attribute `name` or the

@@ -10,7 +10,9 @@ from envariant.training.parameter_groups import ByGroup, by_group
 
 
 def learning_rate(value: object) -> float | Schedule | ByGroup:
-    """Convert a learning rate: a number above 0, a schedule, or numbers and schedules by parameter group.
+    """Convert the option `learning_rate` to a number, a schedule or a `ByGroup`.
+
+    Numbers must be above 0. The rates of some groups may be 0, but not those of all groups.
 
     Raises:
         ValueError: If the value is not allowed. The caller puts the name of the option before the message.
@@ -24,7 +26,7 @@ def learning_rate(value: object) -> float | Schedule | ByGroup:
 
 
 def weight_decay(value: object) -> float | ByGroup:
-    """Convert a weight decay: a number of at least 0, or numbers by parameter group.
+    """Convert the option `weight_decay` to a number or a `ByGroup`; numbers must be at least 0.
 
     Raises:
         ValueError: If the value is not allowed. The caller puts the name of the option before the message.

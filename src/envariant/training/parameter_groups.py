@@ -138,12 +138,13 @@ class ParameterGroups:
 def grouped(
     rate: Value | ByGroup, decay: float | ByGroup, default: float, steps: int, *, weights_only: bool
 ) -> tuple[Value, ParameterGroups]:
-    """Return the learning rate of parameters in no group, and the values by parameter group.
+    """Return the learning rate of parameters in no group, and the run's `ParameterGroups`.
 
     Args:
         rate: Learning rate of the run.
         decay: Weight decay of the run.
-        default: Default learning rate of the data set, used for auxiliary networks if `others` is not set.
+        default: Default learning rate of the data set. Auxiliary networks use it if `rate` is a `ByGroup`
+            without `others`.
         steps: Number of steps of the run, to resolve relative switch points of schedules.
         weights_only: Whether biases and parameters of normalization layers are exempt from weight decay.
     """

@@ -44,7 +44,9 @@ def resolve(requested: str, device: torch.device, model: nn.Module, task: Task) 
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has instructions for bfloat16 products: AMX, AVX512-BF16 or recent CUDA.
+    """Return whether a device has instructions for bfloat16 products.
+
+    On CPUs, these are AMX and AVX512-BF16 instructions. Among CUDA devices, recent GPUs have them.
 
     Args:
         device: Device used for training.

@@ -73,8 +73,8 @@ class RFC(Initializer):
     the largest mean loss over groups of rows. Each earlier model defines two groups: the rows that it
     predicts correctly, and those that it predicts incorrectly. Finally, one featurizer with one head per
     model is trained to imitate the predictions of all models. For this training, half of the rows are sampled
-    from those that all models predict correctly or all predict incorrectly; the other half is sampled from
-    the remaining rows. The initial weights are this featurizer and the mean of the heads.
+    from those on which all models are correct or all are incorrect. The other half is sampled from the
+    remaining rows. The initial weights are this featurizer and the mean of the heads.
 
     Attributes:
         rounds: Number of models to imitate.
@@ -170,7 +170,7 @@ class _Imitation(TrainingStep):
 def balanced_rows(right: Tensor, generator: torch.Generator) -> Tensor:
     """Sample row indices with replacement, half of them from rows on which all models agree.
 
-    Models agree on a row if all of them predict it correctly or all incorrectly. The other half is sampled
+    Models agree on a row if all of them are correct or all are incorrect. The other half is sampled
     from rows that only some models predict correctly. If one of the two kinds of rows does not occur,
     all indices are sampled from the other kind. The result has as many indices as there are rows.
 
@@ -261,7 +261,7 @@ def prepared(
     initializer: Initializer | None,
     on_progress: Callable[[int, int, int], None],
 ) -> Replica:
-    """Return a copy of a replica that runs its pretraining when `Replica.start` is first accessed.
+    """Return a copy of a replica whose pretraining runs when `Replica.start` is first accessed.
 
     Pretraining provides initial weights, inferred environments, or both.
 

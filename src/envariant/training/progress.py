@@ -27,7 +27,7 @@ class RunProgress:
     """Progress bar of one run: steps, remaining time and the latest score in each environment.
 
     Args:
-        bars: Output of the progress.
+        bars: Progress output that displays the bar.
     """
 
     def __init__(self, bars: Bars) -> None:
@@ -38,7 +38,7 @@ class RunProgress:
         self._pretraining: int | None = None
 
     def pretraining(self, replica: int, done: int, of: int) -> None:
-        """Show that a replica has completed `done` pretraining steps; their total number is `of`."""
+        """Show that a replica has completed `done` of its `of` pretraining steps."""
         if self._pretraining is None:
             self._pretraining = self._bars.add("pretraining", of)
         self._bars.update(self._pretraining, done, f"replica {replica}")
@@ -123,7 +123,7 @@ def show_sweep(label: str, runs: int, folder: Path, show: bool | None = None) ->
 
 @final
 class SweepProgress:
-    """Progress of a study; counts the steps of this process and the runs finished by all processes.
+    """Progress of a study: steps of this process, and runs finished by all processes.
 
     Args:
         store: Store of the study, opened in the calling thread.

@@ -1,4 +1,4 @@
-"""Progress output: a bar of the package rich on a terminal, HTML in a notebook, or lines in a log file.
+"""Progress output: a bar on a terminal (package `rich`), HTML in a notebook, or lines in a log file.
 
 A background thread writes to notebooks and log files, so that they are updated even during steps of many
 minutes.
@@ -65,7 +65,7 @@ class TerminalBars(Bars):
     """Progress bars on a terminal.
 
     Args:
-        bars: Progress display of rich, with a field "scores" for notes.
+        bars: A `rich.progress.Progress` display with a custom field named "scores", which shows notes.
     """
 
     def __init__(self, bars: Progress) -> None:

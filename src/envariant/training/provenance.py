@@ -20,7 +20,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
-    """Return system, processor, number of cores and PyTorch threads, device and accelerator."""
+    """Return facts about the hardware, by name.
+
+    The names are "system", "processor", "cores", "threads" (of PyTorch) and "device". On a CUDA device, there
+    is also "accelerator".
+    """
     description: dict[str, str | int] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -37,7 +41,7 @@ def described(hardware: Mapping[str, str | int]) -> str:
     """Describe hardware in one line.
 
     Args:
-        hardware: Facts from `hardware`.
+        hardware: Facts returned by the function `hardware`.
 
     Returns:
         String such as "Linux x86_64, AMD EPYC, 2 cores, 1 PyTorch thread, device cpu".

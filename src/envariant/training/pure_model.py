@@ -1,4 +1,7 @@
-"""Model in the form that algorithms receive: a pure function of parameters, which also updates buffers."""
+"""Model in the form that algorithms receive: a pure function of its parameters.
+
+The new values of buffers that a training step changes are returned by a separate method.
+"""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -46,10 +49,10 @@ class PureModel:
         self.auxiliary_networks = tuple(net.auxiliary)
 
     def updated_buffers(self) -> dict[str, Tensor]:
-        """Return the new values of `Network.changing` after one forward pass on the batch of this step.
+        """Return new values of the buffers in `Network.changing`, after a forward pass on this step's batch.
 
         The values come from the algorithm's own forward pass with the parameters and the inputs of this step.
-        If there was no such pass, for example because the algorithm mixes rows (Mixup), a pass is added.
+        If there was no such pass, for example because the algorithm mixes rows (Mixup), this method runs one.
         """
         net = self._net
         if not net.changing:

@@ -38,7 +38,9 @@ def check_raised_steps(requested: RunSpec, source: EnvironmentSource, before: in
 
 
 def differences(first: ResolvedRun, second: ResolvedRun) -> Sequence[tuple[str, str, str]]:
-    """Return name and both values of each setting that differs between two runs, except the number of steps.
+    """Return the name and both values of each setting that differs between two runs.
+
+    The numbers of steps themselves are not compared.
 
     Args:
         first: Resolved run.

@@ -75,7 +75,7 @@ class Record(Displayed):
         seeds: Seeds of each replica.
         threads: Number of PyTorch threads, which affects rounding.
         versions: Versions of Python and of all packages that affect results.
-        hardware: System, processor, number of cores and threads, device and accelerator.
+        hardware: System, processor, numbers of cores and PyTorch threads, device and accelerator.
         command: `envariant` command line that started the run; "" for other programs.
         remarks: Warnings about the run, one sentence each.
     """
@@ -113,10 +113,9 @@ class Record(Displayed):
 
     @property
     def unpredictable(self) -> dict[str, float]:
-        """Test environments in which many rows have a class that does not occur in training.
+        """Share of rows whose class does not occur in training, by test environment.
 
-        The values are the shares of these rows; only shares above `MOST_UNSEEN` are included. Reports draw no
-        conclusion about such environments.
+        Only shares above `MOST_UNSEEN` are included. Reports draw no conclusion about these environments.
         """
         tests = (each for each in self.environments if each.role == "test")
         return {each.name: each.unseen for each in tests if each.unseen > MOST_UNSEEN}

@@ -143,12 +143,12 @@ class ReplicaStack:
 
     @property
     def failed(self) -> bool:
-        """Whether all replicas had diverged at the last measurement."""
+        """Whether, as of the last measurement, every replica has diverged."""
         return len(self._failures) == len(self._replicas)
 
     @property
     def ended(self) -> bool:
-        """Whether all replicas had diverged or stopped at the last measurement."""
+        """Whether, as of the last measurement, every replica has diverged or stopped."""
         return len(self._failures) + len(self._stops) == len(self._replicas)
 
     @property
@@ -192,8 +192,8 @@ class ReplicaStack:
     def measure(self) -> tuple[HistoryRow, ...]:
         """Return loss, score and other metrics in all environments, for each replica that has not diverged.
 
-        A replica that diverged since the last measurement is measured once more, with its weights before the
-        step that diverged.
+        A replica that diverged since the last measurement is measured once more, with its weights from before
+        the step at which it diverged.
         """
         failed_at = self._failed_at.tolist()
         losses = self._evaluate_average()
@@ -257,9 +257,9 @@ class ReplicaStack:
             self._alive[k] = False
 
     def measured_at_once(self, replicas: int) -> float:
-        """Return the ratio of the rows evaluated at once to the rows of the largest environment.
+        """Return the number of rows evaluated at once, as a multiple of the rows of the largest environment.
 
-        A row that is evaluated for several replicas counts once for each of them, so the ratio can exceed 1.
+        A row that is evaluated for several replicas counts once for each of them, so the result can exceed 1.
 
         Args:
             replicas: Number of replicas.

@@ -50,7 +50,7 @@ class ResolvedAlgorithm:
 
     Attributes:
         name: Name of the algorithm for tables.
-        trained: Algorithm for training a network, or predictor, which is fitted instead of a network.
+        trained: Algorithm that trains a network, or predictor that is fitted instead of a network.
         hyperparameters: All hyperparameters by name.
         defaults: Default settings of the data set for the algorithm.
         suggested: Default hyperparameters of the data set for the algorithm.
@@ -99,7 +99,7 @@ class ResolvedRun:
         return Replica(index, seeds, trained, self.learning_rate, decay, groups=self.groups)
 
     def remarks(self) -> tuple[str, ...]:
-        """Return a remark for each schedule that is scaled to the run, or that has no effect within it."""
+        """Return a remark for each schedule that was rescaled for the run, or has no effect in the run."""
         rate = self.groups.rates or self.learning_rate
         return remarks(self.algorithm, rate, self.config.steps, self.config.optimizer)
 
@@ -353,7 +353,7 @@ def _config(complete: RunSpec, spec: RunSpec) -> RunConfig:
 def remarks(
     algorithm: ResolvedAlgorithm, learning_rate: object, steps: int, optimizer: OptimizerConfig | None = None
 ) -> tuple[str, ...]:
-    """Return a remark for each schedule that is scaled to a run, or that has no effect within it.
+    """Return a remark for each schedule that was rescaled for a run, or has no effect in the run.
 
     Args:
         algorithm: Algorithm with its hyperparameters.
@@ -416,7 +416,7 @@ def _initializer(requested: object) -> Initializer | None:
 
 
 def algorithm_identity(requested: object) -> str:
-    """Return a string for hashing that is equal for algorithms that perform the same computations.
+    """Return a string to be hashed; algorithms that perform the same computations have the same string.
 
     Raises:
         EnvariantError: If the algorithm is unknown, or has a setting that cannot be compared by content.

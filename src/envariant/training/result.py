@@ -39,7 +39,7 @@ WORST = "worst"
 @final
 @dataclass(frozen=True)
 class Spread:
-    """Values of one metric in all replicas, with mean and standard deviation.
+    """Values of one metric, one for each finished replica, with their mean and standard deviation.
 
     Attributes:
         values: One value per finished replica.
@@ -116,7 +116,7 @@ class TrainingResult(Displayed):
 
     @property
     def stopped(self) -> dict[int, str]:
-        """Sentence with the step and the reason, for each replica that was stopped early, by index."""
+        """Sentence on why and at which step training stopped early, by index of the replica."""
         return {k: c.stopped for k, c in sorted(self.checkpoints.items()) if c.stopped is not None}
 
     @property
@@ -179,7 +179,7 @@ class TrainingResult(Displayed):
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
-        """Return each finished replica's worst score over environments, and the environment of each score."""
+        """Return the worst score of each finished replica, and the environment in which it was measured."""
         metric, worst = self.record.metric, min if self.record.higher_is_better else max
         scores = {name: self.final(name, metric).values for name in self.record.roles}
         names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))
@@ -217,8 +217,8 @@ class TrainingResult(Displayed):
                 training, which is impossible if the model was an object and the run was loaded from disk.
 
         Raises:
-            EnvariantError: If the replica does not exist, the run has a predictor instead of a network, or
-                the run was loaded from disk, its model was passed as an object, and no module is given.
+            EnvariantError: If the replica does not exist, the run has a predictor instead of a network, the
+                network cannot be built (see `module`), or the weights do not fit the network.
         """
         saved = self.checkpoints.get(replica)
         if saved is None:
@@ -266,7 +266,11 @@ class TrainingResult(Displayed):
         return module.eval()
 
     def summary(self) -> "pd.DataFrame":
-        """Return mean and standard deviation over replicas, by environment and for the worst environment."""
+        """Return a table with the mean and standard deviation of score and loss over replicas.
+
+        There is one row per environment. The row "worst" contains the score in the worst environment of each
+        replica.
+        """
         import pandas as pd
 
         metric = self.record.metric
@@ -293,9 +297,9 @@ class TrainingResult(Displayed):
         return frame
 
     def table(self) -> ScoreTable:
-        """Return the final scores by environment, for a paper; `envariant.score_table` compares several runs.
+        """Return a table of the final scores by environment, for a paper.
 
-        The average is over the test environments.
+        The average in the table is over the test environments. For several runs, use `envariant.score_table`.
         """
         record = self.record
         scores = {name: self.final(name, record.metric).values for name in record.roles}

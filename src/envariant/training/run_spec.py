@@ -358,7 +358,7 @@ class RunSpec(BaseModel, Displayed):
         """Return a content hash of the run, which does not depend on file locations.
 
         Args:
-            identities: Content hashes, by name, of options whose strings do not describe them completely.
+            identities: Content hashes by option name, for options that their strings do not fully describe.
         """
         meaning = {
             key: identities.get(key, plain(value))

@@ -130,8 +130,8 @@ def soup_of(
     Args:
         result: Result of a run with `shared_init=True`.
         rule: "uniform" averages all replicas. "greedy" considers replicas in order of decreasing mean
-            validation score, and adds each replica that does not worsen the soup's score on the validation
-            rows of all environments together.
+            validation score, and adds each replica that does not worsen the soup's score on the pooled
+            validation rows of all environments.
         sample: Environments of the run. Default: the environments in `result`.
         labels: Name of each replica. Default: the replica's number.
 
@@ -187,7 +187,7 @@ def soup_of(
 
 
 def mean_of(weights: Sequence[Weights]) -> dict[str, Tensor]:
-    """Return the mean of the parameters of several networks, by name, computed as a running mean."""
+    """Return the mean of each parameter over several networks, by name; it is computed as a running mean."""
     mean = {name: value.clone() for name, value in weights[0].items()}
     for count, each in enumerate(weights[1:], 1):
         mean = {name: value + (each[name] - value) / (count + 1) for name, value in mean.items()}
@@ -195,7 +195,7 @@ def mean_of(weights: Sequence[Weights]) -> dict[str, Tensor]:
 
 
 def greedy(weights: Sequence[Weights], score: Callable[[Weights], float]) -> tuple[int, ...]:
-    """Return the indices in `weights` of the networks that form a greedy soup.
+    """Select networks for a greedy soup; return their indices in `weights`.
 
     Args:
         weights: Parameters of all networks, in order of decreasing score.

@@ -18,8 +18,8 @@ from envariant.training.replicas import Seeds
 class FromRun(Initializer):
     """Final weights of a run stored by `train(…, out=folder)`.
 
-    Each replica starts from the stored replica with the same seeds, and therefore the same data draw. Both
-    runs need the same `seed`. The state of the optimizer is not reused.
+    Each replica starts from the stored replica with the same seeds, and therefore the same data draw. The
+    stored run and the new run need the same `seed`. The state of the optimizer is not reused.
 
     Attributes:
         folder: Folder of the stored run.

@@ -63,7 +63,7 @@ class Reader:
 
         Args:
             requests: Function that maps the number of a batch to the requests for its rows, in order.
-            number_bytes: Bytes per batch; the larger it is, the fewer batches are read ahead.
+            number_bytes: Bytes per batch; the larger the batches are, the fewer are read ahead.
         """
         return ReadAhead(self, requests, max(1, min(_MOST_AHEAD, _BYTES_AHEAD // max(1, number_bytes))))
 

@@ -243,7 +243,7 @@ class WeightsAndBiases(LiveTracker):
         options: Additional arguments for `wandb.init`, such as `entity` or `mode`.
 
     Raises:
-        EnvariantError: If the package wandb is not installed.
+        EnvariantError: If the package `wandb` is not installed.
     """
 
     def __init__(self, project: str = "envariant", **options: Any) -> None:
@@ -287,7 +287,7 @@ _TAG, _COMPLETE, _BATCH_SIZE = "envariant.run", "whole", 1000
 
 
 def points(rows: Iterable[Any]) -> list[Point]:
-    """Return step, name and value of each finite metric.
+    """Return the step, name and value of each metric value that is finite.
 
     Examples of names: `accuracy/flip-0.9`, `accuracy/flip-0.1 (validation)`, `auroc/north/shuffled age`.
 

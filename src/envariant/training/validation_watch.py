@@ -66,7 +66,7 @@ class ValidationWatch:
             k: Index of the replica in the stack.
             step: Number of completed updates.
             rows: Metric values of the replica from this evaluation.
-            weights: Function that returns the parameters and buffers used for prediction, of all replicas.
+            weights: Function that returns all replicas' parameters and buffers used for prediction.
         """
         rows = list(rows)
         if self._keeps_best:
@@ -95,7 +95,7 @@ class ValidationWatch:
         """Restore the state from a checkpoint.
 
         Args:
-            saved: State from the checkpoint; empty groups are missing.
+            saved: State from the checkpoint, which omits empty mappings.
             device: Device of the weights.
 
         Raises:

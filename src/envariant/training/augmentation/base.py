@@ -30,7 +30,7 @@ class Augmentation(ABC):
     @property
     @abstractmethod
     def numbers(self) -> int:
-        """Number of uniform random numbers that each image needs."""
+        """Number of random numbers, uniform in [0, 1), that the augmentation needs for each image."""
 
     @abstractmethod
     def __call__(

@@ -1,4 +1,4 @@
-"""Random crops that are resized to the size of the images, and horizontal flips."""
+"""Random crops, resized to the original image size, and random horizontal flips."""
 
 import math
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class RandomResizedCrop(Augmentation):
     def boxes(
         self, height: int, width: int, uniforms: Float[Tensor, "numbers rows"]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return top, left, height and width of each crop in pixels.
+        """Return the top, left, height and width of each crop, in pixels.
 
         Args:
             height: Height of the images.

@@ -39,7 +39,7 @@ class Averaging(ABC):
         return specs.describe(self.name, self)
 
     def resolve(self, steps: int) -> Self:
-        """Convert percentages to step numbers.
+        """Return the rule with percentages converted to step numbers.
 
         Args:
             steps: Number of updates of the run.
@@ -52,7 +52,9 @@ class Averaging(ABC):
         return dataclasses.replace(cast("Any", self), **changes) if changes else self
 
     def rescale(self, old: int, new: int) -> Self:
-        """Scale the step number `start`, if the rule has one, to another run length.
+        """Return the rule with its step number `start` scaled to another run length.
+
+        Rules without `start`, or with `start` as a percentage, are returned unchanged.
 
         Args:
             old: Number of steps for which `start` was chosen.

@@ -17,7 +17,8 @@ from envariant.training.averaging.base import Averaging, State
 class EMA(Averaging):
     """Exponential moving average: θ̃ ← d·θ̃ + (1 − d)·θ after each update; the first update copies θ.
 
-    The average starts from a copy of θ, so it needs no bias correction (PyTorch's `get_ema_multi_avg_fn`).
+    The average starts from a copy of θ, so it needs no bias correction. PyTorch's
+    `get_ema_multi_avg_fn` uses the same rule.
 
     Attributes:
         decay: Decay d.

@@ -16,8 +16,8 @@ from envariant.training.averaging.base import Averaging, State, running_mean
 class MovingAverage(Averaging):
     """Mean of the weights after updates `start`, `start` + 1, …; before update `start`, the current weights.
 
-    Arpit et al. 2021, arXiv 2110.10832. The code of DiWA counts the weights after update `start` twice; here,
-    the weights after every update count once.
+    Arpit et al. 2021, arXiv 2110.10832. The code of DiWA (arXiv 2205.09739) counts the weights after update
+    `start` twice; here, the weights after every update count once.
 
     Attributes:
         start: First update whose weights are averaged: its number, counted from 1, or a share of the run,

@@ -1,4 +1,4 @@
-"""SWAD: mean of all weights from the end of the validation loss's decrease to the start of its increase."""
+"""SWAD: mean of the weights from where the validation loss stops decreasing to where it increases again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

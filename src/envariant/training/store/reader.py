@@ -276,7 +276,7 @@ class StoreReader(ABC):  # noqa: B024
         return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
 
     def jobs_of(self, runs: Sequence[int]) -> dict[int, int]:
-        """Return the job of each run that belongs to a job, by ID of the run."""
+        """Return the job ID of each run, by ID of the run; runs without a job are omitted."""
         rows = self._rows("SELECT id, job FROM runs WHERE job IS NOT NULL")
         return {run: job for run, job in rows if run in set(runs)}
 

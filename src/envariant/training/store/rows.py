@@ -31,7 +31,7 @@ class Trial:
 @final
 @dataclass(frozen=True)
 class PlannedRun:
-    """Planned run: one replica of one trial of an algorithm, with given data and test environments.
+    """Planned run: one replica of one trial, for a given algorithm, data source and test environments.
 
     Attributes:
         data: Name of the data source.

@@ -102,7 +102,7 @@ class Store(StoreReader):
         declares: Callable[[str, str], bool] = lambda data, algorithm: True,
         options: Sequence[str] = (),
     ) -> int | None:
-        """Create a job from planned runs that can train together, the earliest first.
+        """Create a job from the earliest planned runs that can train together.
 
         Args:
             among: Number of processes that share the work. A job takes at most the fraction 1 / `among` of
@@ -187,12 +187,12 @@ class Store(StoreReader):
                 self._end(execute, outcome)
 
     def discard_after(self, job: int, reached: Mapping[int, int]) -> None:
-        """Discard measurements of a job's unfinished runs after their last checkpoint.
+        """Discard the values that a job's unfinished runs measured after their last checkpoint.
 
         Args:
             job: ID of the job.
-            reached: Step of the last measurement before the checkpoint, by run ID. All measurements of runs
-                that are not listed are discarded.
+            reached: Last step that was measured before the checkpoint, by run ID. For runs that are not
+                listed, all measured values are discarded.
         """
         with self._transaction() as execute:
             for stored in self.members(job):

@@ -81,7 +81,10 @@ class TargetType:
         return pd.Series(_index(self.values or tuple(classes), self.dtype).take(codes))
 
     def of_numbers(self, numbers: NDArray[np.float64]) -> "pd.Series[Any]":
-        """Convert regression predictions, `[rows]`, to the target's type; days become dates or durations."""
+        """Convert regression predictions to the type of the target, `[rows]`.
+
+        If the target consists of dates or durations, predictions are numbers of days.
+        """
         if not _is_time(self.dtype):
             return pd.Series(numbers)
         microseconds = np.round(numbers * 86_400e6)

@@ -22,7 +22,7 @@ class TargetType:
     """Type of the target column, and the values of its classes.
 
     Attributes:
-        dtype: Name of the pandas type; "date" for Python dates; "" for the type that pandas infers.
+        dtype: Name of the pandas type; "date" for `datetime.date` objects; "" if pandas infers the type.
         values: Original value of each class; empty for regression.
         categories: All categories of a pandas categorical, in order.
         categories_dtype: Name of the pandas type of the categories.

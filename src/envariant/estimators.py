@@ -264,14 +264,14 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
             lists all names), recipe, part such as `VREx()`, or `Algorithm`.
         infer_environments: Whether to infer two environments by EIIL if `fit` receives none: one with the
             rows that a reference model predicts well, and one with the rows that it predicts poorly.
-            `hyperparameters` may include those of EIIL, such as `reference_steps`. Ignored if the algorithm
-            does not need environments.
+            `hyperparameters` may include those of EIIL, such as `reference_steps`. The option is ignored if
+            the algorithm does not need environments.
         random_state: Seed of initial weights, batch order and validation rows. Default: a new seed for each
             fit.
         verbose: Whether to show progress.
-        options: Any option of `RunSpec` for one network on a table, such as `clip`, `accumulate`,
-            `class_weights` (keys may be labels in `y`), `average`, `keep` or `init`. Options whose
-            default differs from the default in `RunSpec`:
+        options: Any option of `RunSpec` that applies to one network trained on a table, such as `clip`,
+            `accumulate`, `class_weights` (keys may be labels in `y`), `average`, `keep` or `init`. The
+            following options have defaults that differ from those in `RunSpec`:
 
             - hyperparameters: New values by hyperparameter name, if `algorithm` is a name; they override
               values in `algorithm`. Default: none.
@@ -353,8 +353,9 @@ class InvariantRegressor(RegressorMixin, InvariantEstimator):
         infer_environments: Whether to infer two environments by EIIL if `fit` receives none.
         random_state: Seed of initial weights, batch order and validation rows.
         verbose: Whether to show progress.
-        options: Any option of `RunSpec` for one network on a table, such as `model`, `loss`, `steps`,
-            `learning_rate`, `clip`, `average` or `stop_early`, with the defaults of `InvariantClassifier`.
+        options: Any option of `RunSpec` that applies to one network trained on a table, such as `model`,
+            `loss`, `steps`, `learning_rate`, `clip`, `average` or `stop_early`. Defaults are those of
+            `InvariantClassifier`.
 
     Attributes:
         target_mean_: Mean of the training targets.

@@ -1,7 +1,8 @@
 """Linear structural equation models of the IRM paper (Arjovsky et al. 2019, section 5.1).
 
-The variable u has causes x and effects z, which are the inputs; all three have five components. The target is
-the sum of the components of u. With a hidden variable h and standard normal noise N, environment e has
+The inputs are the causes x and the effects z of an unobserved variable u. The target is the sum of the
+components of u; x, u and z have five components each. With a hidden variable h and standard normal noise N,
+environment e has
 
     h = e N        x = h A + e N        u = x B + h C + σ_u N        z = u D + h G + σ_z N
     inputs = (x, z) S        target y = Σ u
@@ -39,8 +40,8 @@ class Equations:
         x: Inputs of each environment.
         y: Target of each environment.
         scramble: Orthogonal matrix S; the identity if the inputs are not scrambled.
-        weights: Weights of the unscrambled inputs in the equation of the target: B·1 for causes, 0 for
-            effects.
+        weights: Weight of each unscrambled input in the equation of the target: B·1 (the row sums of B)
+            for the causes, and 0 for the effects.
     """
 
     x: Float[Tensor, "environments rows inputs"]
@@ -58,13 +59,14 @@ class LinearSEM(SpecSource):
     with the same seed.
 
     Attributes:
-        setup: Three letters; the symbols are those of the equations in the module's docstring. First letter,
-            F: A = I and C = G = 0, so that x has variance 2e²; P: h is a confounder, and A, C and G have
-            normal entries with standard deviation 1/10. Second letter, O: σ_u = 1 and σ_z = e; E: σ_u = e
-            and σ_z = 1 (as in the program; the text of the paper exchanges O and E). Third letter, U: S = I;
-            S: S is a random orthogonal matrix.
-        coefficients: "ones" for B = D = I, as in the published results; "normal" for normal
-            entries of B and D with standard deviation 1/10.
+        setup: Three letters, such as "FOU"; for the symbols, see the equations in the module's docstring.
+            The first letter is F or P. F: A = I and C = G = 0, so that x has variance 2e². P: h is a
+            confounder, and A, C and G have normal entries with standard deviation 1/10. The second letter
+            is O or E, as in the program; the text of the paper exchanges them. O: σ_u = 1 and σ_z = e.
+            E: σ_u = e and σ_z = 1. The third letter is U or S. U: the inputs are not scrambled, so the
+            matrix S is I. S: the matrix S is random and orthogonal.
+        coefficients: "ones" for B = D = I, as in the published results; "normal" for matrices B and D with
+            normal entries of standard deviation 1/10.
     """
 
     base: ClassVar[str] = "linear-sem"

@@ -86,7 +86,8 @@ class LinearUnitTests(SpecSource):
             seed: Seed of the data draw.
 
         Yields:
-            Name of the split; inputs `[rows, dim_inv + dim_spu]` and targets `[rows]` of each environment.
+            Name of a split, and a list with one pair per environment: inputs `[rows, dim_inv + dim_spu]` and
+            targets `[rows]`.
         """
         generator = torch.Generator().manual_seed(seed)
         drawn, scramble = self._problem(generator)

@@ -85,15 +85,15 @@ class ValidationSplit(DerivedSource):
 def held_out_rows(
     sizes: Mapping[str, int], share: float, seed: int, groups: Mapping[str, Tensor | None] | None = None
 ) -> dict[str, Tensor]:
-    """Select the rows of each training environment to hold out; return their indices in ascending order.
+    """Select rows to hold out from each training environment; return their indices in ascending order.
 
     If groups are given, whole groups are held out from all environments, and the share is approximate.
 
     Args:
         sizes: Number of rows of each training environment, in the order of the data.
-        share: Share of the rows to hold out.
+        share: Share of each environment's rows to hold out.
         seed: Seed of the data draw.
-        groups: Group number of each row, by environment. None to hold out individual rows.
+        groups: Group number of each row, by environment. None: hold out individual rows.
     """
     # The random stream differs from that of the data, which starts with the seed itself.
     generator = torch.Generator().manual_seed(seed ^ 0x5EED)

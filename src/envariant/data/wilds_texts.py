@@ -1,4 +1,4 @@
-"""Texts of WILDS (CivilComments, Amazon) as tables, for features of texts and for `compare`."""
+"""Text data sets of WILDS (CivilComments and Amazon) as tables, for text features and for `compare`."""
 
 import re
 from pathlib import Path
@@ -19,11 +19,13 @@ _BASE = "wilds_table"
 def wilds_table(folder: str | Path) -> "pd.DataFrame":
     """Read the texts of civilcomments or amazon as a table: text, target, environment and split.
 
-    In civilcomments, the target is whether most readers found the comment toxic. The environment is the first
-    of eight identities that, according to at least half of the readers, the comment mentions; it is "none" if
-    there is no such identity. For each identity, a column states whether the comment mentions it. In amazon,
-    the target is the number of stars, the environment is the product category, and `group` is the reviewer;
-    the split is the official one, by reviewer.
+    In civilcomments, the target is whether at least half of the readers found the comment toxic. For each of
+    eight identities, such as male or christian, a column states whether the comment mentions the identity,
+    again according to at least half of the readers. The environment is the first identity that the comment
+    mentions; it is "none" if the comment mentions none of them.
+
+    In amazon, the target is the number of stars, and the environment is the product category. The column
+    `group` contains the reviewer, and `split` is the official split, which is by reviewer.
 
     Args:
         folder: Folder of the data set, such as `civilcomments_v1.0`.

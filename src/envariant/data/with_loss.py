@@ -15,7 +15,7 @@ from envariant.data.derived_source import DerivedSource
 @final
 @dataclass(frozen=True)
 class WithLoss(DerivedSource):
-    """Data source that returns the environments of another source with a different loss.
+    """Data source that wraps another source and replaces the loss of its task.
 
     Attributes:
         source: Data source whose loss is replaced.
@@ -68,19 +68,19 @@ def with_loss(task: Task, loss: Any) -> Task:
 
 
 def loss_fingerprint(task: Task) -> str:
-    """Return a digest of the loss of a task."""
+    """Return a digest of a task's loss."""
     return blake2b(task.identity().encode(), digest_size=16).hexdigest()
 
 
 def named_loss(task: Task, loss: object, fingerprint: str | None) -> str:
-    """Return the string of a loss that was given by name, else "".
+    """Return the loss in a record if it was given by name; return "" if it was a function or a task.
 
-    The fingerprint is compared, because the string of a function or task may be equal to the name of a loss.
+    The digests are compared, because the string of a function or task may be equal to the name of a loss.
 
     Args:
         task: Task of the data, with its default loss.
         loss: String of the loss in a record.
-        fingerprint: Digest of the loss in the record.
+        fingerprint: Digest in the record, as returned by `loss_fingerprint`.
     """
     text = loss if isinstance(loss, str) and loss.partition("(")[0].strip() in LOSSES else ""
     return text if text and loss_fingerprint(with_loss(task, text)) == fingerprint else ""

@@ -79,7 +79,7 @@ class Extractor:
 
 
 def extractor(backbone: ModelConfig | nn.Module, shape: Sequence[int]) -> Extractor:
-    """Return the featurizer of a network, or the whole network if it has no featurizer, with frozen weights.
+    """Freeze a network and return its featurizer, or the whole network if it has no featurizer.
 
     Random initial weights are generated with a fixed seed, so they are the same in every process.
 

@@ -34,7 +34,7 @@ def features_in(path: Path, shape: tuple[int, int], dtype: DType, blocks: Blocks
         path: Path of the file; its name identifies the content.
         shape: Number of rows and number of features.
         dtype: Data type of the stored features.
-        blocks: Function that, given the index of a row, yields the features of this and all later rows.
+        blocks: Function that, given a row index, yields the features of that row and of all later rows.
         remedy: Advice in the error message if the file cannot be written.
 
     Raises:

@@ -34,7 +34,7 @@ _ROWS_SEEN = 256
 @final
 @dataclass(frozen=True)
 class Extraction:
-    """Number of rows whose features were computed or found in the cache, and the time of the computation.
+    """Counts of the rows whose features were computed or found in the cache, and the duration.
 
     Attributes:
         rows: Number of rows whose features were computed.
@@ -62,10 +62,12 @@ class Preprocessing(nn.Module):
     """Preprocessing of decoded inputs for a backbone: number of channels, image size and pixel normalization.
 
     Args:
-        channels: Number of channels to which grayscale images are repeated; None for no repetition.
+        channels: Number of copies of the channel of a grayscale image; None to keep one channel.
         size: Side in pixels of the square to which images are resized; None for no resizing.
-        given: Mean and standard deviation with which pixels were standardized; None for pixels in [0, 1].
-        expected: Mean and standard deviation for which the backbone was trained; None to keep the pixels.
+        given: Mean and standard deviation with which the pixels of the inputs were already standardized; None
+            for pixels in [0, 1].
+        expected: Mean and standard deviation with which pixels were standardized in the training of the
+            backbone; None to leave pixels as they are.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ def preprocessing(
         sample: Environments of the source.
         backbone: Backbone, with the mean and standard deviation of pixels that it expects.
         size: Side in pixels to which images are resized; None for no resizing.
-        rgb: Whether to repeat grayscale images to three channels.
+        rgb: Whether to convert grayscale images to three equal channels.
 
     Warns:
         EnvariantWarning: If the pixels cannot be normalized as the backbone expects, because their range is
@@ -193,7 +195,7 @@ def batches(
         network: Preprocessing and backbone, from decoded inputs to features.
         batch_size: Rows per forward pass.
         first: First row.
-        last: End of the rows, exclusive.
+        last: Index after the last row.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
@@ -211,7 +213,10 @@ def batches(
 @final
 @dataclass(frozen=True, eq=False)
 class SourceRows(Extractable):
-    """Rows of a source; each worker reads the source itself, after checking that its identity is the same.
+    """Rows of a data source, whose features workers compute.
+
+    Each worker reads the source itself, after checking that it has the same identity as in the calling
+    process.
 
     Attributes:
         source: Data source.

@@ -31,7 +31,7 @@ BlocksOf = Callable[[int, int], Iterator[Tensor]]
 
 
 class Extractable(ABC):
-    """Base class of picklable objects that compute features in a worker; each worker receives them once."""
+    """Base class of picklable objects that compute features in workers; each worker receives one copy."""
 
     @abstractmethod
     def features(self, environment: int, first: int, last: int) -> Tensor:
@@ -40,7 +40,7 @@ class Extractable(ABC):
         Args:
             environment: Index of the environment.
             first: First row.
-            last: End of the rows, exclusive.
+            last: Index after the last row.
         """
 
 
@@ -58,8 +58,8 @@ class Cluster:
     def blocks(self, work: Extractable, rows: Sequence[int], size: int) -> BlocksOf:
         """Return a function that yields the features of an environment in order, block by block.
 
-        The cluster is connected when the first block is requested. Each task has one core, and one GPU if
-        the cluster has GPUs.
+        The connection to the cluster is made when the first block is requested. Each task has one core and,
+        if the cluster has GPUs, one GPU.
 
         Args:
             work: Object that computes features in the workers.
@@ -110,7 +110,7 @@ def divided(first: int, rows: int, size: int) -> list[tuple[int, int]]:
 
     Args:
         first: First row.
-        rows: Number of all rows.
+        rows: Total number of rows, including those before `first`.
         size: Rows per block; the last block may be shorter.
     """
     return [(begin, min(begin + size, rows)) for begin in range(first, rows, size)]

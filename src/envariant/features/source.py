@@ -1,4 +1,4 @@
-"""`Features`: data source of features that a frozen backbone extracts once and that are then cached."""
+"""`Features`: data source whose inputs are cached features, extracted once by a frozen backbone."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ class Features(SpecSource):
     In a table, text columns are replaced by the features of a text encoder; other columns stay unchanged.
 
     Attributes:
-        source: Data source of images, other arrays or a table, or its name with settings.
+        source: Data source of images, other arrays or a table; or a string with its name and settings.
         backbone: Name of a model or text encoder, such as `timm(resnet18, pretrained=true)`,
             `efficientnet-lite0`, `minilm` or `hashed-words`; or a model, module or text encoder. If a network
             consists of a featurizer and a head, only the featurizer is used.
@@ -199,7 +199,7 @@ class Features(SpecSource):
         )
 
     def preprocessing_log(self) -> list[str]:
-        """Return the preprocessing log of the source, with an entry on the features."""
+        """Return the preprocessing log of the source, with an entry about the features."""
         if self._table is not None:
             return list(map(str, self._table.table.preprocessing_log))
         lines: Any = getattr(self.source, "preprocessing_log", list)
@@ -209,7 +209,7 @@ class Features(SpecSource):
 
     @property
     def extraction(self) -> Extraction:
-        """Numbers of rows extracted by this process and found in the cache, and the extraction time."""
+        """Counts of the rows whose features this process computed or found in the cache, and the duration."""
         return self._extracted(0).extraction
 
     @property
@@ -228,7 +228,7 @@ class Features(SpecSource):
         return self.source.plot(seed, most)
 
     def sample(self, seed: int) -> EnvironmentSet:
-        """Return the environments with features as inputs.
+        """Return the environments, whose inputs are the features.
 
         Raises:
             EnvariantError: If the source cannot be read, or the features cannot be computed or stored.

@@ -1,4 +1,4 @@
-"""Input store of features: memory-mapped rows, standardized when they are decoded."""
+"""Input store of features, which reads memory-mapped rows and standardizes them in `decode`."""
 
 import hashlib
 from collections.abc import Hashable, Iterator, Sequence
@@ -22,7 +22,7 @@ class Standardization:
 
     Attributes:
         center: Mean of each feature, `[width]`.
-        scale: Standard deviation of each feature, 1 for constant features, `[width]`.
+        scale: Standard deviation of each feature, `[width]`; 1 for constant features.
         key: Digest of center and scale.
         basis: Principal components, each divided by its standard deviation, `[width, components]`; None to
             keep all features.
@@ -76,8 +76,8 @@ class Standardization:
     def applied(self, store: "FeatureStore") -> "FeatureStore":
         """Return a store with standardized rows.
 
-        Principal components are computed immediately. Without them, rows are standardized when they are
-        decoded.
+        If principal components are used, they are computed immediately. Otherwise, `decode` standardizes the
+        rows when they are used.
 
         Args:
             store: Raw features.
@@ -94,8 +94,8 @@ class FeatureStore(InputStore):
 
     Attributes:
         values: Features `[stored rows, width]`.
-        standardization: Center and scale that are applied when rows are decoded; None for raw features.
-        rows: Indices in `values` of the rows of this store; None for all rows.
+        standardization: Center and scale that `decode` applies; None for raw features.
+        rows: Indices of this store's rows in `values`; None if the store contains all rows.
     """
 
     shares_batches: ClassVar[bool] = True

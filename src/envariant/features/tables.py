@@ -1,4 +1,8 @@
-"""Convert images to feature tables for `compare`, and new images and texts to features for saved models."""
+"""Tables of features that are extracted from images or texts.
+
+For `compare`, images are converted to tables. For saved models, new images and texts are converted to
+features.
+"""
 
 import warnings
 from collections import Counter

@@ -14,7 +14,7 @@ from envariant.core import counter_rng
 @final
 @dataclass(frozen=True, eq=False)
 class MaskNumbers:
-    """Random numbers of the dropout masks in one pass through a network.
+    """Key and stream of the random numbers for the dropout masks in one pass through a network.
 
     Attributes:
         key: Random-number key of the step.

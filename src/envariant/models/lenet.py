@@ -1,4 +1,4 @@
-"""LeNet of the course report: three convolutions, two pooling layers, two fully connected layers."""
+"""LeNet as in the course report that `sjtu-2023` reproduces, with three convolutions and two dense layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig
 class LeNet(ModelConfig):
     """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling.
 
-    Layers: 5×5 convolution with 6 channels, pooling, 5×5 convolution with 16 channels, pooling, convolution
-    with 120 channels, dense layer with 84 units, and the head. The kernel of the third convolution covers the
-    whole remaining feature map; for 28×28 images, it is 5×5 as in the paper.
+    The layers are a 5×5 convolution with 6 channels, pooling, a 5×5 convolution with 16 channels, pooling, a
+    convolution with 120 channels, a dense layer with 84 units, and the head. The kernel of the third
+    convolution covers the whole remaining feature map; for 28×28 images, it is 5×5 as in the paper.
     """
 
     name: ClassVar[str] = "lenet"

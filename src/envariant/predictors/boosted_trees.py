@@ -23,10 +23,10 @@ _TREES, _MOST_TREES = 100, 300
 @final
 @dataclass(frozen=True)
 class BoostedTrees(Predictor):
-    """scikit-learn's histogram-based gradient boosting (Ke et al. 2017, LightGBM).
+    """Histogram-based gradient boosting of scikit-learn, inspired by LightGBM (Ke et al. 2017).
 
-    A leaf has at least 20 rows or, if there are fewer than 200 rows, at least a tenth of all rows. With more
-    than 1,000 rows, the number of trees is chosen by early stopping, up to 300; otherwise, there are 100
+    A leaf has at least 20 training rows or, if there are fewer than 200 in total, at least a tenth of them.
+    With more than 1,000 rows, early stopping chooses the number of trees, up to 300; otherwise, there are 100
     trees. If rows have groups, there are always 100 trees, because early stopping would split groups.
 
     Attributes:

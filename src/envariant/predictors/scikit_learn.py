@@ -46,16 +46,17 @@ class ScikitLearn(Predictor):
     """Estimator with `fit` and `predict`, fitted to the pooled rows of the training environments.
 
     `random_state` is set to the seed of the fit. If the estimator's `fit` has a parameter `environments`,
-    `environment`, `groups` or `sample_domain`, the environment of each row is passed, numbered from 1. If
-    `fit` has a parameter `sample_weight`, the sample weights are passed. In a pipeline, both are passed to
-    the last step.
+    `environment`, `groups` or `sample_domain`, it receives the environment number of each row, counted from
+    1. If `fit` has a parameter `sample_weight`, it receives the sample weights. In a pipeline, the last step
+    receives both.
 
     Attributes:
         estimator: Unfitted classifier or regressor; each fit uses a copy.
         name: Name shown in tables. Default: class name of the estimator.
         raw_columns: Whether the estimator is fitted to a data frame with the raw columns of the table,
-            instead of encoded inputs. Default: only if it contains a `ColumnTransformer`. In the data frame,
-            missing numbers are NaN, categories and free text are text, and dates are datetime64 values.
+            instead of encoded inputs. Default: only if the estimator contains a `ColumnTransformer`. In the
+            data frame, missing numbers are NaN, categories and free text are text, and dates are datetime64
+            values.
     """
 
     estimator: Any

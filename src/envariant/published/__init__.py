@@ -1,6 +1,7 @@
 """Published results and protocols, stored in `results.toml`.
 
-Every table states its source, what its spreads measure, and its number of runs. Reports show these facts.
+For every table, the file states the source, the kind of spread (such as the standard deviation), and the
+number of runs. Reports show these facts.
 """
 
 import tomllib
@@ -56,7 +57,7 @@ class Table(BaseModel):
 
     Attributes:
         source: Name of the publication; the function `source` returns its details.
-        protocol: Name of the protocol with which the runs were trained.
+        protocol: Name of the protocol under which the runs were trained.
         metric: Name of the metric.
         unit: Unit of the values, "percent" or "fraction", as in the publication.
         columns: Names of the columns.
@@ -113,12 +114,15 @@ def protocol(name: str) -> Mapping[str, Any]:
 
 
 def claims(name: str) -> Mapping[str, Any]:
-    """Return the settings and statements of the publication `name` that are not in any table."""
+    """Return the settings and statements of the publication `name`, except those in tables."""
     return _entry("claims", name)
 
 
 def course_report(section: str) -> Mapping[str, Any]:
-    """Return the numbers and statements of one section of the SJTU course report, without its curves."""
+    """Return the numbers and statements in one section of the course report that `sjtu-2023` reproduces.
+
+    The curves of the report are not included.
+    """
     return _entry("course_report", section)
 
 

@@ -27,7 +27,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def check_page(path: Path, kind: str) -> None:
-    """Check that writing an HTML page overwrites only an earlier page of the same kind, not another file.
+    """Check that writing an HTML page overwrites no file, except an earlier page of the same kind.
 
     Args:
         path: HTML file to be written.

@@ -69,7 +69,7 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return the settings of a run as text, by the name of the option or hyperparameter in tables."""
+    """Return the settings of a run as text, by the names that tables show for options and hyperparameters."""
     record = result.record
     options = record.spec.to_dict()
     hyperparameters = options.pop("hyperparameters")

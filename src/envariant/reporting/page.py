@@ -95,7 +95,7 @@ class BigNumber:
     Attributes:
         label: Description of the number.
         value: Number as text.
-        detail: Interval of the number, or a short remark on it.
+        detail: Interval of the number, or a short remark about it.
     """
 
     label: str

@@ -15,7 +15,7 @@ def shift_table(shifts: Mapping[str, Shift], label: str, note: str) -> TextTable
     Args:
         shifts: Measured shift of each pair of groups, by name of the pair.
         label: Header of the first column.
-        note: Note on the compared groups, shown below the table.
+        note: Sentence about the compared groups, shown below the table.
     """
     rows = [
         (name, *(f"{getattr(shift, measure).mean:.3f}" for measure in MEASURES), shift.kind)

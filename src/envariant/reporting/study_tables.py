@@ -143,12 +143,12 @@ def choices(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def runs_of(selected: Sequence[SelectionResult]) -> list[SelectedRun]:
-    """Return the selected runs, without the cases in which no run was selected."""
+    """Return the selected runs; skip the cases in which no run was selected."""
     return [each.choice for each in selected if isinstance(each.choice, SelectedRun)]
 
 
 def reasons_of(selected: Sequence[SelectionResult]) -> list[str]:
-    """Return the reasons why no run was selected, one per such case."""
+    """Return the reason for every case in which no run was selected."""
     return [each.choice.reason for each in selected if isinstance(each.choice, NoSelection)]
 
 
@@ -168,17 +168,17 @@ def mean(values: Sequence[float]) -> float:
 
 
 def number(value: float) -> str:
-    """Format a score; a dash if it is not finite."""
+    """Format a score, or return a dash if it is not finite."""
     return f"{value:.3f}" if math.isfinite(value) else NONE
 
 
 def p_text(value: float) -> str:
-    """Format a p-value; values below 0.001 as "< 0.001"."""
+    """Format a p-value; values below 0.001 are shown as "< 0.001"."""
     return f"{value:.2g}" if value >= 0.001 else "< 0.001"
 
 
 def interval_text(interval: Interval) -> str:
-    """Format the confidence interval of a score; "" if the interval is not known."""
+    """Format the confidence interval of a score; return "" if the interval is not known."""
     is_known = interval.count > 1 and math.isfinite(interval.high - interval.low)
     return f"95 % CI [{interval.low:.3f}, {interval.high:.3f}];" if is_known else ""
 

@@ -56,7 +56,7 @@ class Listing:
         classes: Names of the classes, in the order of their indices.
         test: Names of the default test environments.
         validation: Names of the validation environments.
-        remarks: Entries for the preprocessing log on skipped files, empty folders and merged classes.
+        remarks: Entries for the preprocessing log, about skipped files, empty folders and merged classes.
     """
 
     groups: tuple[ImageGroup, ...]
@@ -97,7 +97,7 @@ class _Shared:
 
 @dataclass(frozen=True)
 class ImageSource(SpecSource):
-    """Base class of image sources. In a string, a source is written `NAME('folder', size=64, …)`.
+    """Base class of image sources. As a string, a source is written `NAME('folder', size=64, …)`.
 
     Images are converted to RGB and resized bilinearly to a square. JPEG images that are much larger than
     `size` are first decoded at a reduced scale that is still at least twice `size`. The alpha channel is
@@ -108,15 +108,15 @@ class ImageSource(SpecSource):
         root: Folder of the images; stored as an absolute path.
         size: Side of an image in pixels.
         test: Names of the default test environments.
-        normalize: Whether to standardize pixels with ImageNet's mean and standard deviation of each channel;
+        normalize: Whether to standardize each channel with its mean and standard deviation in ImageNet;
             otherwise pixels lie in [0, 1].
         resize: "square" resizes both sides, as DomainBed does; "center-crop" resizes the shorter side to
             size / 0.875 and cuts out the center, as is usual for ImageNet.
         exif: Whether to apply the EXIF orientation, which cameras store with the image.
         storage: "memory" keeps all decoded images in memory. "disk" decodes all images once, stores them in
             the cache folder, and reads batches from there. "files" decodes the image files whenever they are
-            used. Results are identical. Default: memory if the images need at most a quarter of the free
-            memory, else disk, or files if the disk has too little space.
+            used. Results are identical. Default: "memory" if the images need at most a quarter of the free
+            memory; otherwise "disk" if there is enough disk space, and "files" if not.
         workers: Number of threads for decoding images. Default: one per available processor.
         cache: Cache folder. Default: `ENVARIANT_CACHE` (environment variable), else the system's cache
             folder.
@@ -190,7 +190,7 @@ class ImageSource(SpecSource):
         """
 
     def preprocessing_log(self) -> list[str]:
-        """Return the preprocessing log, with entries on the folder, the environments and skipped files."""
+        """Return the preprocessing log, with entries about the folder, the environments and skipped files."""
         listing = self.listing()
         images = sum(len(group.files) for group in listing.groups)
         counts = f"{len(listing.groups)} environments, {len(listing.classes)} classes, {images:,} images"

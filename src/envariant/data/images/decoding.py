@@ -70,7 +70,7 @@ def pillow() -> Any:
 
 
 def largest_gray(root: Path, files: Sequence[str], pool: Executor) -> int:
-    """Return the largest value in grayscale images with more than 8 bits per pixel; 0 if there are none.
+    """Return the largest pixel value of all grayscale images with more than 8 bits per pixel; 0 if none.
 
     Args:
         root: Folder of the images.
@@ -82,20 +82,23 @@ def largest_gray(root: Path, files: Sequence[str], pool: Executor) -> int:
 
 
 def bits_of(largest: int) -> int:
-    """Return the smallest of 8, 10, 12, 14 and 16 bits that can represent a value, or more if necessary."""
+    """Return the smallest sufficient bit depth for a value: 8, 10, 12, 14 or 16, or more if necessary."""
     return next((bits for bits in _DEPTHS if largest < 2**bits), largest.bit_length())
 
 
 def decode(
     path: Path, preprocessing: Preprocessing, bits: int = 16
 ) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]]:
-    """Decode an image as RGB, convert it to a square, and return it with the applicable keys of `NOTES`.
+    """Decode an image as RGB, and convert it to a square.
 
     Args:
         path: Path of the image file.
-        preprocessing: Size and shape of the result.
+        preprocessing: Conversion of the image to a square.
         bits: Bit depth of grayscale images with more than 8 bits per pixel; the same for all images of a
             source.
+
+    Returns:
+        Pixels, `[3, size, size]`, and the keys of `NOTES` that describe the information that was lost.
 
     Raises:
         EnvariantError: If the file is not an image.
@@ -202,6 +205,6 @@ def shown(name: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """Join at most `most` names in one line, followed by the number of omitted names."""
+    """Join the first `most` names to one line, followed by the number of omitted names."""
     listed = ", ".join(shown(name) for name in names[:most])
     return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")

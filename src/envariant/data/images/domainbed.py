@@ -1,4 +1,4 @@
-"""Data source for the image benchmarks of DomainBed, which are identified by the name of the folder."""
+"""Data source for the image benchmarks of DomainBed, each identified by the name of its folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class Layout:
     """Expected folders of a benchmark: `root/domain/class/image`.
 
     Attributes:
-        title: Name of the benchmark, with the reference.
+        title: Name of the benchmark, and reference to its paper.
         domains: Names of the domains.
         classes: Number of classes.
-        example: Path of an image inside the folder.
+        example: Path of an example image, relative to the folder of the benchmark.
     """
 
     title: str
@@ -118,7 +118,14 @@ class DomainBed(ImageSource):
 
 
 def check_names(where: str, what: str, names: Sequence[str], layout: Layout, folder: str) -> None:
-    """Check that the names of the domain folders are the expected ones.
+    """Check that the domain folders of a benchmark have the expected names.
+
+    Args:
+        where: Beginning of the error message.
+        what: Noun for a folder in the error message.
+        names: Names of the folders that exist.
+        layout: Expected folders.
+        folder: Name of the benchmark's folder.
 
     Raises:
         EnvariantError: If an expected folder is missing, or there is an additional folder.

@@ -57,7 +57,7 @@ class Pixels(ABC):
 
     @abstractmethod
     def digests(self, numbers: NDArray[np.int64]) -> Iterator[bytes]:
-        """Yield bytes for a content hash of the images, without reading the images."""
+        """Yield bytes that identify the images, for a content hash, without reading the images."""
 
 
 @final
@@ -117,7 +117,7 @@ class PixelFile(Pixels):
 
     @classmethod
     def open(cls, path: Path, shape: tuple[int, ...]) -> "PixelFile | None":
-        """Open a cache file; return None if it is missing, damaged, or has other contents.
+        """Open a cache file; return None if it is missing or damaged, or its images have another shape.
 
         Args:
             path: Path of the file.
@@ -207,11 +207,11 @@ class PixelFile(Pixels):
 class ImageFiles(Pixels):
     """Image files that are decoded whenever they are used.
 
-    There is one warning per kind of information loss, when the first image with this loss is read.
+    For each kind of information loss, one warning is issued, when the first affected image is read.
 
     Args:
         root: Folder of the images.
-        states: Path relative to the folder, and `os.stat` result, of every file.
+        states: For every file, its path relative to the folder and its `os.stat` result.
         preprocessing: Conversion of images to squares.
         bits: Bit depth of grayscale images with more than 8 bits per pixel.
     """

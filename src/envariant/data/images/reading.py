@@ -172,7 +172,7 @@ def from_files(
 def gray_depth(root: Path, files: Sequence[str], workers: int | None = None) -> tuple[int, int]:
     """Return the largest value and the bit depth of grayscale images with more than 8 bits per pixel.
 
-    If there are no such images, return 0 and 16.
+    If there are no such images, the value is 0 and the bit depth is 16.
 
     Args:
         root: Folder of the images.
@@ -187,7 +187,7 @@ def gray_depth(root: Path, files: Sequence[str], workers: int | None = None) -> 
 def cache_path(
     root: Path, files: Sequence[str], preprocessing: Preprocessing, cache: str | Path | None = None
 ) -> Path:
-    """Return the path of the cache file, derived from files, modification times and preprocessing."""
+    """Return the path of the cache file, which depends on the files, their times and the preprocessing."""
     digest = hashlib.blake2b(f"{_DECODER_VERSION} {preprocessing}".encode(), digest_size=16)
     for file, state in file_states(root, files):
         digest.update(f"\0{file}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
@@ -199,8 +199,8 @@ def content_digest(
 ) -> str:
     """Return a digest of all bytes of all files, in hexadecimal digits.
 
-    The digest is stored in the cache folder, if it can be written, and computed again if the name, size or
-    a time of a file changes.
+    The digest is stored in the cache folder, if that folder can be written. It is computed again if the name,
+    the size, the modification time or the status-change time of a file changes.
 
     Args:
         root: Folder of the files.
@@ -267,7 +267,7 @@ def _check_disk(folder: Path, needed: int, remedy: str) -> None:
 
 
 def check_memory(where: str, rows: int, size: int) -> None:
-    """Check that images of a given size fit in memory as bytes.
+    """Check that decoded images, with one byte per value, fit in memory.
 
     Args:
         where: Name of the data source, for the error message.
@@ -291,12 +291,15 @@ def check_memory(where: str, rows: int, size: int) -> None:
 
 
 def storage_for(rows: int, size: int, cache: Path) -> tuple[Storage, str]:
-    """Choose the storage by free memory and disk space; return it and the reason, which is "" for memory.
+    """Choose where to store decoded images, given the free memory and disk space.
 
     Args:
         rows: Number of images.
         size: Side of an image in pixels.
         cache: Path of the cache file, which may already exist.
+
+    Returns:
+        Storage, and the reason for this choice; the reason is "" if the storage is "memory".
     """
     needed, free = rows * 3 * size**2, machine.memory()
     if free is None or needed <= MEMORY_SHARE * free:
@@ -314,7 +317,7 @@ def storage_for(rows: int, size: int, cache: Path) -> tuple[Storage, str]:
 
 
 def file_states(root: Path, files: Sequence[str]) -> list[tuple[str, os.stat_result]]:
-    """Return the path and `os.stat` result of every file.
+    """Return a pair for every file: its path relative to the folder, and its `os.stat` result.
 
     Raises:
         EnvariantError: If files are missing.

@@ -1,7 +1,7 @@
 """Data source for Spawrious (Lynch et al. 2023, arXiv 2303.05470): four breeds of dogs on six backgrounds.
 
 Breed and background are correlated in the training environments. In the test environment, each breed appears
-on other backgrounds than in training.
+on different backgrounds than in training.
 """
 
 from collections.abc import Mapping

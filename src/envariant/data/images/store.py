@@ -1,4 +1,4 @@
-"""Input store of images: rows of `Pixels`, standardized when they are decoded."""
+"""Input store of images, which reads bytes from `Pixels` and standardizes them in `decode`."""
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass

@@ -89,7 +89,7 @@ class MetadataImages(ImageSource):
 
     Attributes:
         file: Name of the column with image paths, relative to the folder.
-        label: Name of the column with classes, as numbers or text.
+        label: Name of the column with classes, which may be numbers or text.
         environment: Name of the column with environments.
         split: Name of the column with splits: `train`, `val` and `test` (or 0, 1, 2). Default: no splits.
             Rows of `val` and `test` form separate validation and test environments.
@@ -197,7 +197,7 @@ class Table:
         return column
 
     def texts(self, name: str) -> list[str]:
-        """Return a column; unlike with `table[name]`, values may be empty strings."""
+        """Return a column that may contain empty strings, for which `table[name]` raises an error."""
         if name not in self._columns:
             raise unknown_name("column", name, self._columns, where=self._where)
         return self._columns[name]
@@ -215,10 +215,10 @@ class Table:
         return values.tolist()
 
     def years(self, name: str) -> list[int]:
-        """Return the years of a column of times.
+        """Return the year of each time in a column.
 
         Raises:
-            EnvariantError: If a value is not a time.
+            EnvariantError: If a value is not a time in ISO 8601 format.
         """
         import pandas as pd
 

@@ -34,8 +34,8 @@ class RotatedMNIST(SpecSource):
     environment is named after its angle.
 
     Attributes:
-        interpolation: "bilinear" as in DomainBed today, or "bicubic" as in the version of 2020, with which
-            the tables of the paper were made.
+        interpolation: "bilinear" as in DomainBed today, or "bicubic" as in the 2020 version, which produced
+            the tables of the paper.
         angles: Counter-clockwise rotation of each environment in degrees.
         size: Height and width of an image in pixels: 28, 14 (every second pixel of the rotated image) or 7.
         rows: Use only the first rows of each environment. Default: use all rows, about 11,667 each.

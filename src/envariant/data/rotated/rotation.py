@@ -1,7 +1,7 @@
 """Rotation of 8-bit images, bit-identical to that of Pillow.
 
-Positions and weights depend on the angle only, so all images are rotated at once. Image libraries round
-differently, which changes the last bit of many pixels; here, pixels are rounded as in Pillow.
+Interpolation positions and weights depend only on the angle, so all images are rotated at once. Image
+libraries round differently, which changes the last bit of many pixels; here, pixels are rounded as in Pillow.
 """
 
 import math

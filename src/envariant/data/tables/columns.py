@@ -47,8 +47,8 @@ class Column:
         values: Values, `[rows]`: float64 with NaN for missing values (dates in days since 1970), or int32
             codes of categories with −1 for missing values.
         categories: Categories in the order of their codes; empty for other kinds.
-        notation: Notation of numbers that were read from text, such as a decimal comma; None for numbers as
-            written in programming languages.
+        notation: Notation of numbers that were read from text, such as "1,5" with a decimal comma; None if
+            they were written as in programming languages ("1.5").
         remarks: Sentences that explain how ambiguous strings were read.
         missing_as: Strings that were read as missing values.
     """
@@ -75,7 +75,7 @@ class Column:
         return self.type.missing(self.values)
 
     def rows(self, index: NDArray[Any]) -> "Column":
-        """Return a column with the rows selected by an index or a mask."""
+        """Return a copy of the column with only the rows that an index or a mask selects."""
         return replace(self, values=self.values[index])
 
     def texts(self) -> list[str | None]:
@@ -83,7 +83,7 @@ class Column:
         return self.type.format(self.values, self.categories)
 
     def fit(self, environments: NDArray[Any] | None = None) -> ColumnEncoding | None:
-        """Fit the encoding as network inputs; return None if values are constant or nearly all missing.
+        """Fit the encoding of the column; return None if values are constant or nearly all missing.
 
         Args:
             environments: Index of the environment of each row. Default: one environment.
@@ -95,7 +95,7 @@ class Column:
 
 
 def rarely_observed(observed: int, rows: int) -> bool:
-    """Return whether a column has values in less than 5 % of the rows and in fewer than 100 rows.
+    """Return whether a column has values in fewer than 100 rows and in less than 5 % of all rows.
 
     Such values often come from a few unusual rows, and a model cannot learn from them.
     """
@@ -219,7 +219,7 @@ def _numeric_remark(texts: ColumnChunk) -> list[str]:
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
-    """Return whether pandas inferred different types for chunks of a column; this can alter its strings."""
+    """Return whether pandas inferred different types for the chunks of a column, which can alter strings."""
     return len({chunk.kind for chunk in chunks if not chunk.blank}) > 1
 
 
@@ -335,7 +335,7 @@ def joined(chunks: Sequence[ColumnChunk]) -> ColumnChunk:
 
 
 def text_of(value: object) -> str:
-    """Convert a value to a string in Unicode's composed form, without invisible characters; 3.0 gives "3"."""
+    """Convert a value to a string in composed Unicode form without invisible characters; 3.0 becomes "3"."""
     # 3 and 3.0 are the same value, independent of the pandas type of the chunk.
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))

@@ -38,7 +38,7 @@ class Encoder:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Slice of the network inputs that encode each column, by column name."""
+        """Slice of network inputs for each column, by column name."""
         ends = [0, *accumulate(len(_names(column)) for column in self.columns)]
         return {column.name: slice(*ends[k : k + 2]) for k, column in enumerate(self.columns)}
 

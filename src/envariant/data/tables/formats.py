@@ -47,7 +47,7 @@ _CSV = "save it as CSV or Parquet"
 
 
 def what_it_is(start: bytes) -> str:
-    """Recognize the format of a file by its first bytes; return "" if it may be a text table."""
+    """Return the format of a file, recognized by its first bytes; "" if the file may be a text table."""
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind
@@ -59,7 +59,7 @@ def what_it_is(start: bytes) -> str:
 def opened(
     path: Path, encoding: str, rows: int
 ) -> tuple[Callable[[], Iterator[pd.DataFrame]], list[str]] | None:
-    """Open a file that is not plain text.
+    """Open a table file whose format is not plain text, such as Parquet or Excel.
 
     Args:
         path: Path of the file; the suffix determines the format.
@@ -67,7 +67,7 @@ def opened(
         rows: Number of rows per chunk.
 
     Returns:
-        Function that yields chunks of rows, and names of the columns; None for text files.
+        None for a text file. Otherwise, a pair: a function that yields chunks of rows, and the column names.
 
     Raises:
         EnvariantError: If the file cannot be read, or a package for it is missing.

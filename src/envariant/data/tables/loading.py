@@ -186,10 +186,10 @@ def read_columns(
     encoding: str = "utf-8",
     optional: Collection[str] = (),
 ) -> Iterator[tuple["pd.Index[Any]", dict[str, Column]]]:
-    """Read the columns of a training table from a new table, in chunks of rows.
+    """Read new values of the columns on which a model was trained, in chunks of rows.
 
     Args:
-        data: Path, or data frame of pandas, polars or Arrow.
+        data: New table: a path, or a data frame of pandas, polars or Arrow.
         kinds: Kind of each column in training, by column name; other columns are ignored.
         notations: Notation of the numbers in training, by column name.
         known: Categories in training, by column name.

@@ -1,4 +1,4 @@
-"""Open tables for reading in chunks of rows: text files, other files, and data frames of any supported type.
+"""Open tables for reading in chunks of rows: files of all supported formats, and data frames.
 
 Every chunk is a pandas data frame with unique column names.
 """
@@ -36,12 +36,12 @@ class TableInput:
     Attributes:
         label: Name of the table in messages.
         header: Names of the columns.
-        chunks: Function that yields chunks of rows. For text files, the argument lists the columns to read
-            as text; if it is None, all columns are read, and strings are converted to numbers if possible.
+        chunks: Function that yields chunks of rows. Its argument is used only for text files: names of the
+            columns to read, as text; or None to read all columns, with numbers where possible.
         is_text: Whether the table is a text file.
         separator: Separator of the fields in a text file.
         samples: Words for missing values in the first records of a text file, by column name.
-        has_index: Whether the rows have a pandas index, which predictions then have too.
+        has_index: Whether the table is a pandas data frame, whose index is then used for predictions.
     """
 
     label: str
@@ -202,7 +202,7 @@ def lacking_columns(
         label: Name of the table.
         lacking: Names of the missing columns.
         header: Names of all columns of the table.
-        what: Word for a missing column in the error message.
+        what: Noun for a column in the error message, such as "target column".
     """
     similar = {name: closest_name(name, header) for name in lacking[:5]}
     quoted = [f"'{k}'" + (f" (did you mean '{known}'?)" if known else "") for k, known in similar.items()]

@@ -39,7 +39,9 @@ class LogEntry:
 def rows_with_values(
     label: str, target: Column, environment: Column, log: list[LogEntry]
 ) -> NDArray[np.bool_]:
-    """Return the mask of rows with a target and an environment, `[rows]`; log how many rows lack one.
+    """Return the mask of rows with both a target and an environment, `[rows]`.
+
+    Entries with the number of rows without a target or an environment are appended to the log.
 
     Raises:
         EnvariantError: If all targets or all environments are missing.

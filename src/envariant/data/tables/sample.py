@@ -1,4 +1,4 @@
-"""Find words for missing values, with and without quotes, in the first records of a text file."""
+"""Find words for missing values (such as NA), quoted or not, in the first records of a text file."""
 
 import io
 import lzma
@@ -26,8 +26,8 @@ class ColumnSample:
     """Words for missing values, such as NA, in the first records of one column.
 
     Attributes:
-        counts: Number of fields by word, in lower case, and by whether the field is in quotes. All strings
-            other than words for missing values are counted together, under the word "".
+        counts: Number of fields for each pair: a word in lower case, and whether the field is in quotes. All
+            strings other than words for missing values are counted together, under the word "".
     """
 
     counts: Mapping[tuple[str, bool], int]
@@ -44,7 +44,7 @@ class ColumnSample:
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words for missing values without quotes; empty unless all other strings are in quotes.
+        """Words for missing values that are never in quotes; empty unless all other strings are in quotes.
 
         R, for example, writes strings in quotes, but NA without quotes.
         """

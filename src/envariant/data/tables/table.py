@@ -53,13 +53,16 @@ class Table(Displayed):
         task: Name of the prediction task.
         preprocessing_log: Log entries for each column and for the whole table.
         sample_weight: Column of case weights; None for equal weights.
-        target_type: Original type of the target and values of its classes, used to convert predictions.
-        missing_values: Strings that the user declared as missing values; None: words such as NA.
+        target_type: Original type of the target and original values of its classes. Predictions are converted
+            back to them.
+        missing_values: Strings that the user declared as missing values; None if the default words, such as
+            NA, are used.
         texts: Columns of free text, which only predictors that select columns by name can use.
         ordered: Whether environments are ordered in time. Models are then trained only on environments before
             the test environment.
-        group: Column with the group of each row, such as the patient; groups are never split between training
-            and validation or test rows. None: rows are independent.
+        group: Column with the group of each row, such as the patient. Groups are never split between training
+            and validation rows. Unless `ordered`, they are not split between training and test rows either.
+            None: rows are independent.
         subgroups: Columns whose values define subgroups to score separately; they do not affect training.
         embedded: Text columns that were replaced by features, each with the name of its encoder.
     """
@@ -118,7 +121,7 @@ class Table(Displayed):
         return (*self.columns, *self.texts, self.target, self.environment, *extra)
 
     def rows(self, index: NDArray[Any], *entries: LogEntry) -> "Table":
-        """Return a table with the rows selected by an index or mask; add `entries` to the log."""
+        """Return a table with only the rows that an index or mask selects; add `entries` to its log."""
         columns = tuple(column.rows(index) for column in self.columns)
         target, environment = self.target.rows(index), self.environment.rows(index)
         return replace(
@@ -152,7 +155,11 @@ class Table(Displayed):
         return training
 
     def environments_until(self, test: Sequence[str]) -> tuple[str, ...]:
-        """Return all environments; if they are ordered, only those up to the last test environment."""
+        """Return all environments that are needed for the test environments.
+
+        If environments are ordered, these are all up to and including the last test environment. Otherwise,
+        they are all environments.
+        """
         last = max((self.environments.index(name) for name in test), default=-1) if self.ordered else -1
         return self.environments[: last + 1] or self.environments
 
@@ -178,11 +185,11 @@ class Table(Displayed):
         return digest.hexdigest()
 
     def targets(self) -> NDArray[Any]:
-        """Return the class index (regression: target value) of each row, `[rows]`."""
+        """Return the class index of each row or, for regression, its target value, `[rows]`."""
         return self.target.values
 
     def write(self, folder: Path) -> None:
-        """Write the table to the file `FILE` in a folder, from which `load` reads it.
+        """Write the table to the file `folder / FILE`, which `load` can read.
 
         Raises:
             EnvariantError: If the folder cannot be written.

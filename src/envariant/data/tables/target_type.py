@@ -22,7 +22,7 @@ class TargetType:
     """Type of the target column, and the values of its classes.
 
     Attributes:
-        dtype: Name of the pandas type; "date" for Python dates; "" for the type that pandas infers.
+        dtype: Name of the pandas type; "date" for `datetime.date` objects; "" if pandas infers the type.
         values: Original value of each class; empty for regression.
         categories: All categories of a pandas categorical, in order.
         categories_dtype: Name of the pandas type of the categories.
@@ -81,7 +81,10 @@ class TargetType:
         return pd.Series(_index(self.values or tuple(classes), self.dtype).take(codes))
 
     def of_numbers(self, numbers: NDArray[np.float64]) -> "pd.Series[Any]":
-        """Convert regression predictions, `[rows]`, to the target's type; days become dates or durations."""
+        """Convert regression predictions to the type of the target, `[rows]`.
+
+        If the target consists of dates or durations, predictions are numbers of days.
+        """
         if not _is_time(self.dtype):
             return pd.Series(numbers)
         microseconds = np.round(numbers * 86_400e6)

@@ -180,7 +180,7 @@ def save(chart: Chart, path: Path, scale: float = 2.0) -> None:
 
 
 def number(value: float) -> str:
-    """Format a number with three significant digits; "unknown" if it is not finite."""
+    """Format a number with three significant digits, or return "unknown" if it is not finite."""
     return f"{value:.3g}" if math.isfinite(value) else "unknown"
 
 

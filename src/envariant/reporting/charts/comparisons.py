@@ -144,8 +144,8 @@ def cause_parts(parts: Mapping[str, Sequence[float]], totals: Mapping[str, Inter
     """Draw the parts of each score drop as stacked bars, with the total drop and its confidence interval.
 
     Args:
-        parts: Three parts of the score drop of each environment, caused by calibration level, calibration
-            slope and ranking.
+        parts: For each environment, the three parts of its score drop: those caused by calibration level, by
+            calibration slope and by ranking.
         totals: Score drop of each environment, with its confidence interval.
         label: Label of the horizontal axis.
     """

@@ -1,4 +1,4 @@
-"""Conversion of charts to SVG and PNG by vl-convert; it also works in forked processes."""
+"""Conversion of charts to SVG and PNG with `vl_convert`, also in forked processes."""
 
 import json
 import os

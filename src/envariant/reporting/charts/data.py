@@ -1,4 +1,4 @@
-"""Charts of data: row counts by environment and class; correlation shift against diversity shift."""
+"""Charts of data: row counts by environment and class, and correlation shift against diversity shift."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -36,7 +36,7 @@ def distributions(frames: Mapping[str, pd.DataFrame], name: str, more: Sequence[
     Args:
         frames: Data frame of each environment, by name; all data frames have the same columns.
         name: Name of the data.
-        more: Sentences shown above the chart, such as remarks on rows or columns that are not drawn.
+        more: Sentences shown above the chart, such as remarks about rows or columns that are not drawn.
     """
     environments = list(frames)
     pick = picked()

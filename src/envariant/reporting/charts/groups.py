@@ -1,4 +1,4 @@
-"""Chart of values by group: several methods for each of several problems."""
+"""Chart with one row per group, such as a problem, and one dot per method in each row."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -60,7 +60,7 @@ def ranking(
         rows: Methods from top to bottom.
         label: Label of the horizontal axis.
         marks: Reference values by name, such as "chance".
-        bounds: Smallest and largest possible score; confidence intervals are cut at these values.
+        bounds: Smallest and largest possible score, to which confidence intervals are clipped.
     """
     data: list[Row] = []
     for row in rows:
@@ -182,7 +182,7 @@ def candidates(runs: pd.DataFrame, metric: str, level: float) -> Chart:
     Runs rejected by the invariance test are drawn as hollow circles.
 
     Args:
-        runs: Table with one row per run and the columns algorithm, validation, test and p_value.
+        runs: Table with one row per run and the columns `algorithm`, `validation`, `test` and `p_value`.
         metric: Name of the metric.
         level: Significance level of the invariance test.
     """

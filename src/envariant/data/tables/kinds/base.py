@@ -94,14 +94,14 @@ class ColumnEncoding:
     Attributes:
         name: Name of the column.
         kind: Name of the column kind.
-        fill: Median of the training rows, which replaces missing numbers.
+        fill: Number that replaces missing values: the median of the training rows.
         center: Mean of the numbers in the training rows.
         scale: Standard deviation of the numbers in the training rows.
         indicator: Whether an additional input marks missing values.
-        categories: Categories that have a separate input each.
+        categories: Categories that are each encoded by a separate input.
         other: Whether one additional input represents all rare categories.
-        notation: Notation of numbers that were read from text; None for numbers as written in programming
-            languages.
+        notation: Notation of numbers that were read from text, such as "1,5" with a decimal comma; None if
+            they were written as in programming languages ("1.5").
     """
 
     name: str
@@ -205,7 +205,7 @@ class ColumnKind(ABC):
         """Describe the kind and the encoding, for the preprocessing log."""
 
     def unusable(self, values: Values) -> str:
-        """Return the reason why no model can use a column that is not constant; "" if there is none."""
+        """Return why no model can use a column, even though its values vary; "" if models can use it."""
         return ""
 
     def class_names(self, values: Values) -> list[str]:
@@ -229,7 +229,7 @@ class NumericKind(ColumnKind):
 
     @abstractmethod
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Parse strings as numbers; NaN for strings that are not of this kind."""
+        """Parse strings as numbers; strings that are not of this kind become NaN."""
 
     def notation(self, texts: ColumnChunk, decimal_comma: bool | None) -> Notation | None:
         """Return the notation of the numbers in a text column; None if `parse` needs no notation."""

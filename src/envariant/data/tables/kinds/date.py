@@ -37,7 +37,10 @@ class Date(NumericKind):
         return _days(rows) if pd.api.types.is_datetime64_any_dtype(rows) else None
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Convert dates to days since 1970; NaN for other strings, or if day and month are ambiguous."""
+        """Convert dates to days since 1970; other strings become NaN.
+
+        Dates with the year last also become NaN if it is unclear whether the day or the month comes first.
+        """
         matches = [_DATE.fullmatch(text) for text in texts]
         year_last = [match for match in matches if match and match["first"]]
         # Dates with dots are written day first; with other separators, a number above 12 decides.

@@ -32,8 +32,8 @@ class MissingRule:
             none.
         keeps_words: Whether the column is the target or the environment.
         markers: Words that represent missing values in the numeric columns of the table.
-        quoted: Words that occur in quotes, if only some strings of the file are in quotes.
-        unquoted: Words that occur without quotes, if all other strings of the column are in quotes.
+        quoted: Words that occur in quotes; empty unless only some strings of the file are in quotes.
+        unquoted: Words that occur without quotes; empty unless all other strings of the column are in quotes.
         categorical: Whether the column was declared as categorical, so that every string is a value.
     """
 
@@ -49,7 +49,7 @@ class MissingRule:
 
         Args:
             texts: Distinct strings.
-            counts: Number of rows with each string; None for columns of numbers, in which all
+            counts: Number of rows with each string. None for columns of numbers, in which all
                 `MISSING_TEXTS` are missing values.
         """
         if counts is None:

@@ -58,7 +58,10 @@ class Notation:
     affix: str = ""
 
     def parse(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Convert strings to numbers; NaN for strings in another notation. Percentages become fractions."""
+        """Convert strings to numbers; percentages become fractions.
+
+        Strings in another notation become NaN.
+        """
         return np.array([self._number(text) for text in texts], dtype=np.float64)
 
     def _number(self, text: str) -> float:
@@ -88,7 +91,7 @@ class Notation:
 
 
 def plain(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Convert strings in programming-language notation, such as "-1.5e3", to numbers; NaN for others."""
+    """Convert strings in programming-language notation, such as "-1.5e3", to numbers; others become NaN."""
     numbers = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(dtype=np.float64)
     # Unlike pandas, Python rounds to the nearest number.
     return np.array([float(t) if n == n else n for t, n in zip(texts, numbers.tolist(), strict=True)])
@@ -97,13 +100,13 @@ def plain(texts: Sequence[str]) -> NDArray[np.float64]:
 def infer_notation(
     texts: Sequence[str], counts: NDArray[np.int64], decimal_comma: bool | None
 ) -> Notation | None:
-    """Return the notation that reads the most rows of a column as numbers; None if there is none.
+    """Return the notation with which the most rows of a column are numbers; None if none are numbers.
 
     Args:
         texts: Distinct strings of the column.
         counts: Number of rows with each string.
-        decimal_comma: Whether numbers in the table have a decimal comma; used only if the strings are
-            ambiguous. None if unknown; a comma before three digits is then read as a thousands separator.
+        decimal_comma: Whether numbers in the table have a decimal comma; None if unknown. It is used only if
+            the strings are ambiguous. If None, a comma before three digits is a thousands separator.
     """
     parts = [_split(text) for text in texts]
     affixes: Counter[str] = Counter()
@@ -161,7 +164,10 @@ def may_have_grouping_points(texts: Sequence[str]) -> bool:
 
 
 def may_be_thousands(values: NDArray[np.float64]) -> bool:
-    """Return whether numbers may be misread integers, for example 1.234 if the file means 1234."""
+    """Return whether all numbers could be integers whose thousands separators were read as decimal points.
+
+    For example, 1.234 could stand for an intended 1234.
+    """
     is_small = (np.abs(values) < 1000) & ((np.abs(values) >= 1) | (values == 0))
     return bool((is_small & (np.round(values, 3) == values)).all())
 

@@ -114,7 +114,7 @@ class Task(ABC):
     def confidence(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Return the probability of each row's predicted class, and 1 if this class is correct, else 0.
+        """Return the probability of each row's predicted class, and whether this class is correct (1 or 0).
 
         Raises:
             EnvariantError: If the task is not a classification task.
@@ -382,7 +382,7 @@ class Regression(Task):
 
 
 def check_losses(task: Task, targets: Tensor) -> None:
-    """Check that a user-defined task returns one loss, with a derivative, and one score per row.
+    """Check that a user-defined task returns a differentiable loss and a score for each row.
 
     Args:
         task: Prediction task.

@@ -142,7 +142,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
 
 def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
-    """Return the data source classes of all plug-ins by name, and messages about plug-ins that failed."""
+    """Return plug-in data source classes by name, and a message for each plug-in that failed to load."""
     return PLUGINS.load_all(SOURCES)
 
 

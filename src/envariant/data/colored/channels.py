@@ -1,4 +1,4 @@
-"""Colored MNIST with one training environment per color channel, to reproduce a course report.
+"""Colored MNIST with one training environment per color channel, for the reproduction `sjtu-2023`.
 
 Color channels are not environments in the usual sense: a relation that holds in all channels need not hold
 after colors are swapped.

@@ -174,8 +174,8 @@ class Task(ABC):
     def identity(self) -> str:
         """Return a string for hashing; it differs between tasks with different losses.
 
-        The string is empty for `Binary` and `Multiclass` with their default losses: their targets differ in
-        data type, so the hash of the data already distinguishes them.
+        The string is empty for `Binary` and `Multiclass` with their default losses. The targets of these two
+        tasks differ in data type, so the hash of the data already distinguishes the tasks.
         """
         if self.has_default_loss:
             # Targets of classes differ in type, so the data tell them apart.

@@ -117,8 +117,8 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
     Args:
         text: Name of the source, optional protocol after a colon, and optional settings in parentheses.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
 
     Raises:
         EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be

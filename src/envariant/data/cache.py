@@ -11,8 +11,8 @@ def cache_folder(folder: Path | str | None = None) -> Path:
     """Return the cache folder.
 
     Args:
-        folder: Cache folder. Default: the environment variable `ENVARIANT_CACHE`, else the cache folder of
-            the operating system.
+        folder: Cache folder. Default: the folder in the environment variable `ENVARIANT_CACHE`, else the
+            system's cache folder.
     """
     selected = folder or os.environ.get(CACHE_VARIABLE)
     if not selected:

@@ -1,4 +1,4 @@
-"""Report sections on scores: drops of the baseline by environment, and all methods compared."""
+"""Report sections on scores: drops of the baseline by environment, and a comparison of all methods."""
 
 import math
 from collections.abc import Sequence

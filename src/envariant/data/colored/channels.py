@@ -28,8 +28,8 @@ class ColorChannels(DigitSource):
 
     Attributes:
         size: Height and width of an image in pixels: 28, 14 or 7.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "colored-mnist-channels"

@@ -44,8 +44,8 @@ class CovariateShift(DigitSource):
             channels and no row is dropped.
         overlap: Overlap f of the training environments, in [0, 1]: 1 for no shift; 0 if each training
             environment contains only one group.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "colored-mnist-covariate-shift"

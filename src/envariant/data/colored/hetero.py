@@ -37,8 +37,8 @@ class HeteroskedasticMNIST(DigitSource):
 
     Attributes:
         digit_shift: Whether the share of hard digits differs between environments.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "colored-mnist-hetero"

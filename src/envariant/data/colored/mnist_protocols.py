@@ -50,8 +50,8 @@ class ColoredMNIST(construction.ColoredSource):
             DomainBed, instead of a single logit and logistic loss.
         logged_tests: Whether to add the four test environments that the EQRM code logs during training, which
             consist of 10,000 rows of the training file; only in protocol "eqrm".
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "colored-mnist"

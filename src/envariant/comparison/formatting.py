@@ -43,7 +43,7 @@ def environment_name(results: ComparisonResults, environment: str) -> str:
 
 
 def score(results: ComparisonResults, value: float, *, signed: bool = False) -> str:
-    """Format a score: three decimals, or three significant digits for metrics in the target's unit."""
+    """Format a score: three significant digits for metrics in the target's unit, else three decimals."""
     places = 3
     if results.metric.name in ("squared error", "RMSE"):
         size = abs(results.worst(results.baseline_method)[1].ood_score.mean)
@@ -53,7 +53,7 @@ def score(results: ComparisonResults, value: float, *, signed: bool = False) -> 
 
 
 def ci(results: ComparisonResults, interval: Interval, *, difference: bool = False) -> str:
-    """Format the confidence interval of a score, or of a difference, clipped to possible values."""
+    """Format the confidence interval of a score or score difference; clip it to possible values first."""
     own = results.possible(interval, difference=difference)
     return (
         f"[{score(results, own.low)}, {score(results, own.high)}]"

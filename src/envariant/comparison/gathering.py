@@ -196,12 +196,13 @@ def _second_results(
 def choose_baseline(scores: Mapping[str, Mapping[str, Sequence[float]]], metric: Metric) -> str:
     """Choose the simplest ordinary method whose in-domain score is within one standard error of the best.
 
-    This is the one-standard-error rule (Breiman et al. 1984). Scores are averaged over environments. The
-    standard error is that of the mean paired difference to the best method, over environments and replicas.
+    Ordinary methods are those in `ORDINARY`, the simplest first. Their scores are averaged over environments.
+    The standard error is that of the mean difference between a method and the best method; scores are paired
+    by environment and replica. This is the one-standard-error rule (Breiman et al. 1984).
 
     Args:
-        scores: In-domain scores of all replicas, by method and environment. Only methods with scores in the
-            largest number of environments are considered.
+        scores: In-domain scores of all replicas, by method and environment. A method is ignored if another
+            method has scores in more environments.
         metric: Metric of the scores.
     """
     # Scores of few validation rows may be undefined, such as the AUROC of one class.

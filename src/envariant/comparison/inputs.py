@@ -22,10 +22,11 @@ def read(
     """Read a table, embed its text columns, or compute the features of images as a table.
 
     Args:
-        data: Path or data frame of a table; or folder, name or data source of images.
+        data: Table, as a path or a data frame. Images, as a folder, a data source or the name of one.
         target: Name of the column to predict; None for images.
         environment: Name of the environment column; None for images.
-        features: Frozen backbone, text encoder, or None.
+        features: Frozen backbone that computes the features of images, or encoder of the text columns.
+            None: text columns, if any, are embedded by the default encoder.
         text: Names of the text columns to embed.
         settings: Other arguments of `tables.read`.
 

@@ -72,9 +72,10 @@ class Plan:
         study: Study with all requested runs.
         metric: Metric of the scores.
         tasks: Prediction task by test environment; environments that cannot be scored are omitted.
-        baseline_scores: Score of a constant prediction by environment; empty for calibration error.
-        undefined: Sentence for each environment that cannot be scored, with the reason: the metric is
-            undefined, or too many rows have classes that do not occur in its training environments.
+        baseline_scores: Score of a constant prediction by environment; empty if the metric is calibration
+            error.
+        undefined: Reasons why some environments cannot be scored, one sentence each. The metric is undefined,
+            many rows have classes that no training environment has, or there are no earlier environments.
         not_applicable: Reasons why requested methods cannot be run.
     """
 
@@ -166,11 +167,12 @@ def plan(
 
 
 def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the training options of all runs: the requested options, and the defaults of a comparison.
+    """Return the training options of all runs: the requested options, and defaults for other options.
 
     By default, networks are trained with weight decay, for at least 100 steps and about 30 passes over the
-    rows. A batch contains at most as many rows per environment as the median size of the environments.
-    Networks are evaluated at the end only, unless an option such as early stopping uses validation scores.
+    rows. A batch has at most m rows per environment, where m is the median number of rows in an environment,
+    or 8 if this is larger. Networks are evaluated at the end only, unless an option such as early stopping
+    uses validation scores.
 
     Args:
         table: Table of the comparison.
@@ -275,7 +277,7 @@ def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
 
 
 def prevalence_differs(table: Table) -> bool:
-    """Return whether class shares differ significantly, and by at least 0.1, between environments."""
+    """Return whether class shares differ significantly between environments, by 0.1 or more for a class."""
     counts = np.zeros((len(table.environments), len(table.classes)))
     np.add.at(counts, (table.environment.values, table.targets().astype(int)), 1)
     counts = counts[:, counts.any(axis=0)]
@@ -287,11 +289,14 @@ def prevalence_differs(table: Table) -> bool:
 
 
 def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
-    """Build the folds: one environment each, or groups of similar size if there are more than 12.
+    """Build the folds. A fold consists of environments that are held out together.
 
-    If environments are ordered, each of the last 12 environments is a fold. The first two environments (with
-    at most three environments, only the first) are never tested, because models need earlier environments.
-    The final fold holds out no environment; its models give the in-domain score of the last environment.
+    Each environment is a fold. More than 12 environments are divided into at most 10 folds with similar
+    numbers of rows.
+
+    If environments are ordered in time, each of the last 12 is a fold, and models are trained on earlier
+    environments only. The first two (only the first, if there are at most three) are therefore in no fold.
+    The final fold is empty; its models give the in-domain score of the last environment.
     """
     names = table.environments
     if table.ordered:
@@ -309,7 +314,7 @@ def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
 
 
 def untested_environments(table: Table, folds: Folds) -> tuple[str, ...]:
-    """Return the environments that are in no fold, because they are the first in time."""
+    """Return the environments that are in no fold: the first ones in time, which are not tested."""
     tested = {name for fold in folds for name in fold}
     return tuple(name for name in table.environments if name not in tested)
 
@@ -340,10 +345,10 @@ def applicable_algorithms(
 
 
 def tasks_by_environment(table: Table, folds: Folds) -> dict[str, Task]:
-    """Return the prediction task by test environment.
+    """Return the prediction task of each test environment.
 
-    For regression, the tasks of two environments differ, because targets are standardized by the mean and
-    standard deviation of the training environments.
+    For regression, the task depends on the fold, because targets are standardized by the mean and standard
+    deviation of the fold's training environments.
     """
     return {
         environment: table_source.task_of(table, table.training_rows(fold))

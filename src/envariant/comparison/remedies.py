@@ -68,8 +68,8 @@ class Remedy:
             environments and methods.
         method: Method to use instead of the baseline; "" for other kinds of remedies.
         columns: Columns to collect; empty for other kinds of remedies.
-        curve: Gain for each number of labels. The intercept is refitted, or intercept and slope if that is
-            better.
+        curve: Gain from recalibration for each number of labels. The labels are used to refit the intercept
+            of the predictions, or intercept and slope if the loss is then lower.
     """
 
     environment: str
@@ -131,8 +131,8 @@ def remedies_by_environment(
         results: Results of a study, with stored predictions.
         causes: Reasons for drops by environment, from `find_causes`; only these environments are examined.
         folds: Groups of environments; the environments of a group are held out together.
-        holdout_fraction: Share of each training environment's rows that are used for validation.
-        seeds: Seed of the data draw of each replica.
+        holdout_fraction: Share of rows used for validation in each training environment.
+        seeds: Seed of each replica's data draw.
         seed: Seed of resampling.
 
     Yields:
@@ -233,9 +233,9 @@ class _Tests:
 
 
 def label_scores(gain: LabelGain, score: ScoreName) -> tuple[float, float, float]:
-    """Return the score before and after recalibration with labels, and the standard deviation of the latter.
+    """Return the score before recalibration with labels, the score after it, and a standard deviation.
 
-    The standard deviation is over random choices of the labeled rows.
+    The standard deviation is that of the score after recalibration, over random choices of the labeled rows.
     """
     if score == "accuracy" and gain.accuracy is not None:
         return gain.accuracy.before, gain.accuracy.after, gain.accuracy.sd

@@ -31,13 +31,14 @@ class Cell:
     """Results of one method in one environment.
 
     Attributes:
-        ood_score: Out-of-domain score: mean over replicas trained without the environment. The interval
-            accounts for variation between replicas and sampling of rows.
-        id_score: In-domain score: mean over replicas trained on the environment, scored on its validation
-            rows.
+        ood_score: Mean out-of-domain score of the replicas, which were not trained on the environment. The
+            interval includes two sources of noise: replicas differ, and rows are only a sample.
+        id_score: Mean in-domain score of replicas that were trained on the environment. They are scored on
+            its validation rows.
         gain: Gain over the baseline, positive if better; None for the baseline, or if a score is absent.
-        p_value: P-value of the test that there is no gain, Holm-corrected over all methods and environments.
-        ood_values: Out-of-domain score of each replica, by replica index.
+        p_value: P-value of the hypothesis that there is no gain, Holm-corrected over all methods and
+            environments.
+        ood_values: Out-of-domain scores of the replicas, by replica index.
     """
 
     ood_score: Interval
@@ -60,8 +61,7 @@ class Drop:
     Attributes:
         mean: Estimated drop; NaN if the in-domain score is absent.
         half_width: Half the width of the 95 % confidence interval.
-        limits: Smallest and largest drop that are possible with this in-domain score and the range of the
-            metric.
+        limits: Smallest and largest possible drop, given the in-domain score and the range of the metric.
     """
 
     mean: float
@@ -104,12 +104,12 @@ class ScoredRows:
     """Predictions of one method on rows of one environment.
 
     Attributes:
-        in_domain: Predictions on validation rows of the environment, one set per replica, by models that
-            were trained on its other rows.
-        out_of_domain: Predictions on rows of the environment, one set per replica, by models that were not
-            trained on it. All sets are for the same rows.
-        others: Predictions of the models of `out_of_domain` on validation rows of their training
-            environments: one mapping per replica, with the names of these environments as keys.
+        in_domain: Predictions on validation rows of the environment, one set per replica. The models were
+            trained on the other rows of the environment.
+        out_of_domain: Predictions on rows of the environment, one set per replica, all for the same rows.
+            The models were not trained on the environment.
+        others: Predictions by the same models as `out_of_domain`, but on validation rows of the training
+            environments. Each replica has a mapping from environment name to predictions.
     """
 
     in_domain: tuple[Predictions, ...]
@@ -131,8 +131,8 @@ class ComparisonResults(Displayed):
             and replicas.
         missing: Reasons for absent results.
         n_replicas: Number of replicas.
-        baseline_method: Name of the ordinary method with which all others are compared: the simplest one
-            within one standard error of the best in-domain score.
+        baseline_method: Name of the method with which all others are compared. It is the simplest method in
+            `ORDINARY` whose in-domain score is within one standard error of the best.
         second: Results for a second metric (log loss, or AUROC if the metric is log loss), with the same
             baseline; None for regression.
         not_applicable: Reasons why requested methods cannot be run.
@@ -142,7 +142,7 @@ class ComparisonResults(Displayed):
         networks: Names of the network architectures by method; predictors have none.
         rows: Stored predictions by method and environment.
         causes: Reasons for the baseline's drop by environment.
-        remedies: Remedies with measured gains, significant ones first, then by gain.
+        remedies: Remedies and their measured gains. Significant gains come first, then larger gains.
         expected: Expected and observed scores of the baseline by environment.
         subgroups: Scores of subgroups; empty if none were requested.
     """
@@ -192,7 +192,7 @@ class ComparisonResults(Displayed):
         return float(np.mean([cell.ood_score.mean for cell in self.cells[method].values()]))
 
     def scores(self) -> ScoreTable:
-        """Return a table of out-of-domain scores in the style of papers, one row per method."""
+        """Return a table of out-of-domain scores, formatted as in papers, with one row per method."""
         values = {
             m: {name: cell.ood_values for name, cell in cells.items()} for m, cells in self.cells.items()
         }
@@ -227,7 +227,7 @@ class ComparisonResults(Displayed):
 
     @cached_property
     def pooled_drop(self) -> PooledEstimate | None:
-        """Mean drop of the baseline over environments, and prediction interval for the next environment.
+        """Mean of the baseline's drops over environments, with a prediction interval for the next drop.
 
         None if there are fewer than two measured drops.
         """
@@ -246,11 +246,12 @@ class ComparisonResults(Displayed):
 
     @cached_property
     def significantly_better(self) -> tuple[str, ...]:
-        """Methods that can be recommended instead of the baseline, sorted by worst score, the best first.
+        """Methods that can be recommended instead of the baseline.
 
         Such a method is significantly better in the baseline's worst environment or in the mean over
         environments. Its worst and mean scores are better than the baseline's, its mean score is better than
-        the constant prediction's, and it is no worse in the second metric.
+        the constant prediction's, and it is no worse in the second metric. The method with the best
+        worst-environment score comes first.
         """
         if not self.is_complete(self.baseline_method):
             return ()
@@ -259,12 +260,12 @@ class ComparisonResults(Displayed):
 
     @property
     def recommended(self) -> str:
-        """Recommended method: the first of `significantly_better`, or the baseline if there is none.
+        """Recommended method; the baseline if `significantly_better` is empty.
 
-        A method in this list is considered as good as the first one if both its worst and its mean score are
-        close to those of the first one: within `relevant_difference` for the worst score, and within
-        `relevant_difference` / 2 for the mean score. Among these methods, the one that comes first in the
-        study is recommended; the study lists ordinary methods first.
+        The candidates are the first method of `significantly_better` and all others in it that are about as
+        good: at most `relevant_difference` worse in the worst-environment score, and at most
+        `relevant_difference` / 2 worse in the mean score. Of these candidates, the one that comes first in
+        the study is recommended; the study lists ordinary methods first.
         """
         if not (better := self.significantly_better):
             return self.baseline_method
@@ -281,7 +282,7 @@ class ComparisonResults(Displayed):
 
     @cached_property
     def pooled_p_values(self) -> Mapping[str, float]:
-        """P-value of the test that the mean gain over environments is 0, by method, Holm-corrected."""
+        """Holm-corrected p-value, by method, of the hypothesis that the mean gain over environments is 0."""
         others = [m for m in self.cells if m != self.baseline_method and self.is_complete(m)]
         pooled = {m: estimate for m in others if (estimate := self.pooled_gain(m)) is not None}
         corrected = statistics.holm([_two_sided(each) for each in pooled.values()])

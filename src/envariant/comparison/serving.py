@@ -1,4 +1,4 @@
-"""Add the data for calibrated probabilities, prediction sets and estimated accuracy to a saved model."""
+"""Extend a saved model with data for calibrated probabilities, prediction sets and accuracy estimates."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,19 +20,21 @@ def with_serving(
     holdout_fraction: float,
     seeds: Sequence[int],
 ) -> tuple[SavedModel, str]:
-    """Add calibration, conformal scores and accuracy, measured out of domain, to the recommended model.
+    """Add calibration, conformal scores and accuracy to the model of the recommended method.
+
+    All three are computed from out-of-domain predictions.
 
     Args:
         model: Model of the recommended method.
         source: Table of the study.
         results: Results of a study, with stored predictions.
         folds: Groups of environments; the environments of a group are held out together.
-        holdout_fraction: Share of each training environment's rows that are used for validation.
-        seeds: Seed of the data draw of each replica.
+        holdout_fraction: Share of rows used for validation in each training environment.
+        seeds: Seed of each replica's data draw.
 
     Returns:
-        Model with the added data and an empty string. If the data cannot be added: the unchanged model and
-            the reason.
+        The model with the added data, and an empty string. If the data cannot be added: the unchanged model,
+            and the reason as a string.
     """
     stored = StoredRows(source, folds, holdout_fraction, seeds)
     rows = {

@@ -1,4 +1,4 @@
-"""Find the rows of stored predictions in the table, and choose one replica's prediction for each row."""
+"""Find the table row of each stored prediction, and choose one replica's prediction for each row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,13 +55,13 @@ class Scores:
 @final
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """Table and validation splits of a study, used to find the rows of stored predictions.
+    """Table and validation splits of a study, used to find the table row of each stored prediction.
 
     Attributes:
         source: Table of the study.
         folds: Groups of environments; the environments of a group are held out together.
-        holdout_fraction: Share of each training environment's rows that are used for validation.
-        seeds: Seed of the data draw of each replica.
+        holdout_fraction: Share of rows used for validation in each training environment.
+        seeds: Seed of each replica's data draw.
     """
 
     source: TableSource
@@ -82,11 +82,11 @@ class StoredRows:
         return None if group is None else np.unique(group.values, return_inverse=True)[1]
 
     def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
-        """Return the group indices of the rows of each argument; None if groups or rows are unknown."""
+        """Return an array of row groups for each argument; None if the groups or the rows are unknown."""
         return _values_of(self.groups, scores)
 
     def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
-        """Return the case weights of the rows of each argument; None if weights or rows are unknown."""
+        """Return an array of case weights for each argument; None if the weights or the rows are unknown."""
         weights = self.source.table.sample_weight
         return _values_of(None if weights is None else weights.values, scores)
 
@@ -100,7 +100,10 @@ class StoredRows:
         return tuple(next(fold for fold in self.folds if environment in fold))
 
     def inputs(self, fold: Sequence[str]) -> Array:
-        """Return the inputs of all rows, encoded as for a fold; NaN for rows that the fold does not use."""
+        """Return the inputs of all table rows, encoded as in the runs of a fold.
+
+        Rows that the fold does not use are NaN. The encoding is fitted on the fold's training rows.
+        """
         sample = self.source.with_test_environments(tuple(fold)).sample(0)
         inputs: Array | None = None
         for each in sample.environments:
@@ -114,7 +117,10 @@ class StoredRows:
         return inputs
 
     def out_of_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores:
-        """Return one out-of-domain prediction per stored row; the rows are divided among the replicas."""
+        """Return one out-of-domain prediction for each stored row of an environment.
+
+        Replicas take turns: with n replicas, row k has the prediction of replica k modulo n.
+        """
         values, targets = self._scores(self.fold_of(environment), predictions[0])
         turn = np.arange(len(targets)) % len(predictions)
         for k, each in enumerate(predictions):
@@ -123,7 +129,7 @@ class StoredRows:
         return Scores(values, targets, of_all[evenly_spaced(len(of_all), len(targets)).numpy()])
 
     def in_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores | None:
-        """Return one in-domain prediction per validation row; None if there are no predictions."""
+        """Return one in-domain prediction for each validation row; None if there are no predictions."""
         table = self.source.table
         folds = [fold for fold in self.folds if environment in table.in_domain_environments(fold)]
         if not folds:
@@ -136,9 +142,10 @@ class StoredRows:
         return _distinct(found)
 
     def training(self, environment: str, predictions: Sequence[Mapping[str, Predictions]]) -> Scores | None:
-        """Return one prediction per validation row of the training environments of `environment`.
+        """Return one prediction for each validation row of the training environments of a fold.
 
-        The result is None if there are no predictions, or if their rows cannot be found.
+        The fold is the one that holds out `environment`. The result is None if there are no predictions, or
+        if their rows cannot be found.
         """
         fold = self.fold_of(environment)
         found: list[Scores] = []

@@ -73,8 +73,8 @@ def find_subgroups(
         source: Table of the study, including the columns that define subgroups.
         results: Results of a study, with stored predictions.
         folds: Groups of environments; the environments of a group are held out together.
-        holdout_fraction: Share of each training environment's rows that are used for validation.
-        seeds: Seed of the data draw of each replica.
+        holdout_fraction: Share of rows used for validation in each training environment.
+        seeds: Seed of each replica's data draw.
     """
     table = source.table
     stored = StoredRows(source, folds, holdout_fraction, seeds)

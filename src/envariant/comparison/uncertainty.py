@@ -38,9 +38,10 @@ def mean_interval(values: Sequence[float], row_error: float) -> Interval:
 def half_width(values: Sequence[float], row_error: float, level: float) -> float:
     """Return half the width of the confidence interval of a mean over replicas.
 
-    The standard errors over replicas and over rows are each multiplied by a quantile of Student's t. Degrees
-    of freedom depend on the number of replicas and the number of resamples, respectively. The half width is
-    the square root of the sum of the squared products. With a single replica, only the row error is included.
+    The half width is √(a² + b²). Here, a is the standard error over replicas times a quantile of Student's t,
+    whose degrees of freedom depend on the number of replicas; b is `row_error` times a quantile whose degrees
+    of freedom depend on the number of resamples. With a single replica, a is 0, and the quantile in b has one
+    degree of freedom.
 
     Args:
         values: One value per replica.
@@ -57,7 +58,8 @@ def half_width(values: Sequence[float], row_error: float, level: float) -> float
 def p_value(differences: Sequence[float], row_error: float) -> float:
     """Return the p-value of the test that the mean difference is 0.
 
-    The p-value is the error probability for which the confidence interval ends at 0, found by bisection.
+    The p-value is the error probability at which one end of the confidence interval is 0. It is found by
+    bisection.
     """
     mean = abs(float(np.mean(differences)))
     if mean == 0 or half_width(differences, row_error, _SMALLEST_P) < mean:
@@ -93,14 +95,14 @@ def row_standard_error(
     groups: NDArray[np.int64] | None = None,
     weights: NDArray[np.float64] | None = None,
 ) -> float:
-    """Return the standard error of a mean score or mean gain due to the sampling of rows.
+    """Return the standard error that the sampling of rows causes in a mean score or mean gain.
 
     Args:
         task: Prediction task.
         metric: Metric of the scores.
         predictions: Predictions of each replica on the same rows.
-        reference: Predictions of the reference method for each replica, for the error of a mean gain; empty
-            for the error of a mean score.
+        reference: Predictions of a reference method, one set per replica, to return the standard error of
+            the mean gain over it. Default: none, to return the standard error of the mean score.
         groups: Group of every row of the environment, `[rows]`; whole groups are resampled. None: rows are
             resampled.
         weights: Case weight of every row of the environment, `[rows]`. None: equal weights.

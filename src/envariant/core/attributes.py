@@ -1,4 +1,4 @@
-"""Names of the row attributes that the library uses; training weights of rows."""
+"""Names of the row attributes that the library uses, and `training_weights`, computed from them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -56,7 +56,7 @@ class EnvironmentBatch:
         return (values if len(set(self.sizes)) == 1 else self.per_environment_mean(values)).mean()
 
     def row_weights(self, like: Tensor) -> Float[Tensor, " rows"]:
-        """Return row weights that have the same sum in every environment; all are 1 if sizes are equal.
+        """Return row weights that give every environment the same total; with equal sizes, all weights are 1.
 
         Args:
             like: Tensor with the dtype and device of the result.

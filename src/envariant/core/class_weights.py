@@ -1,4 +1,4 @@
-"""Class weights: `balanced`, `weights(1, 5)` in the order of the classes, or `weights(yes=5)` by name."""
+"""Class weights, written `balanced`, `weights(1, 5)` (in the order of the classes) or `weights(yes=5)`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class ClassWeights:
 
         Args:
             classes: Names of the classes.
-            totals: Number of training rows of each class, or the sum of their sampling weights.
+            totals: Number of training rows of each class, or the total sampling weight of these rows.
 
         Raises:
             EnvariantError: If a class is unknown, or the number of weights differs from the number of

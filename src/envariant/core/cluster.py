@@ -7,7 +7,7 @@ from envariant.core.errors import EnvariantError, first_line
 
 
 def connected(address: str | None) -> Any:
-    """Return the module `ray`, connected to a cluster.
+    """Connect to a Ray cluster, and return the module `ray`.
 
     Args:
         address: Address for `ray.init`. Default: the running cluster, or a new one on this machine.

@@ -15,7 +15,9 @@ from envariant.core.printable import printable
 
 @final
 class SafeConsole(Console):
-    """Console that prints text literally, without markup, emoji codes or control characters.
+    """Console that prints text literally.
+
+    Markup and emoji codes are not interpreted; control characters are escaped.
 
     Args:
         stderr: Whether to print to standard error instead of standard output.

@@ -49,8 +49,8 @@ def integers(
 ) -> Int[Tensor, "*keys count"]:
     """Return one random integer from 0 to `below - 1` for every key and every entry of `below`.
 
-    Each integer is the remainder of 63 random bits. For `below` up to a million, the probabilities of any two
-    integers differ by less than 10⁻¹².
+    Each integer is a random 63-bit number modulo the entry of `below`. For entries up to a million, the
+    probabilities of any two integers differ by less than 10⁻¹².
 
     Args:
         keys: Keys returned by `step_keys`.
@@ -74,9 +74,10 @@ def uniforms(keys: Int[Tensor, "*keys"], stream: int, count: int) -> Float[Tenso
 def coins(
     key: Int[Tensor, ""], stream: int, rows: int, width: int, probability: float, *, first_row: int = 0
 ) -> Bool[Tensor, "rows width"]:
-    """Return random truth values, `[rows, width]`; each row has random numbers that depend on its index.
+    """Return random truth values, `[rows, width]`.
 
-    Each 64-bit random number gives four values, so the probability is rounded to a multiple of 2⁻¹⁶.
+    The values of a row depend on its index, counted from `first_row`, but not on the number of rows. Each
+    64-bit random number gives four values, so the probability is rounded to a multiple of 2⁻¹⁶.
 
     Args:
         key: Key of the step.

@@ -108,7 +108,7 @@ def counted(names: Mapping[str, int], most: int = 6) -> str:
 
 
 def named(names: Iterable[object], most: int = 6) -> str:
-    """Return the first `most` names as text; if there are more, also their total number."""
+    """Return the first `most` names as text; if there are more names, add the total number of names."""
     texts = list(map(str, names))
     more = [f"… ({len(texts):,} in all)"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])

@@ -48,7 +48,7 @@ class EnvironmentSource(Displayed, ABC):
         """Name of the source in options and stored results."""
 
     def identity(self) -> str:
-        """Return a path-independent identifier of the data: a content hash, or name and settings.
+        """Return an identifier of the data: a content hash, or name and settings, but no file path.
 
         Sources that read files override this method so that moving a file does not change the identifier.
         """
@@ -83,7 +83,7 @@ class EnvironmentSource(Displayed, ABC):
 
     @property
     def columns(self) -> Mapping[str, slice]:
-        """Positions of each table column in the inputs, by column name; empty if the data are not a table."""
+        """Mapping from table columns to their positions in the inputs; empty if the data are not a table."""
         return {}
 
     def plot(self, seed: int = 0, most: int = 12) -> Any:
@@ -176,9 +176,10 @@ class EnvironmentSet(EnvironmentSource):
         Args:
             inputs: Numbers `[rows, …]`: an array, a tensor, a data frame or lists. Byte images are scaled to
                 [0, 1].
-            targets: Targets `[rows]`. Two distinct values give a binary task. Text, and whole numbers with at
-                most 20 distinct values, are classes. All other values `[rows]` give a regression task.
-                Targets `[rows, outputs]` give a multi-label task if all are 0 or 1, and otherwise a
+            targets: Targets `[rows]` or `[rows, outputs]`. If `task` is None, the values determine the task.
+                Shape `[rows]`: two distinct values give a binary task; text, and integers with at most 20
+                distinct values, give a multiclass task; other numbers give a regression task. Shape
+                `[rows, outputs]`: values that are all 0 or 1 give a multi-label task; other numbers give a
                 regression with several outputs. The set's attribute `classes` contains the labels of the
                 classes, in order.
             environments: Environment label of each row `[rows]`, of any type.

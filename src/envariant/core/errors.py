@@ -1,8 +1,8 @@
 """Errors and warnings for the user.
 
 Every error that a user can fix is an `EnvariantError`. Its message states the problem, the location and the
-remedy. The command line prints the message and exits with 2; any other exception is a bug and keeps its
-traceback.
+remedy. The command line prints the message and exits with status 2; any other exception is a bug and keeps
+its traceback.
 """
 
 import difflib

@@ -32,7 +32,7 @@ def cannot_write(path: Path, error: Exception, remedy: str = "") -> EnvariantErr
     Args:
         path: File or folder that cannot be written.
         error: Error of the operating system, or of a library.
-        remedy: Advice for the user. Default: advice chosen by the cause of the error.
+        remedy: Advice for the user. Default: advice that fits the cause of the error.
     """
     code = getattr(error, "errno", None)
     if not remedy and code in _NO_SPACE:
@@ -66,7 +66,7 @@ def writing(path: Path, remedy: str = "") -> Generator[None]:
 
     Args:
         path: File or folder that is written in the block.
-        remedy: Advice for the user. Default: advice chosen by the cause of the error.
+        remedy: Advice for the user. Default: advice that fits the cause of the error.
 
     Raises:
         EnvariantError: If the block raises an `OSError`.
@@ -87,7 +87,7 @@ def replacing(path: Path, remedy: str = "") -> Generator[Path]:
 
     Args:
         path: File to write.
-        remedy: Advice for the user if `path` cannot be written. Default: advice chosen by the cause of the
+        remedy: Advice for the user if `path` cannot be written. Default: advice that fits the cause of the
             error.
 
     Raises:

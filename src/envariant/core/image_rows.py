@@ -116,8 +116,8 @@ def check_repeatable(
         read_again: Function that reads the first n inputs and targets again, given n; None if they can be
             read only once.
         where: Name of the dataset.
-        warn_of_inputs: Whether to warn about random inputs; True if the values of the first reading
-            are kept.
+        warn_of_inputs: Whether to warn about random inputs. Set it to True if the inputs of the first reading
+            are stored, so that transforms are applied only once. Random targets always cause a warning.
 
     Warns:
         EnvariantWarning: If an input or target differs when it is read again, or the name of a transform

@@ -32,7 +32,7 @@ class Loss(ABC):
         for_classes: Whether targets are classes or labels; otherwise they are real numbers.
         in_unit: Whether the loss is computed from targets in their original unit, even if the model is
             trained on standardized targets.
-        note: Remark that is added to runs with this loss; "" for none.
+        note: Remark recorded with every run that uses this loss; "" for none.
     """
 
     name: ClassVar[str]

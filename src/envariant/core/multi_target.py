@@ -18,10 +18,10 @@ from envariant.core.tasks import Binary, Multiclass, Regression, Task
 @final
 @dataclass(frozen=True)
 class MultiLabel(Task):
-    """Multi-label classification: targets `[rows, labels]` of 0 and 1, one logit and logistic loss per label.
+    """Multi-label classification, with targets 0 and 1 of shape `[rows, labels]`.
 
-    The loss of a row is the mean loss of its labels. The score of a row is the share of its labels that are
-    predicted correctly.
+    Each label has a logit and a logistic loss. The loss of a row is the mean loss of its labels. The score of
+    a row is the share of its labels that are predicted correctly.
 
     Attributes:
         labels: Number of labels, at least 2.

@@ -8,7 +8,9 @@ from envariant.core.specs import Spec
 
 
 def written(name: str, pairs: Iterable[tuple[str, Any]], first: tuple[Any, ...] = ()) -> str:
-    """Return `name(first, …, key=value, …)`; keys that are not identifiers give pairs `(key, value)`.
+    """Return the string `name(first, …, key=value, …)`.
+
+    A pair whose key is not a Python identifier, or is a keyword, is written as `(key, value)`.
 
     Args:
         name: Name before the parentheses.

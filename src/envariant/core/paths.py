@@ -40,7 +40,7 @@ def check_file(path: Path, missing: str = "", kinds: str = "") -> None:
 
 
 def check_name(path: object) -> None:
-    """Check that the operating system accepts this name for a file or folder.
+    """Check that the operating system accepts `path` as the name of a file or folder.
 
     Raises:
         EnvariantError: If the name contains NUL or an incomplete Unicode character.

@@ -41,7 +41,7 @@ class Schedule(ABC):
 
     @property
     def switch_points(self) -> tuple[int, ...]:
-        """First step of every stage except the first, in order.
+        """Steps at which the second and all later stages begin, in order.
 
         Raises:
             EnvariantError: If a switch point is relative to the run's length; `resolve` the schedule first.

@@ -174,7 +174,8 @@ class Linear(Schedule):
 class Polynomial(Schedule):
     """Polynomial schedule: `before` at steps t < `after`, then k·t^p, clipped to ±`CAP` (10¹²).
 
-    The course report (`sjtu-2023`) uses this schedule, with `before` = 1, for the penalty coefficient.
+    The course report of the reproduction `sjtu-2023` uses this schedule for the penalty coefficient, with
+    `before` = 1.
     """
 
     name: ClassVar[str] = "poly"

@@ -114,7 +114,7 @@ class Task(ABC):
     def confidence(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, "rows *target_shape"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Return the probability of each row's predicted class, and 1 if this class is correct, else 0.
+        """Return the probability of each row's predicted class, and whether this class is correct (1 or 0).
 
         Raises:
             EnvariantError: If the task is not a classification task.
@@ -174,8 +174,8 @@ class Task(ABC):
     def identity(self) -> str:
         """Return a string for hashing; it differs between tasks with different losses.
 
-        The string is empty for `Binary` and `Multiclass` with their default losses: their targets differ in
-        data type, so the hash of the data already distinguishes them.
+        The string is empty for `Binary` and `Multiclass` with their default losses. The targets of these two
+        tasks differ in data type, so the hash of the data already distinguishes the tasks.
         """
         if self.has_default_loss:
             # Targets of classes differ in type, so the data tell them apart.
@@ -382,7 +382,7 @@ class Regression(Task):
 
 
 def check_losses(task: Task, targets: Tensor) -> None:
-    """Check that a user-defined task returns one loss, with a derivative, and one score per row.
+    """Check that a user-defined task returns a differentiable loss and a score for each row.
 
     Args:
         task: Prediction task.

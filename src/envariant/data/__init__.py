@@ -117,8 +117,8 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
     Args:
         text: Name of the source, optional protocol after a colon, and optional settings in parentheses.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
 
     Raises:
         EnvariantError: If the source, its protocol or a setting is unknown or invalid, or a plug-in cannot be
@@ -142,7 +142,7 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
 
 
 def installed_sources() -> tuple[dict[str, type[EnvironmentSource]], tuple[str, ...]]:
-    """Return the data source classes of all plug-ins by name, and messages about plug-ins that failed."""
+    """Return plug-in data source classes by name, and a message for each plug-in that failed to load."""
     return PLUGINS.load_all(SOURCES)
 
 

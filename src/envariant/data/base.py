@@ -26,8 +26,8 @@ class SpecSource(EnvironmentSource):
 
         Args:
             spec: Name and settings of the data source.
-            folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the
-                cache or a download.
+            folder: Folder of the MNIST files. Default: the folder in the environment variable
+                `ENVARIANT_MNIST`; if it is not set, the files are read from the cache or downloaded.
 
         Raises:
             EnvariantError: If a setting is unknown or invalid.

@@ -8,7 +8,12 @@ CACHE_VARIABLE = "ENVARIANT_CACHE"
 
 
 def cache_folder(folder: Path | str | None = None) -> Path:
-    """Return `folder` if given, else the environment variable `ENVARIANT_CACHE`, else the system's folder."""
+    """Return the cache folder.
+
+    Args:
+        folder: Cache folder. Default: the folder in the environment variable `ENVARIANT_CACHE`, else the
+            system's cache folder.
+    """
     selected = folder or os.environ.get(CACHE_VARIABLE)
     if not selected:
         import pooch

@@ -129,7 +129,7 @@ def split(
 
 
 def seed_hash(*values: object) -> int:
-    """Return DomainBed's random seed for some values: the MD5 digest of their tuple's text, modulo 2³¹."""
+    """Return DomainBed's random seed for the given values: the MD5 digest of `str(values)`, modulo 2³¹."""
     # Not used for security.
     digest = hashlib.md5(str(values).encode(), usedforsecurity=False).hexdigest()
     return int(digest, 16) % 2**31

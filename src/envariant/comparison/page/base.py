@@ -45,7 +45,7 @@ class PageSection(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return the section's numbers, by the name of their field in `comparison.json`."""
+        """Return the section's numbers as a dictionary with the field names of `comparison.json` as keys."""
 
 
 def shortened(name: str, most: int = 28) -> str:

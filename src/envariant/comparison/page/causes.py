@@ -19,7 +19,7 @@ _MOST_CURVES = 8
 @final
 @dataclass(frozen=True, eq=False)
 class Causes(PageSection):
-    """Section on the reasons for each drop: its split into parts, the bias, and the kinds of shift."""
+    """Section on the reasons for each drop: parts of the drop, bias of predictions, and kinds of shift."""
 
     anchor: ClassVar[str] = "causes"
     title: ClassVar[str] = "Why does the score drop?"
@@ -80,7 +80,7 @@ class Causes(PageSection):
 @final
 @dataclass(frozen=True, eq=False)
 class Remedies(PageSection):
-    """Section on the measured gain of a few labels, other methods and other remedies."""
+    """Section on remedies, such as recalibration with a few labels, and on their measured gains."""
 
     anchor: ClassVar[str] = "remedies"
     title: ClassVar[str] = "What would help?"
@@ -90,7 +90,7 @@ class Remedies(PageSection):
         return bool(results.remedies)
 
     def render(self) -> tuple[Block, ...]:
-        """Return a chart of scores by number of labels, a table of gains, and the columns to collect."""
+        """Return a chart of scores by number of labels, a table of gains, and notes on columns to collect."""
         remedies: tuple[Remedy, ...] = self.results.remedies
         curves = [each for each in remedies if each.curve][:_MOST_CURVES]
         caption = (

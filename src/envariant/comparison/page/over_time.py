@@ -12,7 +12,7 @@ from envariant.reporting import charts
 @final
 @dataclass(frozen=True, eq=False)
 class OverTime(PageSection):
-    """Section with each environment's score, by models that were trained on all earlier environments."""
+    """Section on the score of each environment when models are trained on all earlier environments."""
 
     anchor: ClassVar[str] = "over-time"
     title: ClassVar[str] = "How does the score change over time?"

@@ -1,4 +1,4 @@
-"""Report sections on scores: drops of the baseline by environment, and all methods compared."""
+"""Report sections on scores: drops of the baseline by environment, and a comparison of all methods."""
 
 import math
 from collections.abc import Sequence
@@ -182,9 +182,10 @@ def methods_table(results: ComparisonResults) -> TextTable:
 def drop_rows(
     results: ComparisonResults, recommended: str, names: Sequence[str]
 ) -> tuple[list[charts.DropRow], tuple[str, str, str, str]]:
-    """Return chart rows with the scores of the baseline and of one other method, and the chart's labels.
+    """Return the rows of the chart of drops, and the labels of its four scores.
 
-    The other method is the recommended method, or the best other method if the baseline is recommended.
+    The chart compares the baseline with a second method in each environment. The second method is the
+    recommended method, or the `runner_up` if the baseline is recommended.
     """
     other = recommended if recommended != results.baseline_method else runner_up(results)
     others, constants = results.cells.get(other, {}), results.data.baseline_scores

@@ -13,7 +13,7 @@ from envariant.reporting.tables import TextTable
 @final
 @dataclass(frozen=True, eq=False)
 class Shifts(PageSection):
-    """Section on diversity, correlation, label and covariate shift of each environment."""
+    """Section on four kinds of shift in each environment: diversity, correlation, label and covariate."""
 
     anchor: ClassVar[str] = "shift"
     title: ClassVar[str] = "Which kind of shift is it?"

@@ -1,4 +1,4 @@
-"""Colored MNIST with one training environment per color channel, to reproduce a course report.
+"""Colored MNIST with one training environment per color channel, for the reproduction `sjtu-2023`.
 
 Color channels are not environments in the usual sense: a relation that holds in all channels need not hold
 after colors are swapped.
@@ -28,8 +28,8 @@ class ColorChannels(DigitSource):
 
     Attributes:
         size: Height and width of an image in pixels: 28, 14 or 7.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "colored-mnist-channels"

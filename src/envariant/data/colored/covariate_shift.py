@@ -34,16 +34,18 @@ _GROUPS: dict[str, tuple[tuple[int, ...], ...]] = {
 class CovariateShift(DigitSource):
     """Colored MNIST with covariate shift. Krueger et al. 2021, section 4.1.2; data as in the released code.
 
-    One group of rows has the share p, and the other has the share 1 − p. With overlap f, p is f/(1 + f) in
-    environment `flip-0.2`, 1/(1 + f) in `flip-0.1`, and 1/2 in the test environment `flip-0.9`.
+    The rows form two groups (see `kind`): one group has the share p of the rows, the other the share 1 − p.
+    With overlap f, p is f/(1 + f) in environment `flip-0.2`, 1/(1 + f) in `flip-0.1`, and 1/2 in the test
+    environment `flip-0.9`.
 
     Attributes:
-        kind: What is imbalanced. "class": digits 5–9 against 0–4. "digit": digits 1, 2, 6, 7 against 3, 4, 8,
-            9, without 0 and 5. "color": one of two shades of each color, so that images have four channels
-            and no row is dropped.
-        overlap: f in [0, 1]; 1 for no shift, 0 for disjoint groups.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        kind: What is imbalanced. "class": digits 5–9 and 0–4. "digit": digits 1, 2, 6, 7 and 3, 4, 8, 9; rows
+            with the digits 0 and 5 are dropped. "color": two shades of each color, so that images have four
+            channels and no row is dropped.
+        overlap: Overlap f of the training environments, in [0, 1]: 1 for no shift; 0 if each training
+            environment contains only one group.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "colored-mnist-covariate-shift"
@@ -80,13 +82,13 @@ class CovariateShift(DigitSource):
 
 
 def kept_rows(labels: np.ndarray, groups: Sequence[tuple[int, ...]], p: float) -> np.ndarray:
-    """Return the indices of the rows that are kept, group by group.
+    """Return the indices of the rows to keep, one group after another.
 
     Args:
         labels: Digit of each row.
-        groups: Digits of each group. From the first, third, … group, the first share `p` of the rows is kept;
-            from the second, fourth, … group, the first share 1 − p.
-        p: Share between 0 and 1.
+        groups: Digits of each group.
+        p: Share of rows to keep in the first, third, … group; in the second, fourth, … group, the share is
+            1 − p. Rows at the beginning of a group are kept.
     """
     members = [np.flatnonzero(np.isin(labels, group)) for group in groups]
     shares = [p if i % 2 == 0 else 1 - p for i in range(len(groups))]

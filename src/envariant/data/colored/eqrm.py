@@ -1,6 +1,6 @@
-"""Protocol of the EQRM code (Eastwood et al. 2022): shuffled training file, tests on MNIST's test file.
+"""Protocol of the EQRM code (Eastwood et al. 2022), with tests on MNIST's test file.
 
-The first 50,000 rows of the shuffled training file are the training environments. The other 10,000 rows are
+The training file is shuffled. Its first 50,000 rows are the training environments. The other 10,000 rows are
 the environments that the code logs during training. The test environments are the 10,000 digits of MNIST's
 test file, which no other protocol uses as a separate test set.
 """
@@ -30,7 +30,8 @@ def sample(
     """Sample the training, test and logged environments, in this order.
 
     In the EQRM code, the colors of the test digits depend on how many random numbers training has used. Here,
-    the generator starts again from the seed for them, so that the data depend only on the seed.
+    the generator is reset to the seed before the test digits are colored. The data therefore depend only on
+    the seed.
 
     Args:
         train_flips: Color flip probability of each training environment.

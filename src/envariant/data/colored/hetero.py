@@ -1,7 +1,7 @@
-"""Colored MNIST whose label noise depends on the digit, with a shift of the digits, as in the REx code.
+"""Colored MNIST whose label noise depends on the digit, as in the REx code.
 
-Digits 0 and 5 are hard: their labels are wrong in 40 % of the rows, those of other digits in 10 %. With digit
-shift, the share of hard digits differs between environments.
+Digits 0 and 5 are hard: 40 % of their labels are wrong. For other digits, 10 % of the labels are wrong. With
+digit shift, the share of hard digits differs between environments.
 """
 
 from collections.abc import Iterator
@@ -30,14 +30,15 @@ _FLIPS, _SHARES = (0.2, 0.1, 0.9), (0.3, 0.7, 0.5)
 class HeteroskedasticMNIST(DigitSource):
     """Colored MNIST with label noise 0.4 for digits 0 and 5, else 0.1, as in the code of Krueger et al. 2021.
 
-    Rows and flips are those of protocol "irm" of `colored-mnist`. With digit shift, the share of hard digits
-    is 0.3 and 0.7 in the training environments and 0.5 in the test environment: rows are dropped at random,
-    and as many rows of the other kind are repeated.
+    Rows and flip probabilities are those of protocol "irm" of `colored-mnist`. With digit shift, the share of
+    hard digits (0 and 5) is 0.3 and 0.7 in the training environments and 0.5 in the test environment. To
+    obtain this share, random rows with hard digits are replaced by repeated rows with other digits, or vice
+    versa.
 
     Attributes:
         digit_shift: Whether the share of hard digits differs between environments.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "colored-mnist-hetero"
@@ -68,7 +69,10 @@ class HeteroskedasticMNIST(DigitSource):
 def colored(
     name: str, digits: mnist.MNIST, rows: np.ndarray, flip: float, generator: torch.Generator
 ) -> Environment:
-    """Build an environment from rows of the training file; noise at both levels is drawn for every row."""
+    """Build an environment from rows of the training file.
+
+    For every row, label noise is sampled at both levels, 0.4 and 0.1; the digit determines which is used.
+    """
     number = torch.from_numpy(digits.train_labels[rows].astype(np.int64))
     noises = (HARD_NOISE, EASY_NOISE)
     hard, easy = (torch.rand(len(rows), generator=generator) < noise for noise in noises)
@@ -83,13 +87,14 @@ def colored(
 
 
 def shifted_rows(labels: np.ndarray, share: float, generator: torch.Generator) -> np.ndarray:
-    """Return row indices in which hard digits have a given share, by dropping some rows and repeating others.
+    """Resample the rows so that a given share of them, in expectation, have hard digits.
 
-    There are as many indices as rows; repeated rows are at the end.
+    Some rows are dropped, and as many others are repeated. The row indices are returned, those of repeated
+    rows at the end.
 
     Args:
         labels: Digit of each row.
-        share: Expected share of hard digits.
+        share: Expected share of rows with hard digits.
         generator: Random number generator.
     """
     hard = np.isin(labels, HARD_DIGITS)

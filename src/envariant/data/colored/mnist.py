@@ -107,8 +107,10 @@ def load(
 
     Args:
         folder: Folder with the four IDX files, uncompressed or gzipped, or with a subfolder `MNIST/raw` that
-            contains them. No other source is tried. Default: environment variable `ENVARIANT_MNIST`.
-        cache: Cache folder. Default: environment variable `ENVARIANT_CACHE`, else the system's cache folder.
+            contains them. If a folder is given, no other source is tried. Default: the folder in the
+            environment variable `ENVARIANT_MNIST`, if it is set.
+        cache: Cache folder. Default: the folder in the environment variable `ENVARIANT_CACHE`, else the
+            system's cache folder.
         report: Function called with a message for every attempt and every failure.
         sources: Sources to try after the cache, by name. Default: `SOURCES`.
         expected: MD5 digest of each uncompressed file, by file name.

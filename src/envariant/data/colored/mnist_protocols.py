@@ -1,4 +1,4 @@
-"""Colored MNIST on the original digits, in the protocols of the literature.
+"""Colored MNIST, built from the MNIST digits according to protocols of the literature.
 
 `irm` is the protocol of the IRM, REx and Fishr code: two training environments of 25,000 rows and a test
 environment of 10,000 rows, all from the MNIST training file; images have shape 2×14×14. `domainbed` splits
@@ -31,12 +31,12 @@ from envariant.data.domainbed_defaults import mnist_settings
 @final
 @dataclass(frozen=True)
 class ColoredMNIST(construction.ColoredSource):
-    """Colored MNIST on the original digits, in protocol "irm", "domainbed", "thirds" or "eqrm".
+    """Colored MNIST, built from the MNIST digits by protocol "irm", "domainbed", "thirds" or "eqrm".
 
-    In protocol "irm", all test environments use the same 10,000 images: rows 50,000–59,999 of the MNIST
-    *training* file; in protocol "eqrm", those of the MNIST *test* file. In the other protocols, every
-    environment has different images. All settings of `ColoredSource` can be used too; the default of
-    `train_flips` depends on the protocol.
+    In protocols "irm" and "eqrm", all test environments (except those of `logged_tests`) use the same 10,000
+    images. For "irm", these are rows 50,000–59,999 of the MNIST *training* file; for "eqrm", all rows of the
+    MNIST *test* file. In the other protocols, every environment has different images. All settings of
+    `ColoredSource` can be used too; the default of `train_flips` depends on the protocol.
 
     Attributes:
         protocol: "irm", "domainbed", "thirds" or "eqrm".
@@ -50,8 +50,8 @@ class ColoredMNIST(construction.ColoredSource):
             DomainBed, instead of a single logit and logistic loss.
         logged_tests: Whether to add the four test environments that the EQRM code logs during training, which
             consist of 10,000 rows of the training file; only in protocol "eqrm".
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "colored-mnist"

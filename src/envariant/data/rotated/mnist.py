@@ -39,8 +39,8 @@ class RotatedMNIST(SpecSource):
         angles: Counter-clockwise rotation of each environment in degrees.
         size: Height and width of an image in pixels: 28, 14 (every second pixel of the rotated image) or 7.
         rows: Use only the first rows of each environment. Default: use all rows, about 11,667 each.
-        folder: Folder of the MNIST files. Default: the environment variable `ENVARIANT_MNIST`, else the cache
-            or a download.
+        folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
+            if it is not set, the files are read from the cache or downloaded.
     """
 
     base: ClassVar[str] = "rotated-mnist"

@@ -35,10 +35,10 @@ class Protocol:
     """Reduced or complete protocol for one data set.
 
     Attributes:
-        data: Specification of the data set as text, without the split.
+        data: Specification of the data set as text, without its division into 80 % and 20 % parts.
         table: Prefix of the names of the published tables.
         environments: Names of the environments.
-        methods: Methods in the order of the page.
+        methods: Names of the methods, in the order of the tables.
         paired: Methods that are also trained with each pair of environments left out.
         draws: Number of hyperparameter draws.
         trials: Number of trials.
@@ -129,7 +129,7 @@ class Selected:
     def averages(self, rule: Rule, method: str) -> list[float]:
         """Return the mean accuracy over test environments, one value per trial.
 
-        The list is empty if the scores of some environments or trials are missing.
+        The list is empty if the environments have different numbers of scores.
         """
         columns = [self.scores.get((rule, method, name), []) for name in self.protocol.environments]
         lengths = {len(column) for column in columns}

@@ -53,8 +53,8 @@ def linear(runner: Runner) -> Iterator[Finding]:
     """Test the claim that IRM recovers causal weights better from inferred environments than from given ones.
 
     The inferred environments are two groups of rows. They are inferred from the ERM solution, or from an
-    artificial reference model with weights 1 − a of the causes and a of the effects. The data do not follow
-    any setup of the IRM paper.
+    artificial reference model, in which causes have weight 1 − a and effects have weight a. The data do not
+    follow any setup of the IRM paper.
     """
     errors, details = _solved(runner)
     yield _table(errors)

@@ -51,7 +51,7 @@ class Method:
 
     @property
     def middle(self) -> float:
-        """Middle value of `settings`, which is chosen without looking at results."""
+        """Middle value of `settings`; no results are used to choose it."""
         return self.settings[len(self.settings) // 2]
 
 
@@ -246,7 +246,7 @@ def start(runner: Runner) -> Iterator[Finding]:
     """Test the claim that the ERM start improves accuracy over a random start by more than ten points.
 
     From the random start, the penalty acts in all 600 steps. The settings are those of the section
-    with ten seeds.
+    `ten-seeds`.
     """
     names = runner.pick(quick=("V-REx",), full=tuple(METHODS))
     results: dict[str, TrainingResult] = {}

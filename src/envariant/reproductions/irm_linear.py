@@ -34,7 +34,7 @@ class Selected:
 
     Attributes:
         weights: Weights Φ1 of each problem, of shape `[problems, d]`.
-        regs: Weight of the risk in the loss that led to the selected solution, of shape `[problems]`.
+        regs: Weight of the risk with which each selected solution was trained, of shape `[problems]`.
     """
 
     weights: Tensor

@@ -1,7 +1,8 @@
 """Heads on rich features, as in the code of RFC: settings, stored computations and accuracy curves.
 
-Test accuracy is the smallest of the accuracies in three test environments. The code selects nothing, so
-penalty weights, and steps other than the last, are selected by test accuracy here (oracle selection).
+Test accuracy is the smallest of the accuracies in three test environments. The code selects neither penalty
+weights nor steps. Here, penalty weights, and steps other than the last, are selected by test accuracy (oracle
+selection).
 """
 
 import statistics

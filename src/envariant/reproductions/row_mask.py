@@ -1,4 +1,4 @@
-"""AND-mask with one row per environment, for multilayer perceptrons, about as fast as ordinary training.
+"""AND-mask with one row per environment, for multilayer perceptrons; costs about as much as plain training.
 
 The gradient of row e with respect to a weight matrix is δ_e h_eᵀ, so its signs are sign(δ_e) sign(h_e)ᵀ, and
 
@@ -48,7 +48,7 @@ class Layers:
     biases: tuple[Tensor, ...]
 
     def hidden_and_logits(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the inputs of every layer, `[runs, rows, width]`, and the logits, for rows of inputs."""
+        """Return the inputs `[runs, rows, width]` of each layer, and the logits, for rows of `inputs`."""
         hidden, last = [inputs.expand(len(self.weights[0]), *inputs.shape)], len(self.weights) - 1
         for i in range(last):
             hidden.append((hidden[i] @ self.weights[i] + self.biases[i]).relu_())

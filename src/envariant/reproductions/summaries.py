@@ -96,9 +96,9 @@ def mean_curve(result: TrainingResult, environments: list[str], metric: str) -> 
 
 
 def final_batch_metric(result: TrainingResult, metric: str) -> Interval:
-    """Return the mean final value of a whole-batch metric, such as "gradient rms", with its interval.
+    """Return the final value of a whole-batch metric, such as "gradient rms", averaged over replicas.
 
-    This is the confidence interval over replicas.
+    The result is the mean with its confidence interval.
     """
     return interval([values[-1] for _, values in curves(result, "*", metric).values()])
 

@@ -36,8 +36,8 @@ def soup(
         algorithm: Algorithm whose networks are averaged; required if the study has several algorithms.
         test_environments: Test environments of the runs to average; required if the study has several sets of
             test environments.
-        data: Data on which the networks were trained; required if they are not in memory and cannot be loaded
-            by name. Default: the data in memory, otherwise the data with the stored name.
+        data: Data on which the networks were trained. Default: the data in memory, or else the data with the
+            stored name. Required if neither is available.
 
     Raises:
         EnvariantError: If the networks cannot be averaged, or the arguments do not determine the runs or

@@ -27,7 +27,7 @@ def train_all(
     """Train a method with every hyperparameter draw in every trial, and return the accuracies of every run.
 
     Args:
-        data: Specification of the data set as text, without the split.
+        data: Specification of the data set as text, without its division into 80 % and 20 % parts.
         method: Name of the method in the published tables.
         left_out: Environments that are not trained on.
         draws: Number of hyperparameter draws.

@@ -30,12 +30,14 @@ class TextTable:
 
 
 def scores(results: Sequence[TrainingResult], names: Sequence[str] | None = None) -> TextTable:
-    """Return a table of final scores, one row per run, with published scores of comparable runs.
+    """Return a table of final scores with one row per run; columns show published scores if available.
+
+    Published scores are shown only for runs in the settings of the publication.
 
     Args:
         results: Results of the runs.
-        names: Names of the rows. Default: the name of the algorithm, and settings that differ between the
-            runs.
+        names: Names of the rows. Default: the name of the algorithm, followed by the settings that differ
+            between the runs.
     """
     environments = dict.fromkeys(
         (each.name, each.role, each.label) for result in results for each in result.record.environments
@@ -79,10 +81,10 @@ def model_of(result: TrainingResult) -> str:
 
 
 def network_notes(networks: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a note that lists the networks of a comparison if they differ; otherwise an empty list.
+    """Return a list with one note that names the networks if they differ; otherwise an empty list.
 
     Args:
-        networks: Names of the models of each algorithm, by name of the algorithm.
+        networks: Names of the models with which each algorithm was trained, by name of the algorithm.
     """
     users: dict[str, list[str]] = {}
     for algorithm, models in networks.items():
@@ -127,7 +129,7 @@ def facts(environments: Sequence[Facts]) -> TextTable:
 
 
 def spread(values: Spread, digits: int = 3) -> str:
-    """Format the scores of replicas as `0.669 ± 0.025`; only the mean for one replica, a dash for none."""
+    """Format the scores of replicas as `0.669 ± 0.025`; one replica has no ±, and no replica gives a dash."""
     return mean_sd(values.mean, values.sd, digits) if values.values else NONE
 
 

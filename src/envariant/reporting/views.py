@@ -1,6 +1,7 @@
-"""Plots and pages of data sources, results and studies, whose own code does not import plotting packages.
+"""Plots of data sources and results, and pages of studies.
 
-`core.display.views` imports this module when a plot is requested.
+The classes of data sources, results and studies do not import plotting packages. `core.display.views` imports
+this module when a plot or page is requested.
 """
 
 from collections.abc import Sequence

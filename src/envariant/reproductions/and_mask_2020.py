@@ -270,12 +270,12 @@ _PAPER_DIFFERENCES = (
 
 @section("gradients", "Which gradients the mask keeps")
 def gradients(runner: Runner) -> Iterator[Finding]:
-    """Compare AND-mask's gradients in untrained networks with gradients of the mechanism or shortcut alone.
+    """Test which gradients AND-mask keeps in untrained networks: those of the mechanism or of the shortcut.
 
-    The mechanism is the point on a spiral, the shortcut is the signature. The gradient of the mechanism alone
-    is computed on data with permuted signatures; that of the shortcut alone, on data with permuted points.
-    The paper shows their correlations with the masked gradient in a figure, for 16 environments, batches of
-    1,024 rows and 10 random networks.
+    The mechanism is the point on a spiral; the shortcut is the signature. The gradient of the mechanism alone
+    is computed on data with permuted signatures. The gradient of the shortcut alone is computed on data with
+    permuted points. A figure in the paper shows how the masked gradient correlates with each of the two, for
+    16 environments, batches of 1,024 rows and 10 random networks.
     """
     inputs: dict[str, Any] = {
         "source": "spirals(signature=32, deviation=0.1)",

@@ -21,10 +21,10 @@ def random_labels(runner: Runner) -> Iterator[Finding]:
     """Test whether AND-mask, with every row as an environment, prevents the memorization of random labels.
 
     The paper trains a residual network on CIFAR-10 in three conditions: with true labels, with random labels,
-    and with a quarter of the labels redrawn at random. Every row of a batch is an environment. There, a
-    threshold slightly above 0 prevents the memorization of random labels, yet true labels are still learned.
-    This section asks the same question on 10,000 MNIST digits, with a network of two hidden layers of 256
-    units. It follows the paper's method, but the experiment is ours.
+    and with a quarter of the labels redrawn at random. Every row of a batch is an environment. In the paper,
+    a threshold slightly above 0 prevents the memorization of random labels, yet true labels are still
+    learned. This section asks the same question for 10,000 MNIST digits and a network of two hidden layers of
+    256 units. It follows the paper's method, but the experiment is ours.
     """
     paper = published.claims("and_mask")
     thresholds = [float(t) for t in runner.pick(quick=(0.0, 0.1, 0.2, 0.4), full=paper["cifar_thresholds"])]

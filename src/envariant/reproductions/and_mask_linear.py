@@ -36,8 +36,8 @@ def rows(noise: float = 0.0, seed: int = 0) -> Float[Tensor, "environments input
     """Return the input of each environment.
 
     Args:
-        noise: Size of the perturbation of each entry; its sign is random.
-        seed: Seed of the signs.
+        noise: Number that is added to or subtracted from each entry, with a random sign.
+        seed: Seed of the random signs.
     """
     x = torch.cat([3 * torch.eye(ENVIRONMENTS), torch.full((ENVIRONMENTS, 1), 0.3)], dim=1).double()
     signs = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
@@ -75,11 +75,12 @@ def solutions(starts: int, steps: int) -> dict[str, dict[str, list[float]]]:
         steps: Number of updates.
 
     Returns:
-        Results by name. A name such as `mean, first 2`, a rule and its training environments, has four
-        entries: the mean ("weights") and standard deviation ("sd") of the weights over starts, and the mean
-        loss in the training environments ("training") and in all others ("others"). A name such as
-        `mean, noise` has one entry ("noise"), with one value per draw of the noise: the largest absolute
-        weight of a shortcut, averaged over starts.
+        Results by name. The name `mean, first 2`, for example, stands for the rule "mean", trained on the
+        first two environments. Its result has four entries: the mean ("weights") and standard deviation
+        ("sd") of the weights over starts, and the mean loss in the training environments ("training") and in
+        all others ("others"). The name `mean, noise` stands for the same rule, trained on perturbed rows of
+        all environments. Its result has one entry ("noise"), with one value per draw of the noise: the
+        largest absolute weight of a shortcut, averaged over starts.
     """
     result: dict[str, dict[str, list[float]]] = {}
     x = rows()

@@ -92,7 +92,7 @@ class Reproduction:
 
 
 def section(name: str, title: str) -> Callable[[Callable[[Runner], Iterator[Finding]]], Section]:
-    """Return a decorator that makes a `Section` of a function; its statement is the function's docstring.
+    """Return a decorator that turns a function into a `Section`, with the docstring as its statement.
 
     Args:
         name: Identifier of the section on the HTML page and on the command line.

@@ -27,8 +27,9 @@ class CausalPrediction:
     Attributes:
         weights: Estimated weights, of shape `[problems, d]`; zeros if no input is in all accepted subsets.
         accepted: Number of accepted subsets of each problem.
-        closest: Smallest |p − level| of each problem over all subsets, with the corrected p-value p of a
-            subset. If it is near 0, rounding may decide whether that subset is accepted.
+        closest: Smallest distance |p − level| of each problem, where p is the corrected p-value of a subset
+            and the minimum is over all subsets. If it is near 0, rounding may decide whether that subset is
+            accepted.
     """
 
     weights: Tensor
@@ -40,12 +41,13 @@ def predict_causally(moments: Moments, rows: int, level: float = 0.05) -> Causal
     """Run invariant causal prediction as the released program of the IRM paper does.
 
     For each environment e, two tests compare the residuals inside e with those outside it. Welch's t test of
-    the means gives p_t. The F test of the variances gives p_F = 2 min(p, 1 − p), with upper-tail probability
-    p. With p_e = 2 min(p_t, p_F) and E environments, a subset is accepted if E · min_e p_e exceeds the level.
+    the means has the p-value p_t. The F test of the variances has the p-value p_F = 2 min(p, 1 − p), where p
+    is the upper-tail probability. With p_e = 2 min(p_t, p_F) and E environments, a subset is accepted if its
+    corrected p-value E · min_e p_e exceeds the level.
 
     Args:
-        moments: Moments of shape `[problems, environments]` with an intercept. The intercept gives the means
-            of the residuals; it is not part of the regressions.
+        moments: Moments of shape `[problems, environments]`, computed with an intercept. The intercept is
+            needed for the means of the residuals; the regressions themselves have no intercept.
         rows: Number of rows of every environment.
         level: Level of the tests.
     """

@@ -39,7 +39,7 @@ class Computation:
 
 
 def file_of(folder: Path, name: str, inputs: Mapping[str, Any], version: int) -> Path:
-    """Return the path of the file of a computation, whose name contains a digest of inputs and version.
+    """Return the file path of a computation; the file name contains a digest of name, inputs and version.
 
     Raises:
         EnvariantError: If an input is not a JSON value, that is, a number, string, list or dictionary.

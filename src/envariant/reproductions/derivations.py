@@ -158,8 +158,8 @@ class Hessians:
 
     Attributes:
         size: Number of diagonal entries.
-        ratio: Geometric mean, over positions, of the ratio between the larger and the smaller of the two
-            entries of A and B at that position.
+        ratio: Geometric mean of max(a, b) / min(a, b) over all pairs of entries a of A and b of B at the same
+            position.
         both: Determinant of the entrywise geometric mean of A and B.
         mean: Determinant of the entrywise arithmetic mean of A and B.
     """
@@ -175,7 +175,7 @@ def hessians(size: int, spread: float, seed: int) -> Hessians:
 
     Args:
         size: Number of diagonal entries.
-        spread: Standard deviation of log(a / b) for entries a of A and b of B.
+        spread: Standard deviation of log(a / b) for entries a of A and b of B at the same position.
         seed: Seed of the random entries.
     """
     generator = np.random.default_rng(seed)

@@ -35,10 +35,10 @@ class Protocol:
     """Reduced or complete protocol for one data set.
 
     Attributes:
-        data: Specification of the data set as text, without the split.
+        data: Specification of the data set as text, without its division into 80 % and 20 % parts.
         table: Prefix of the names of the published tables.
         environments: Names of the environments.
-        methods: Methods in the order of the page.
+        methods: Names of the methods, in the order of the tables.
         paired: Methods that are also trained with each pair of environments left out.
         draws: Number of hyperparameter draws.
         trials: Number of trials.
@@ -72,7 +72,7 @@ class Protocol:
         return sets * self.draws * self.trials
 
     def inputs(self, method: str, left_out: tuple[str, ...]) -> dict[str, Any]:
-        """Return the inputs of `train_all` for one method and set of left-out environments."""
+        """Return the arguments of `train_all` for one method and one set of left-out environments."""
         shared = ("data", "draws", "trials", "steps", "every", "rows", "most_rows")
         single = len(self.environments) - len(left_out) == 1
         own = {"method": method, "left_out": list(left_out), "single": single}
@@ -119,7 +119,7 @@ class Selected:
     Attributes:
         protocol: Protocol of the runs.
         scores: Test accuracies by rule, method and test environment, one per trial.
-        failures: Number of runs that diverged and could not be selected.
+        failures: Number of runs that diverged and are therefore excluded from selection.
     """
 
     protocol: Protocol
@@ -127,7 +127,10 @@ class Selected:
     failures: int = 0
 
     def averages(self, rule: Rule, method: str) -> list[float]:
-        """Return the mean accuracy over test environments, one per trial; empty if any is missing."""
+        """Return the mean accuracy over test environments, one value per trial.
+
+        The list is empty if the environments have different numbers of scores.
+        """
         columns = [self.scores.get((rule, method, name), []) for name in self.protocol.environments]
         lengths = {len(column) for column in columns}
         return [statistics.fmean(row) for row in zip(*columns, strict=True)] if len(lengths) == 1 else []
@@ -273,10 +276,10 @@ def _reductions(selected: Selected) -> str:
 
 @section("draws", "Hyperparameter draws")
 def draws(runner: Runner) -> Iterator[Finding]:
-    """Show the hyperparameter draws, which are those of the program version behind the published tables.
+    """Show the hyperparameter draws of the DomainBed version that produced the published tables.
 
-    Draw 0 has the default values. For every other draw, one generator, seeded with the numbers of the draw
-    and the trial, produces all values in a fixed order.
+    Draw 0 has the default values. For every other draw, one random generator produces all values in a fixed
+    order; it is seeded with the numbers of the draw and the trial.
     """
     del runner
     names = ("lr", "batch_size", "irm_lambda", "irm_penalty_anneal_iters")
@@ -293,8 +296,8 @@ def draws(runner: Runner) -> Iterator[Finding]:
 def colored_mnist(runner: Runner) -> Iterator[Finding]:
     """Compare methods on Colored MNIST under three selection rules.
 
-    No method is better than ERM if models are selected without the test environment. With oracle selection,
-    IRM and V-REx are far better in environment −90 %.
+    According to the paper, no method is better than ERM if models are selected without the test environment.
+    With oracle selection, IRM and V-REx are far better than ERM in environment −90 %.
     """
     selected = select(runner, colored(runner))
     yield _reductions(selected)
@@ -350,8 +353,8 @@ def colored_mnist(runner: Runner) -> Iterator[Finding]:
 def rotated_mnist(runner: Runner) -> Iterator[Finding]:
     """Compare methods on Rotated MNIST under three selection rules.
 
-    All methods have nearly the same average. Accuracies at the ends of the range of angles, 0 and 75
-    degrees, are 2 to 3 points below those in the middle.
+    According to the paper, all methods have nearly the same average accuracy. At the ends of the range of
+    angles, 0 and 75 degrees, accuracies are 2 to 3 points below those in the middle.
     """
     selected = select(runner, rotated(runner))
     yield _reductions(selected)
@@ -390,9 +393,10 @@ def rotated_mnist(runner: Runner) -> Iterator[Finding]:
 def spreads(runner: Runner) -> Iterator[Finding]:
     """Explain published leave-one-domain-out accuracies whose standard error exceeds 5 points.
 
-    If two of three trials have the same accuracy a and one differs, then a is m + √(3/2)·s or m − √(3/2)·s,
-    where m is the mean of all three and s its standard error (divisor n). Such accidents of single trials are
-    not expected to be reproduced.
+    If two of three trials have the same accuracy a and the third differs, a can be computed from published
+    numbers. It is m + √(3/2)·s or m − √(3/2)·s, where m is the mean of the three accuracies and s is the
+    standard error of m (divisor n). The deviation of the third trial is an accident, which is not expected to
+    be reproduced.
     """
     del runner
     rows: list[tuple[str, ...]] = []

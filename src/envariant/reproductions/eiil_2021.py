@@ -52,8 +52,9 @@ def _reference(a: float) -> str:
 def linear(runner: Runner) -> Iterator[Finding]:
     """Test the claim that IRM recovers causal weights better from inferred environments than from given ones.
 
-    The environments, two groups of rows, are inferred from the ERM solution, or from an artificial reference
-    model that has weight 1 − a on causes and a on effects. The data are not from a setup of the IRM paper.
+    The inferred environments are two groups of rows. They are inferred from the ERM solution, or from an
+    artificial reference model, in which causes have weight 1 − a and effects have weight a. The data do not
+    follow any setup of the IRM paper.
     """
     errors, details = _solved(runner)
     yield _table(errors)
@@ -167,9 +168,9 @@ def _noisy(runner: Runner) -> dict[tuple[str, float], TrainingResult]:
 def label_noise(runner: Runner) -> Iterator[Finding]:
     """Test how the inference of environments on Colored MNIST depends on the amount of label noise.
 
-    With little label noise, the shape predicts the label better than the color does, so that ERM learns the
-    shape and inference from ERM separates the wrong rows. All methods use the settings of IRM, which were
-    selected with the test environment (oracle selection).
+    With little label noise, the shape predicts the label better than the color does. ERM then learns the
+    shape, so that the groups inferred from ERM do not help to ignore the color. All methods use the
+    hyperparameters of IRM, which were selected with the test environment (oracle selection).
     """
     results = _noisy(runner)
     noises = list(dict.fromkeys(noise for _, noise in results))

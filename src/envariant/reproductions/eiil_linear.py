@@ -1,8 +1,9 @@
 """EIIL for linear models: infer two groups of rows, then run IRM on them.
 
-Creager, Jacobsen, Zemel 2021, Environment Inference for Invariant Learning, with the data of its released
-program. In environment e, causes x ~ N(0, 25) determine y = x + e ε, and y determines effects z = y + ε′.
-Noise ε and ε′ is standard normal. The inputs are x and z; the target is the sum of the components of y.
+Creager, Jacobsen, Zemel 2021, Environment Inference for Invariant Learning. The data are those of the
+paper's released program. In environment e, causes x ~ N(0, 25) determine y = x + e ε, and y determines
+effects z = y + ε′. The noise terms ε and ε′ are standard normal. The inputs are x and z; the target is the
+sum of the components of y.
 """
 
 from collections.abc import Mapping
@@ -25,11 +26,12 @@ REFERENCES = tuple(round(0.1 * k, 1) for k in range(11))
 @final
 @dataclass(frozen=True, eq=False)
 class Repetition:
-    """Rows of one repetition, and the initial values from which its groups are inferred.
+    """Rows of one repetition, and the initial logits for the inference of groups.
 
     Attributes:
         equations: Rows of the three environments.
-        start: Initial logit of each row in the first two environments, except the last row of each.
+        start: Initial logits of the rows of the first two environments, without the last row of each
+            environment.
     """
 
     equations: Equations
@@ -37,7 +39,7 @@ class Repetition:
 
 
 def draw(repetitions: int) -> list[Repetition]:
-    """Draw the repetitions as the released program does with seed 0: all rows first, then all starts."""
+    """Draw the repetitions as the released program does with seed 0: all rows, then all initial logits."""
     generator = torch.Generator().manual_seed(0)
 
     def normal() -> Tensor:
@@ -68,10 +70,11 @@ def pooled(repetition: Repetition) -> tuple[Tensor, Tensor]:
 def infer(x: Tensor, y: Tensor, references: Tensor, start: Tensor, steps: int) -> Tensor:
     """Assign rows to two groups so that the IRM penalty of a reference model is as large as possible.
 
-    Row i belongs to the first group with probability σ(q_i). With residuals r of the reference model
-    Φ = diag(weights), n rows and A_ij = 2 r_i Φ_j x_ij / n, the gradients at w = 1 of the two groups' losses
-    are g = Aᵀσ(q) and Aᵀ(1 − σ(q)). Adam with learning rate 1e-3 changes the logits q to maximize the mean
-    square of all entries of both gradients.
+    Row i belongs to the first group with probability σ(q_i). The reference model is Φ = diag(weights),
+    followed by weights w = 1 on the features Φx; its residuals are r. With n rows and
+    A_ij = 2 r_i Φ_j x_ij / n, the gradients of the two groups' losses with respect to w are g = Aᵀσ(q) and
+    Aᵀ(1 − σ(q)). Adam with learning rate 1e-3 changes the logits q to maximize the mean square of all entries
+    of both gradients.
 
     Args:
         x: Inputs of each problem, of shape `[problems, rows, d]`.
@@ -141,14 +144,15 @@ def inferred(repetitions: int, steps: int, inference_steps: int, references: lis
     Args:
         repetitions: Number of repetitions.
         steps: Number of steps of IRM.
-        inference_steps: Number of steps of the inference.
-        references: One number a for each artificial reference model, which has weight 1 − a on causes and a
-            on effects. The ERM solution is always the first reference model, and need not be given.
+        inference_steps: Number of steps in which groups are inferred.
+        references: One number a for each artificial reference model, in which causes have weight 1 − a and
+            effects have weight a. The ERM solution is always the first reference model; it is not listed.
 
     Returns:
-        Errors by name of the reference model, "ERM" or the number a ("errors"). For ERM, also the sizes of
-        both groups ("sizes"), the share of each given environment that is assigned to the first group
-        ("shares"), and the selected weights of IRM's risk ("regs").
+        Dictionary with four entries. "errors" contains the errors by reference model, whose name is "ERM" or
+        the number a. The other entries describe the inference from ERM: the sizes of both groups ("sizes"),
+        the share of each given environment that is assigned to the first group ("shares"), and the selected
+        weight of IRM's risk in each repetition ("regs").
     """
     drawn = draw(repetitions)
     problems = Problems.of([each.equations for each in drawn])

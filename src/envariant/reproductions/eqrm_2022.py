@@ -51,7 +51,7 @@ class Method:
 
     @property
     def middle(self) -> float:
-        """Middle value of `settings`; this choice uses no results."""
+        """Middle value of `settings`; no results are used to choose it."""
         return self.settings[len(self.settings) // 2]
 
 
@@ -197,9 +197,9 @@ def ten_seeds(runner: Runner) -> Iterator[Finding]:
 def settings(runner: Runner) -> Iterator[Finding]:
     """Test the claims that EQRM's accuracy rises with −α, and that the best settings reach 70 %.
 
-    The paper selects each setting by the accuracy that it also reports, the one at flip 0.9 on the test
-    digits. This is oracle selection. The setting with the best accuracy on held-out rows of the training
-    environments is shown as well.
+    The paper selects each setting by accuracy on the test digits at flip 0.9, and reports the same accuracy.
+    This is oracle selection. The setting with the best accuracy on held-out rows of the training environments
+    is shown as well.
     """
     results = {
         name: runner.sweep(
@@ -246,7 +246,7 @@ def start(runner: Runner) -> Iterator[Finding]:
     """Test the claim that the ERM start improves accuracy over a random start by more than ten points.
 
     From the random start, the penalty acts in all 600 steps. The settings are those of the section
-    with ten seeds.
+    `ten-seeds`.
     """
     names = runner.pick(quick=("V-REx",), full=tuple(METHODS))
     results: dict[str, TrainingResult] = {}

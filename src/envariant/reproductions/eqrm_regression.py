@@ -50,8 +50,8 @@ def moments(
 
     Args:
         sigma: σ of each environment.
-        rows: Number of rows per environment, for random sample moments; the rows are not drawn. Default:
-            return expected moments.
+        rows: Number of rows per environment. If given, random moments of a sample of that size are returned;
+            they are drawn directly, without drawing rows. Default: return expected moments.
         oracle: Whether x₂ is permuted over the rows, which makes it independent of x₁ and y.
     """
     deviation, root = sigma.double().numpy(), math.sqrt(2)
@@ -78,7 +78,7 @@ def train(risks: Moments, quantile: float | None, steps: int = STEPS) -> Float[T
 
     Args:
         risks: Moments of each environment.
-        quantile: α of EQRM, or log(1 − α) if negative; None for ERM.
+        quantile: α of EQRM; a negative number is interpreted as log(1 − α). None for ERM.
         steps: Number of updates.
     """
     generator, bound = torch.Generator().manual_seed(_MODEL_SEED), 1 / math.sqrt(2)
@@ -103,7 +103,7 @@ def weights(environments: int, rows: int, steps: int) -> dict[str, dict[str, lis
         steps: Number of updates.
 
     Returns:
-        w₁, w₂ and bias by kind of moments ("exact", "sampled") and method.
+        w₁, w₂ and bias, by kind of moments ("exact" for expected moments, or "sampled") and by method.
     """
     sigma = deviations(environments)
     result: dict[str, dict[str, list[float]]] = {}

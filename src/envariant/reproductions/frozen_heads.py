@@ -1,4 +1,4 @@
-"""Linear heads on frozen features, with several penalties and penalty weights, trained by full-batch Adam.
+"""Training of linear heads on frozen features by full-batch Adam, for several penalties and penalty weights.
 
 All heads of a method share the matrix product with the features, which is the largest cost of a step.
 """
@@ -77,7 +77,11 @@ class RichFeatures:
         return torch.cat([head.weight[0], head.bias]).detach()
 
     def rows(self, role: str) -> Rows:
-        """Return features and labels of all environments with a role: train, validation or test."""
+        """Return the features and labels of all environments that have a given role.
+
+        Args:
+            role: "train", "validation" or "test".
+        """
         own = [e for e in self.sample.environments if self.roles[e.name] == role]
         targets = torch.stack([e.targets for e in own]).float()
         return Rows(torch.stack([self._features(e) for e in own]), targets.to(self.head.device))

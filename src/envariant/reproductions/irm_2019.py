@@ -43,9 +43,10 @@ def _solved(runner: Runner) -> dict[str, Errors]:
 def linear(runner: Runner) -> Iterator[Finding]:
     """Test the claim that IRM finds the causal weights of linear models where ERM and ICP do not.
 
-    The eight setups combine three choices: no hidden confounder (F) or one (P); noise that varies between
-    environments in the effects (O) or in the target (E); and plain (U) or scrambled (S) inputs. The paper has
-    bars without numbers; its repository contains the errors for 200 seeds in each setup.
+    The eight setups combine three choices. There is no hidden confounder (F) or one (P). The noise that
+    varies between environments is that of the effects (O) or of the target (E). The inputs are plain (U) or
+    scrambled (S). The paper shows bar charts without numbers; its repository contains the errors for 200
+    seeds in each setup.
     """
     solved = _solved(runner)
     for kind in ERRORS:
@@ -273,7 +274,7 @@ def _colored(runner: Runner) -> dict[str, TrainingResult]:
 
 @section("colored-mnist", "Colored MNIST")
 def colored_mnist(runner: Runner) -> Iterator[Finding]:
-    """Test the table of accuracies: IRM 66.9 % in the test environment, ERM 17.1 %, grayscale oracle 73.0 %.
+    """Test the published test accuracies: 66.9 % with IRM, 17.1 % with ERM, 73.0 % with a grayscale oracle.
 
     The hyperparameters of IRM and of the oracle were selected with a criterion that includes the test
     accuracy (oracle selection); those of ERM were not searched.

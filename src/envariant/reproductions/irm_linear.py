@@ -30,11 +30,11 @@ _BATCH = 384
 @final
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """Solution of each problem that has the smallest risk in a validation environment.
+    """Selected solutions: for each problem, the one with the smallest risk in a validation environment.
 
     Attributes:
         weights: Weights Φ1 of each problem, of shape `[problems, d]`.
-        regs: Selected weight of the risk in the loss, for each problem, of shape `[problems]`.
+        regs: Weight of the risk with which each selected solution was trained, of shape `[problems]`.
     """
 
     weights: Tensor
@@ -66,10 +66,10 @@ def select(
 
 
 def selected(weights: Tensor, validation: Moments) -> Selected:
-    """Select the solution of each problem with the smallest risk in a validation environment.
+    """Select, for each problem, the solution with the smallest risk in a validation environment.
 
     Args:
-        weights: Solutions for each value of `REGS`, of shape `[problems, regs, d]`.
+        weights: One solution for each problem and each value of `REGS`, of shape `[problems, regs, d]`.
         validation: Moments of the validation environment, of shape `[problems]`.
     """
     # Ties go to the first candidate, because the program's comparison is strict.
@@ -78,11 +78,11 @@ def selected(weights: Tensor, validation: Moments) -> Selected:
 
 
 def featurizers(train: Moments, reg: Tensor, steps: int) -> Tensor:
-    """Train the featurizers Φ, and return them as one tensor of shape `[problems, d, d]`.
+    """Train one featurizer Φ per problem, and return them as one tensor of shape `[problems, d, d]`.
 
     Args:
         train: Moments of shape `[problems, environments]`.
-        reg: Weight of the risk of each problem; the penalty has weight 1 − reg.
+        reg: Weight of the risk in the loss of each problem; the weight of the penalty is 1 − reg.
         steps: Number of full-batch steps.
     """
     # With problems in the last dimension, NumPy's products take a third of the time of batched products in

@@ -1,4 +1,4 @@
-"""Selection among many candidate models on Colored MNIST, without test labels and with them (oracle)."""
+"""Selection among many candidate models on Colored MNIST: two rules without test labels, and the oracle."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,12 +39,12 @@ _QUANTILES = (-100.0, -1000.0, -10_000.0)
 @final
 @dataclass(frozen=True)
 class Method:
-    """Method with its settings, for training from the ERM start and of heads on rich features.
+    """Method and its settings, for two kinds of training: from an ERM start, and of heads on rich features.
 
     Attributes:
-        algorithm: Name of the algorithm, with `{}` in place of the setting.
-        head: Name of the penalty in `PENALTIES` for heads on rich features.
-        settings: Penalty weights, or log(1 − α) of EQRM.
+        algorithm: Name of the algorithm, with `{}` in place of the setting; used from the ERM start.
+        head: Name of the penalty in `PENALTIES`; used for heads on rich features.
+        settings: Penalty weights, or values of log(1 − α) for EQRM.
         steps: Number of updates of the heads.
     """
 
@@ -54,9 +54,9 @@ class Method:
     steps: int
 
     def head_weights(self) -> tuple[float, ...]:
-        """Return the penalty weights of heads.
+        """Return the penalty weights of heads on rich features.
 
-        For EQRM with a = log(1 − α), the weight is √(−2a), because the quantile of the risks is their mean
+        For EQRM with a = log(1 − α), the weight is √(−2a), because the α-quantile of the risks is their mean
         plus √(−2a) times the bandwidth.
         """
         return tuple(sqrt(-2 * a) for a in self.settings) if self.head == "EQRM" else self.settings
@@ -114,7 +114,7 @@ def _replicas(runner: Runner) -> int:
 
 
 def runs_from_erm(runner: Runner) -> dict[tuple[str, float], Run]:
-    """Return the ERM start and all runs from it, by method and setting."""
+    """Return the ERM run, and all runs that start from its weights, by method and setting."""
     model = f"mlp(hidden={_width(runner)}, depth=3, dropout=0.2, dropout_position=before)"
     common: dict[str, Any] = {
         "model": model, "batch_size": BATCH, "evaluate_every": EVERY, "holdout_fraction": SHARE,
@@ -269,7 +269,7 @@ def heads_on_rich_features(
 
 
 def table_of(pool: Sequence[Candidate]) -> "pd.DataFrame":
-    """Return a table of the candidates for the selection rules of studies, one row per evaluated step."""
+    """Return the candidates as a table for the selection rules of studies, one row per evaluated step."""
     import pandas as pd
 
     methods = list(dict.fromkeys((c.start, c.method) for c in pool))
@@ -318,11 +318,11 @@ def _gap(choices: Mapping[int, SelectedRun], best: Mapping[int, SelectedRun]) ->
 def choice(runner: Runner) -> Iterator[Finding]:
     """Measure the accuracy at color flip probability 0.9 of models that are chosen without test labels.
 
-    Every replica has the same candidates: ERM, and IRM, V-REx, Fishr and EQRM from an ERM start and on rich
-    features. Training-domain validation chooses the model with the best validation accuracy. Invariance
-    selection does the same among models that pass a test: given the prediction, the label does not depend on
-    the training environment (p ≥ 0.05). Oracle selection chooses by test accuracy and is not available to
-    users.
+    Every replica has the same candidates: ERM itself, and IRM, V-REx, Fishr and EQRM, each trained both from
+    an ERM start and on rich features. Training-domain validation chooses the model with the best validation
+    accuracy. Invariance selection does the same among models that pass a test of this hypothesis: given the
+    prediction, the label does not depend on the training environment (p ≥ 0.05). Oracle selection chooses by
+    test accuracy and is not available to users.
     """
     pool = candidates(runner)
     choices = {rule.name: chosen(pool, rule) for rule in RULES}

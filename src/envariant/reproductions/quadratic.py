@@ -65,11 +65,11 @@ class Moments:
         return Moments(self.gram.mean(dim), self.cross.mean(dim), self.square.mean(dim))
 
     def risk(self, w: Tensor) -> Tensor:
-        """Return the mean squared error of weights `[..., d]`, of shape `[...]`."""
+        """Return the mean squared errors, of shape `[...]`, for weights of shape `[..., d]`."""
         return ((_times(self.gram, w) - 2 * self.cross) * w).sum(-1) + self.square
 
     def gradient(self, w: Tensor) -> Tensor:
-        """Return the gradient of the mean squared error at weights `[..., d]`, of the same shape."""
+        """Return the gradient of the mean squared error at the weights `w`, both of shape `[..., d]`."""
         return 2 * (_times(self.gram, w) - self.cross)
 
     def least_squares(self) -> Tensor:

@@ -24,10 +24,11 @@ TABLE = "rex_colored_mnist"
 
 
 def highest(result: TrainingResult, environment: str) -> list[float]:
-    """Return each replica's highest test accuracy that is not above the training accuracy of the same step.
+    """Return each replica's highest test accuracy among steps at which training accuracy is at least as high.
 
-    The training accuracy is the mean over training environments. The released program prints this number
-    beside the final accuracy. Because the step is selected by test accuracy, this is oracle selection.
+    The training accuracy is the mean over training environments. The released program prints this highest
+    test accuracy next to the final one. Because the step is selected by test accuracy, this is oracle
+    selection.
 
     Args:
         result: Result of a run.

@@ -28,9 +28,9 @@ BASELINES: tuple[Baseline, ...] = ("REx_0", "REx_var", "REx_var_diff")
 
 
 def toy(method: ToyMethod, steps: int) -> list[list[float]]:
-    """Train three logits on the exact distributions by gradient descent with rate 0.1.
+    """Train the logits of three inputs by gradient descent with learning rate 0.1 on exact expectations.
 
-    With R_ij the risk for the inputs of environment i and the labels of environment j, R_e = R_ee, and
+    R_ij is the risk for the inputs of environment i and the labels of environment j. With R_e = R_ee and
     k = step + 1, the losses are
 
         ERM     Σ_e R_e
@@ -102,7 +102,7 @@ def vrex(problems: Problems, steps: int) -> dict[Baseline, irm_linear.Selected]:
         steps: Number of full-batch steps.
 
     Returns:
-        Solutions of all problems for each variant of the risks r.
+        For each variant of the risks r, the selected solutions of all problems.
     """
     count, regs = len(problems.weights), torch.tensor(irm_linear.REGS, dtype=torch.float64)
     variants = [adjusted(problems.with_intercept[:, :2], baseline) for baseline in BASELINES]
@@ -162,9 +162,9 @@ def solve(setups: Sequence[Setup], repetitions: int, steps: int) -> dict[str, An
 def as_printed(errors: dict[str, list[float]], scrambled: bool) -> dict[str, list[float]]:
     """Return causal and non-causal errors as the program of the REx paper computes them.
 
-    It rotates the true weights instead of the estimate, and counts a coordinate as causal if its rotated true
-    weight is not 0. With scrambled inputs, all coordinates are causal: the causal error is the mean over all
-    of them, which rotation does not change, and the non-causal error is 0.
+    The program rotates the true weights instead of the estimate, and counts a coordinate as causal if its
+    rotated true weight is not 0. With scrambled inputs, all coordinates therefore count as causal. The causal
+    error is then the mean over all of them, which rotation does not change; the non-causal error is 0.
 
     Args:
         errors: Errors of the unscrambled estimate.

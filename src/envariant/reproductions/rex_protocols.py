@@ -40,7 +40,7 @@ class Protocol:
         return replace(self, switch=step)
 
     def run(self, method: str, data: str = DATA, **settings: Any) -> Run:
-        """Return the run of one method in the paper's table.
+        """Return the description of the run that trains one method of the paper's table.
 
         Args:
             method: Name of the method, such as "V-REx".

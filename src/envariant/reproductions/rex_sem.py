@@ -23,12 +23,13 @@ _ARRIVED = 0.01
 
 @section("toy", "Three inputs with different noise")
 def toy(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that REx needs hybrid domains if environments differ in the noise of the label.
+    """Test the claim that REx needs hybrid domains if environments differ in the amount of label noise.
 
-    There are three possible inputs x, each with its own logit. Only for the third input does P(y = 1 | x)
-    differ between environments. The first and the second input differ in label noise, and their frequencies
-    differ between environments. The stable predictor ignores the third input: its P(y = 1 | x) is 0.5, 0.75
-    and 0.5. Expectations are computed exactly.
+    A hybrid domain combines the inputs of one environment with the labels of another. There are three
+    possible inputs x, each with its own logit. Only for the third input does P(y = 1 | x) differ between
+    environments. The first and the second input differ in label noise, and their frequencies differ between
+    environments. The stable predictor ignores the third input: its P(y = 1 | x) is 0.5, 0.75 and 0.5.
+    Expectations are computed exactly.
     """
     del runner
     paths = {method: rex_linear.toy(method, TOY_STEPS) for method in TOY_METHODS}

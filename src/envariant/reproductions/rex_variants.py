@@ -1,7 +1,7 @@
-"""Sections of the reproduction of REx (Krueger et al. 2021) beyond its table on Colored MNIST.
+"""Sections of the reproduction of REx (Krueger et al. 2021) on Colored MNIST results outside its main table.
 
 They cover a range of test environments, covariate shift, the step at which the penalty sets in, and networks
-that memorize the training rows. All use the settings of the readme's commands.
+that memorize the training rows. All sections use the settings of the commands in the readme.
 """
 
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ def _accuracy(result: TrainingResult, environment: str) -> float:
 def range_of_shifts(runner: Runner) -> Iterator[Finding]:
     """Test the claim that a larger coefficient β makes the risk of V-REx equal across environments.
 
-    Eleven test environments, of 1,000 rows each, have color flip probabilities 0, 0.1, …, 1. The training
-    environments have 0.2 and 0.1. The paper shows one network for each β.
+    Eleven test environments, of 1,000 rows each, have color flip probabilities 0, 0.1, …, 1. Those of the
+    training environments are 0.2 and 0.1. The paper shows one network for each β.
     """
     settings = {**README.run("V-REx", RANGE).settings, "replicas": 1}
     runs = {0: Run(RANGE, f"erm(risk_aggregator=sum, l2={README.l2!r})", settings)}
@@ -80,11 +80,11 @@ def range_of_shifts(runner: Runner) -> Iterator[Finding]:
 
 @section("covariate-shift", "Figure 5: covariate shift")
 def covariate_shift(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that V-REx is more accurate than IRM if the inputs are shifted as well.
+    """Test the claim that V-REx is more accurate than IRM if training environments also differ in inputs.
 
     In one training environment, a group of rows (classes, digits or shades of a color) has the share p, and
     in the other 1 − p. The paper states that it uses IRM's hyperparameters and three trials; here, both
-    methods have the defaults of the program. The paper's curves are not available as numbers.
+    methods use the defaults of the program. The paper's curves are not available as numbers.
     """
     shares = runner.pick(quick=(0.1,), full=(0.1, 0.3, 0.5))
     kinds = runner.pick(quick=KINDS[:1], full=KINDS)
@@ -121,9 +121,10 @@ def _shifted(kind: str, p: float) -> str:
 
 @section("onset", "Figure 12: the step at which the penalty sets in")
 def onset(runner: Runner) -> Iterator[Finding]:
-    """Test the claim that test accuracy rises, then falls, the later the penalty sets in (step T).
+    """Test the claim that test accuracy first rises and then falls as the onset of the penalty is delayed.
 
-    The paper shows five runs for each of 41 values of T. Here, T is a multiple of 50, with two runs each.
+    T is the step at which the penalty sets in. The paper shows five runs for each of 41 values of T. Here, T
+    takes multiples of 50, with two runs for each value.
     """
     steps = runner.pick(quick=(0, 100, 400), full=tuple(range(0, 401, 50)))
     replicas = runner.pick(quick=1, full=2)

@@ -61,12 +61,13 @@ def _last(own: Curves) -> tuple[float, ...]:
 
 @section("frozen", "Six penalties on frozen rich features")
 def on_frozen(runner: Runner) -> Iterator[Finding]:
-    """Test published accuracies on frozen rich features: four penalties 0.68, SD 0.70, and ERM far less.
+    """Test the published accuracies of linear heads that are trained on frozen rich features.
 
-    Rich features are constructed from three networks. The first is trained by ERM. The second minimizes the
-    worse of two risks: on the rows that the first network predicts correctly, and on the others. The third
-    imitates both. Only a linear head is then trained; its initial value is the mean of the two imitating
-    heads.
+    They are 0.68 for four penalties, 0.70 for spectral decoupling (SD), and far less for ERM. Rich features
+    are constructed from three networks. The first is trained by ERM. The second minimizes the larger of two
+    risks: that on the rows that the first network predicts correctly, and that on all other rows. The third
+    has two heads, which imitate the first and the second network. Only a linear head is then trained on the
+    features of the third network; its initial value is the mean of the two imitating heads.
     """
     results, _, starts = _frozen(runner)
     yield from _readings(results, FROZEN, "RFC(cf)", {name: name for name in results})
@@ -165,9 +166,10 @@ def _by_weight(results: Mapping[str, Curves]) -> CaptionedTable:
 
 @section("inverse", "Inverse Colored MNIST")
 def inverse(runner: Runner) -> Iterator[Finding]:
-    """Compare frozen rich features with the published table on data whose shapes predict better than colors.
+    """Test the published accuracies on frozen rich features if shapes predict labels better than colors do.
 
-    Label noise is 0.1 and training flips are 0.2 and 0.25. The first round has 151 steps and the second 401.
+    Label noise is 0.1, and the training environments have color flip probabilities 0.2 and 0.25. Rich
+    features are constructed with 151 steps in the first round and 401 steps in the second.
     """
     if runner.profile == "quick":
         yield "Not in the quick profile, because rich features have to be constructed again for these data."
@@ -198,7 +200,7 @@ SWITCH = {"CLOvE": 200}
 
 
 def unfrozen(runner: Runner, name: str, switch: int, steps: int, replicas: int, **settings: Any) -> Run:
-    """Return a run in which all weights are trained, with the middle penalty weight from step `switch` on.
+    """Return a run that trains all weights, and that uses the middle penalty weight from step `switch` on.
 
     Args:
         runner: Runner with the profile.
@@ -224,7 +226,10 @@ def unfrozen(runner: Runner, name: str, switch: int, steps: int, replicas: int, 
 
 
 def least(result: TrainingResult) -> Curves:
-    """Return the smallest accuracy over the test environments, by replica and step, as curves of one head."""
+    """Return the minimum accuracy over the test environments, by replica and step.
+
+    The result has the form of `Curves` with a single head.
+    """
     each = [curves(result, name, "accuracy") for name in result.record.test_environments]
     steps = next(iter(each[0].values()))[0]
     values = tuple(
@@ -237,9 +242,9 @@ def least(result: TrainingResult) -> Curves:
 def starts(runner: Runner) -> Iterator[Finding]:
     """Test the claims that penalties fail from a random start, and that CLOvE needs frozen features.
 
-    All weights are trained for 1001 steps. From a random start, the penalty acts from the first step on; the
-    ERM start has coefficient 1 for 150 steps (CLOvE: 200). The penalty weight is the middle one of those in
-    the code.
+    All weights are trained for 1001 steps. From a random start, the penalty has its full coefficient from the
+    first step on. From an ERM start, the coefficient is 1 in the first 150 steps (200 for CLOvE). The penalty
+    weight is the middle one of those in the code.
     """
     names = runner.pick(quick=("CLOvE",), full=("IRMv1", "vREx", "Fishr", "CLOvE"))
     replicas = runner.pick(quick=2, full=3)
@@ -288,10 +293,11 @@ def starts(runner: Runner) -> Iterator[Finding]:
 
 @section("long", "Training for 10,000 steps")
 def long(runner: Runner) -> Iterator[Finding]:
-    """Test the claims that accuracy lasts on frozen features, but falls after a perfect start.
+    """Test the claims that accuracy remains stable on frozen features, but falls after a perfect start.
 
-    The perfect start is ERM for 80 steps on data whose colors do not predict labels; all weights are then
-    trained on the colored data. Penalty weights are the middle ones of those in the code.
+    In a perfect start, the network is first trained by ERM for 80 steps on data whose colors do not predict
+    labels. All weights are then trained on the usual colored data. Penalty weights are the middle ones of
+    those in the code.
     """
     if runner.profile == "quick":
         yield "Not in the quick profile."

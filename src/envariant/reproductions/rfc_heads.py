@@ -1,7 +1,8 @@
 """Heads on rich features, as in the code of RFC: settings, stored computations and accuracy curves.
 
-Test accuracy is the smallest of the accuracies in three test environments. The code selects nothing, so
-penalty weights, and steps other than the last, are selected by test accuracy here (oracle selection).
+Test accuracy is the smallest of the accuracies in three test environments. The code selects neither penalty
+weights nor steps. Here, penalty weights, and steps other than the last, are selected by test accuracy (oracle
+selection).
 """
 
 import statistics
@@ -32,13 +33,13 @@ _WITHOUT_L2 = ("Fishr", "CLOvE")
 @final
 @dataclass(frozen=True)
 class Setting:
-    """Data, pretraining and lengths of one experiment with frozen features.
+    """Data, pretraining, penalty weights and numbers of updates of one experiment with frozen features.
 
     Attributes:
         data: Name of the data set.
         init: Pretraining.
         l2: L2 coefficient of the penalized heads.
-        steps: Number of updates.
+        steps: Number of updates of all methods except IRMv1.
         irm_steps: Number of updates of IRMv1.
         weights: Penalty weights by method.
     """
@@ -103,12 +104,12 @@ INVERSE = Setting(
 @final
 @dataclass(frozen=True)
 class Curves:
-    """Smallest accuracy over the test environments, during training, of all heads of one method.
+    """Minimum accuracy over the test environments during training, for all heads of one method.
 
     Attributes:
         settings: Setting of each head: penalty weight, or l2 coefficient of ERM.
         steps: Evaluated steps.
-        values: Accuracy by head, restart and evaluated step.
+        values: Minimum accuracy by head, restart and evaluated step.
     """
 
     settings: tuple[float, ...]
@@ -116,19 +117,19 @@ class Curves:
     values: tuple[tuple[tuple[float, ...], ...], ...]
 
     def mean(self, head: int) -> list[float]:
-        """Return the mean over restarts at each evaluated step."""
+        """Return the mean of one head's accuracy over restarts, at each evaluated step."""
         return [statistics.fmean(at) for at in zip(*self.values[head], strict=True)]
 
     def at(self, head: int, position: int) -> tuple[float, ...]:
-        """Return the accuracy of each restart at one of the evaluated steps, given by position."""
+        """Return the accuracy of each restart at one evaluated step, given by its position in `steps`."""
         return tuple(curve[position] for curve in self.values[head])
 
     def best_last(self) -> int:
-        """Return the head with the highest mean at the last step (oracle selection)."""
+        """Return the index of the head with the highest mean at the last step (oracle selection)."""
         return max(range(len(self.settings)), key=lambda head: self.mean(head)[-1])
 
     def best(self) -> tuple[int, int]:
-        """Return head and position of the highest mean at any evaluated step (oracle selection)."""
+        """Return the head, and the position in `steps`, with the highest mean (oracle selection)."""
         pairs = [(head, k) for head in range(len(self.settings)) for k in range(len(self.steps))]
         means = [self.mean(head) for head in range(len(self.settings))]
         return max(pairs, key=lambda pair: means[pair[0]][pair[1]])
@@ -143,15 +144,16 @@ def frozen(
     long_restarts: int = 0,
     long_steps: int = 0,
 ) -> tuple[dict[str, Curves], dict[str, Curves], list[float]]:
-    """Return curves of all methods, curves of long training, and accuracies of the pretrained heads.
+    """Return curves of all methods, curves of much longer training, and accuracies of the pretrained heads.
 
     Args:
         runner: Runner that stores one computation per restart.
         setting: Experiment.
         model: Network.
         restarts: Number of restarts; restart r has data seed r, as in the code.
-        long_restarts: Number of restarts with long training, counted from the first.
-        long_steps: Number of updates of long training.
+        long_restarts: Number of restarts in which heads are also trained for `long_steps` updates; these are
+            the first restarts.
+        long_steps: Number of updates in long training.
     """
     results: list[dict[str, Any]] = []
     usual, more = setting.groups(), setting.long_groups(long_steps) if long_restarts else []
@@ -195,8 +197,8 @@ def trained(
         groups: Heads to train; see `Setting.groups`.
 
     Returns:
-        The smallest accuracy over the test environments: of the pretrained head ("start"), and of every
-        trained head at every evaluated step ("curves").
+        Minimum accuracies over the test environments: that of the pretrained head ("start"), and those of
+        every trained head at every evaluated step ("curves").
     """
     # Imported here because PyTorch is slow to import and a stored computation does not need it.
     import torch

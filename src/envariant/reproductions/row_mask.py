@@ -1,4 +1,4 @@
-"""AND-mask with one row per environment, for multilayer perceptrons, at the cost of ordinary training.
+"""AND-mask with one row per environment, for multilayer perceptrons; costs about as much as plain training.
 
 The gradient of row e with respect to a weight matrix is δ_e h_eᵀ, so its signs are sign(δ_e) sign(h_e)ᵀ, and
 
@@ -48,7 +48,7 @@ class Layers:
     biases: tuple[Tensor, ...]
 
     def hidden_and_logits(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the inputs of every layer, `[runs, rows, width]`, and the logits, for rows of inputs."""
+        """Return the inputs `[runs, rows, width]` of each layer, and the logits, for rows of `inputs`."""
         hidden, last = [inputs.expand(len(self.weights[0]), *inputs.shape)], len(self.weights) - 1
         for i in range(last):
             hidden.append((hidden[i] @ self.weights[i] + self.biases[i]).relu_())
@@ -56,7 +56,13 @@ class Layers:
 
 
 def initial_layers(inputs: int, runs: int, seed: int) -> Layers:
-    """Return `runs` copies of the library's `mlp(hidden=256)` with 10 outputs and equal initial weights."""
+    """Return the initial weights of the library's `mlp(hidden=256)` with 10 outputs, copied for every run.
+
+    Args:
+        inputs: Number of inputs.
+        runs: Number of runs in the stack.
+        seed: Seed of the initial weights.
+    """
     with private_random_numbers(seed, torch.device("cpu")):
         module = model_config(_MODEL).build((inputs,), CLASSES)
     layers = [part for part in module.modules() if isinstance(part, nn.Linear)]
@@ -118,22 +124,23 @@ def train(
     *,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Train on the first MNIST digits with AND-mask, every row an environment, once for every threshold.
+    """Train one network per threshold by AND-mask on MNIST digits, with every row as an environment.
 
     Rows are shuffled in each epoch, and an incomplete last batch is left out.
 
     Args:
         kind: Training labels.
         thresholds: Thresholds of the stacked runs.
-        rows: Number of training digits.
+        rows: Number of training digits; the first ones of MNIST are used.
         epochs: Number of epochs.
         every: Number of epochs from one measurement to the next.
         seed: Seed of labels, order of rows and initial weights.
         folder: Folder of the MNIST files. Default: `ENVARIANT_MNIST`, else the cache or a download.
 
     Returns:
-        Epochs of the measurements, and for each threshold the accuracies on the training labels, on the true
-        test labels, and on the false labels of the rows whose label was changed (empty if there are none).
+        Epochs of the measurements ("epochs"), and for each epoch and threshold the accuracies on the training
+        labels ("train"), on the true test labels ("test"), and on the false labels of the rows whose label
+        was changed ("false", empty if there are none).
     """
     digits = mnist.load(folder)
     inputs, test = (

@@ -43,8 +43,9 @@ class Run:
         data: Name of a data set.
         algorithm: Name of an algorithm with its hyperparameters, such as `irm(coefficient=1e4)`.
         settings: Other arguments of `train`, by name.
-        start: Run whose final weights are the initial weights of the same replicas. It is trained first, and
-            several runs may share it. Its default number of replicas is that of this run.
+        start: Run that is trained first, and whose final weights are the initial weights of this run, replica
+            by replica. Several runs may share it. If it does not set the number of replicas, it has as many
+            as this run.
     """
 
     data: str

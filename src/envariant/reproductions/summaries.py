@@ -33,7 +33,7 @@ def ood_score(result: TrainingResult) -> Interval:
 
 
 def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
-    """Return the mean of a final metric over training environments, with its interval over replicas.
+    """Return a final metric, averaged over training environments, with its confidence interval over replicas.
 
     Args:
         result: Result of the run.
@@ -60,9 +60,9 @@ def gain(result: TrainingResult, over: TrainingResult) -> Interval:
 
 
 def risk_gap(result: TrainingResult) -> Interval:
-    """Return the gap between the largest and the smallest environment risk at the end of training.
+    """Return the gap between the largest and the smallest training environment risk at the end of training.
 
-    The gap is averaged over replicas; only training environments count.
+    The gap is averaged over replicas.
 
     Returns:
         Mean gap with its confidence interval.
@@ -72,7 +72,7 @@ def risk_gap(result: TrainingResult) -> Interval:
 
 
 def curves(result: TrainingResult, environment: str, metric: str) -> dict[int, tuple[list[int], list[float]]]:
-    """Return the evaluated steps and the values of a metric in one environment, by replica index.
+    """Return, by replica index, the evaluated steps and the values of a metric in one environment.
 
     Args:
         result: Result of the run.
@@ -96,12 +96,18 @@ def mean_curve(result: TrainingResult, environments: list[str], metric: str) -> 
 
 
 def final_batch_metric(result: TrainingResult, metric: str) -> Interval:
-    """Return the final value of a metric of the whole batch, such as "gradient rms", with its interval."""
+    """Return the final value of a whole-batch metric, such as "gradient rms", averaged over replicas.
+
+    The result is the mean with its confidence interval.
+    """
     return interval([values[-1] for _, values in curves(result, "*", metric).values()])
 
 
 def ood_slope(result: TrainingResult, after: int) -> Interval:
-    """Return the change of the test score per 100 steps from step `after` on, with its interval."""
+    """Return the change of the test score per 100 steps, with its confidence interval over replicas.
+
+    The change is the slope of a line fitted to all evaluations from step `after` on.
+    """
     slopes: list[float] = []
     for steps, values in curves(result, only_test_environment(result), result.record.metric).values():
         late = [(s, v) for s, v in zip(steps, values, strict=True) if s >= after]
@@ -110,7 +116,10 @@ def ood_slope(result: TrainingResult, after: int) -> Interval:
 
 
 def ood_score_at(result: TrainingResult, step: int) -> Interval:
-    """Return the test score at the last evaluation at or before a step, with its confidence interval."""
+    """Return the test score at a given step, with its confidence interval over replicas.
+
+    If the model was not evaluated at this step, the last evaluation before it is used.
+    """
     each = curves(result, only_test_environment(result), result.record.metric).values()
     values = [[v for s, v in zip(*curve, strict=True) if s <= step][-1] for curve in each]
     return interval(values).clipped(*METRICS[result.record.metric].bounds)

@@ -179,10 +179,10 @@ def _agree(problem: Problem, tests: Errors, tolerance: float) -> Claim:
 
 @section("squared", "Example1 and Example1s: squared errors")
 def squared(runner: Runner) -> Iterator[Finding]:
-    """Test the published errors of five methods in a regression whose noise differs between environments.
+    """Compare the errors of five methods with published ones if regression noise varies by environment.
 
-    For every method, one of 20 model seeds, each with its own hyperparameters, is selected by validation
-    errors over 50 data draws. Validation rows come from the training distribution.
+    Each of 20 model seeds has its own hyperparameters. For every method, one model seed is selected by
+    validation errors over 50 data draws. Validation rows come from the training distribution.
     """
     for problem in QUADRATIC:
         tests, seeds = _chosen(runner, problem)
@@ -206,9 +206,9 @@ def squared(runner: Runner) -> Iterator[Finding]:
 
 @section("rates", "Example2, 2s, 3 and 3s: error rates")
 def rates(runner: Runner) -> Iterator[Finding]:
-    """Test the published error rates of five methods in four classification problems.
+    """Compare the error rates of five methods in four classification problems with published ones.
 
-    Runs use the model seeds that the authors selected; the section on selection repeats their choice.
+    Runs use the model seeds that the authors selected. The section `selection` repeats the authors' choice.
     """
     for problem in LOGISTIC:
         tests = _at_recorded_seeds(runner, problem)
@@ -218,7 +218,7 @@ def rates(runner: Runner) -> Iterator[Finding]:
 
 @section("selection", "Selection of the model seed in classification")
 def selection(runner: Runner) -> Iterator[Finding]:
-    """Repeat the authors' selection of one of 20 model seeds for every method, on fewer data draws.
+    """Repeat the authors' selection, on fewer data draws: for every method, select one of 20 model seeds.
 
     Validation rows come from the training distribution, so that a model that uses the shortcut is preferred.
     """
@@ -314,13 +314,16 @@ def _ranking(means: Mapping[Method, float]) -> str:
 
 @section("environments", "Number of environments")
 def environments(runner: Runner) -> Iterator[Finding]:
-    """Test the published errors with 2 to 10 environments; hyperparameters are selected for each number."""
+    """Compare errors with published ones for 2 to 10 environments.
+
+    Hyperparameters are selected for each number of environments separately.
+    """
     yield from _sweep(runner, "nenvs", "number of environments", COUNTS)
 
 
 @section("width", "Number of spurious inputs")
 def width(runner: Runner) -> Iterator[Finding]:
-    """Test the published errors with 0 to 10 spurious inputs in three environments."""
+    """Compare errors with published ones for 0 to 10 spurious inputs and three environments."""
     yield from _sweep(runner, "dimspu", "number of spurious inputs", WIDTHS)
 
 

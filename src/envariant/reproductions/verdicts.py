@@ -32,13 +32,13 @@ VERDICTS: tuple[Verdict, ...] = ("reproduced", "holds", "not reproduced", "undec
 @final
 @dataclass(frozen=True)
 class Claim:
-    """Claim of a publication with the verdict of its reproduction.
+    """Claim about a publication's results, and the verdict of the reproduction on this claim.
 
     Attributes:
-        text: Claim as a sentence.
+        text: The claim, as a sentence.
         verdict: Verdict on the claim.
         numbers: Results from which the verdict was computed, as text.
-        exact: Whether the results do not depend on the profile, for example because they are deterministic.
+        exact: Whether the results are the same in every profile, for example because they are deterministic.
     """
 
     text: str
@@ -52,7 +52,7 @@ class Claim:
         return self.verdict in ("reproduced", "holds")
 
     def in_profile(self, profile: Literal["quick", "full"]) -> "Claim":
-        """Return the claim with the verdict that a profile permits.
+        """Return the claim, with its verdict weakened if the profile requires it.
 
         The quick profile changes network sizes and numbers of runs. Unless a claim is exact, this profile can
         neither reproduce published numbers nor contradict them: "reproduced" becomes "holds", and "not
@@ -86,8 +86,8 @@ class PublishedMean:
     def of(cls, table: str, row: str, column: str) -> "PublishedMean":
         """Return one cell of a published table; percentages are converted to fractions.
 
-        A spread is taken as a standard deviation with divisor n if the table says "ddof 0" or does not name
-        the divisor, and as a standard error if the table says so.
+        The published spread is interpreted as a standard error if the table says so. Otherwise, it is
+        interpreted as a standard deviation with divisor n, even if the table does not name the divisor.
 
         Args:
             table: Name of the table in `envariant.published`.
@@ -109,30 +109,30 @@ class PublishedMean:
 
 
 def statement(text: str, holds: bool | None, numbers: str, *, exact: bool = False) -> Claim:
-    """Return the claim that a statement is true, without comparison with published numbers.
+    """Return a claim that consists of a statement only, with no published numbers to compare with.
 
     Args:
-        text: Claim as a sentence.
+        text: The statement, as a sentence.
         holds: Whether the results support the statement; None if they do not decide it.
         numbers: Results on which `holds` is based, as text.
-        exact: Whether the results do not depend on the profile.
+        exact: Whether the results are the same in every profile.
     """
     verdict: Verdict = "undecided" if holds is None else "holds" if holds else "not reproduced"
     return Claim(text, verdict, numbers, exact)
 
 
 def agreement(text: str, paper: PublishedMean, values: Sequence[float], *, exact: bool = False) -> Claim:
-    """Return the claim that our results agree with a published mean.
+    """Return a claim of agreement with a published mean, and the verdict computed from our results.
 
     Args:
-        text: Claim as a sentence.
+        text: The claim, as a sentence.
         paper: Published mean.
         values: Our results, one per independent run.
-        exact: Whether the results do not depend on the profile.
+        exact: Whether the results are the same in every profile.
 
     Returns:
-        Claim with the verdict "undecided" if there are fewer than two values; its numbers name both means,
-        both standard deviations and the allowed difference.
+        Claim whose `numbers` contain both means, both standard deviations and the allowed difference. The
+        verdict is "undecided" if there are fewer than two values.
     """
     if len(values) < 2:
         ours = f"{values[0]:.4g}, one run" if values else "no finished run"

@@ -1,4 +1,4 @@
-"""Adaptation of a saved model to a new environment with a few labels."""
+"""Adaptation of a saved model to a new environment in which a few rows have labels."""
 
 import warnings
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ class Adapted(nn.Module):
 @final
 @dataclass(frozen=True)
 class LabelColumn:
-    """Target column of a table with labels of a new environment.
+    """Target column of a table that contains labels of a new environment.
 
     Attributes:
         name: Name of the column.

@@ -24,8 +24,8 @@ def to_tensors(reference: Sequence[Sketch], parts: Mapping[str, Any]) -> dict[st
 
     Args:
         reference: Distribution of each column in training.
-        parts: Objects that contain arrays, by the name of the model's field; None if the model lacks the
-            field.
+        parts: Objects that contain arrays, by their field names in the model; None for a field that the model
+            does not have.
     """
     tensors = {
         f"{name}{k}": torch.from_numpy(getattr(sketch, name))

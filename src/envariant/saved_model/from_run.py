@@ -20,8 +20,8 @@ def network_of(
         replica: Index of the replica to save.
 
     Returns:
-        Four values: the table, with the test environments of the run; the network; the names of the training
-            environments; and the provenance.
+        Four values: `source` with its test environments set to those of the run, the network, the names of
+        the training environments, and the provenance.
 
     Raises:
         EnvariantError: If the replica does not exist or has not finished, the network cannot be rebuilt

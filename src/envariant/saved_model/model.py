@@ -353,7 +353,7 @@ class SavedModel(Displayed):
         return rows.result(counter.drift(self.environments))
 
     def adapt(self, data: Any, *, encoding: str = "utf-8") -> "SavedModel":
-        """Return a copy of the model, adapted to a new environment with a few labels.
+        """Return a copy of the model, adapted to a new environment in which a few rows have labels.
 
         An intercept, and possibly a slope, of the logits is fitted to the labels and shrunk towards the
         original model, as in `envariant.analysis.recalibrate`. The copy's attribute `adaptation` contains

@@ -18,12 +18,12 @@ from envariant.features.columns import is_feature
 
 @final
 class RowCounter:
-    """Counter of new rows in each bin of the stored column distributions.
+    """Counter of new rows: the number in each bin of the stored column distributions.
 
     Args:
         sketches: Distribution of each encoded column in training.
-        embedded: Name and encoder of each column of texts or images. The features of such a column are
-            compared together.
+        embedded: Name and encoder of each column of texts or images. All features of such a column are
+            reported as one column.
     """
 
     def __init__(self, sketches: tuple[Sketch, ...], embedded: Sequence[tuple[str, str]] = ()) -> None:
@@ -83,11 +83,12 @@ def recognized(column: Column, sketch: Sketch) -> Column:
 
 
 def first_row(names: Sequence[str], typical: Sequence[Sketch] = ()) -> pd.DataFrame:
-    """Return a table with a single row, for a trial prediction.
+    """Return a table with a single typical row, for a trial prediction.
 
     Args:
-        names: Names of the columns. A column without a sketch in `typical` has a missing value.
-        typical: Sketches of the columns that are set to their median or most frequent training value.
+        names: Names of the columns. Columns without a sketch in `typical` contain a missing value.
+        typical: Sketches of columns. These columns contain the median training value, or the most frequent
+            category.
     """
     row: dict[str, Any] = dict.fromkeys(names)
     for sketch in typical:

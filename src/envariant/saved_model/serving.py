@@ -46,7 +46,10 @@ class Serving:
     same_environment: bool = False
 
     def threshold(self, alpha: float) -> tuple[ConformalThreshold, Mapping[str, float]]:
-        """Return the highest conformal score in a prediction set, and the coverage by left-out environment.
+        """Return the threshold of conformal scores, and the coverage in each left-out environment.
+
+        A class or value is in the prediction set if its conformal score is at most the threshold. The
+        coverage is empty if `same_environment` is True.
 
         Args:
             alpha: Allowed share of rows whose target is outside the prediction set.

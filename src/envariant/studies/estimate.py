@@ -1,4 +1,4 @@
-"""Estimate the number of runs of a study, and their training time from a few steps of each algorithm."""
+"""Count the runs of a study, and estimate their training time by running a few steps of each algorithm."""
 
 import time
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Estimate:
 
 
 def estimate(study: Study) -> Estimate:
-    """Estimate the training time of a study from a few steps of each algorithm on each data set.
+    """Estimate the training time of a study by running a few steps of each algorithm on each data set.
 
     Args:
         study: Study whose runs are estimated.

@@ -9,7 +9,7 @@ from envariant.training.store import Store
 
 
 def export(study: Path, out: Path) -> int:
-    """Write all metrics of a run or study to a file, one row per value, together with the run's settings.
+    """Write all metrics of a run or study to a file: one row per value, with columns for the run's settings.
 
     Args:
         study: Folder of a run or a study.

@@ -79,10 +79,11 @@ class Update:
     """Progress of a job: new metrics, finished runs or completed steps.
 
     Attributes:
-        record: Record of the job's training run in the first update; None in later updates.
+        record: Record of the training run that consists of the job's runs; given only in the first update,
+            None in later updates.
         rows: New metrics; `HistoryRow.replica` is the ID of the run.
         outcomes: Results of the runs that have ended.
-        step: Number of updates that each run in `runs` has completed.
+        step: Number of training updates that each run in `runs` has completed.
         runs: IDs of the runs that made progress.
         event: Training event, to be stored by a `Recorder`; None in the first update.
     """

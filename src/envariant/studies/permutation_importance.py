@@ -97,11 +97,11 @@ class StudyMeasurements:
         return self.store_predictions and WEIGHT in self.sample.environments[0].attributes
 
     def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the metric after shuffling each column and, in test environments, also after replacing it.
+        """Return the metric before and after changing the values of one column at a time.
 
-        Shuffling a column within an environment removes the column's information about individual rows.
-        Replacing its values with values from training environments also removes the column's information
-        about the test environment.
+        Each column is shuffled; in test environments, each column is also replaced. Shuffling a column within
+        an environment removes the column's information about individual rows. Replacing its values with
+        values from training environments also removes the column's information about the test environment.
         """
         generator = torch.Generator().manual_seed(0)
         rows: list[HistoryRow] = []
@@ -219,5 +219,5 @@ def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def evenly_spaced(size: int, most: int) -> Tensor:
-    """Return evenly spaced row indices: at most `most` out of `size` rows."""
+    """Return the indices of at most `most` rows, evenly spaced among `size` rows."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()

@@ -36,7 +36,8 @@ def soup(
         algorithm: Algorithm whose networks are averaged; required if the study has several algorithms.
         test_environments: Test environments of the runs to average; required if the study has several sets of
             test environments.
-        data: Data of a run or study that was loaded from disk. Default: load the data by their stored name.
+        data: Data on which the networks were trained. Default: the data in memory, or else the data with the
+            stored name. Required if neither is available.
 
     Raises:
         EnvariantError: If the networks cannot be averaged, or the arguments do not determine the runs or

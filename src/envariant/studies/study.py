@@ -207,7 +207,7 @@ class Study(Displayed):
         """Return all runs in the order of the declaration.
 
         Raises:
-            EnvariantError: If a name is unknown, or an algorithm does not accept a trial.
+            EnvariantError: If a name is unknown, or an algorithm does not accept the values of a trial.
         """
         runs: list[PlannedRun] = []
         hashes = {k: content_hash(v) for k, v in self.settings.items() if not isinstance(v, _PLAIN)}

@@ -155,7 +155,7 @@ def check_state(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that a step on a stack of models gives each model the same gradients as a step on it alone."""
+    """Check that each model has the same gradients in a step on a stack of models as in a step by itself."""
     stack = {key: torch.stack([value, 0.3 * value, value.flip(0)]) for key, value in problem.params.items()}
 
     def one(params: Parameters) -> dict[str, Tensor]:
@@ -170,7 +170,7 @@ def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that stacked replicas with different rows and seeds get the same gradients as each alone."""
+    """Check that each replica has the same gradients in a stack as by itself; rows and seeds differ."""
     batch = problem.batch
     other = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
     replicas, contexts = [problem, other], [StepContext.at(4, seed=1), StepContext.at(4, seed=2)]

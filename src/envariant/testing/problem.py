@@ -97,7 +97,7 @@ class Problem:
         return features if self.has_features else features[:, :0], logits
 
     def layers(self, params: Parameters, inputs: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the outputs of the only layer, which are the inputs of the head, and the logits."""
+        """Return two values: a tuple with the outputs of the only layer before the head, and the logits."""
         features, logits = self(params, inputs)
         return (features,), logits
 

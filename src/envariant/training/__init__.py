@@ -1,1 +1,1 @@
-"""Train and evaluate runs from their options, and store them."""
+"""Train, evaluate and store runs, which are described by their options."""

@@ -37,12 +37,12 @@ class Draw:
 
     @property
     def optimizer(self) -> str | None:
-        """Optimizer as text; None for the default: Adam, or the method's own optimizers."""
+        """Optimizer as text, or None for the default, which is Adam or the method's own optimizers."""
         return f"adam(reset={self.reset})" if self.reset else None
 
 
 def values(method: str, draw: int, trial: int) -> dict[str, Any]:
-    """Return a method's hyperparameters in one draw, for 28×28 images, by their names in the program.
+    """Return one draw of a method's hyperparameters for 28×28 images, by their names in DomainBed.
 
     Args:
         method: Name of the method in the published tables, such as "IRM".
@@ -75,8 +75,8 @@ def draw_of(
         draw: Number of the draw; draw 0 has the default values.
         trial: Number of the trial.
         steps: Number of updates of a run. Steps at which a penalty sets in are scaled in proportion.
-        most_rows: Largest batch size; larger ones are reduced to it. Default: no limit.
-        single: Whether there is only one training environment. Methods that compare environments are then
+        most_rows: Largest permitted batch size; a larger drawn size is reduced to it. Default: no limit.
+        single: Whether there is only one training environment. If so, methods that compare environments are
             replaced by ERM.
     """
     own = values(method, draw, trial)

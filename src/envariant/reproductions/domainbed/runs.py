@@ -1,4 +1,4 @@
-"""Train one method with one set of left-out environments, in all draws and trials of a protocol."""
+"""Train one method, with one set of environments left out, in all draws and trials of a protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ def train_all(
     *,
     mnist: Path | None = None,
 ) -> list[list[dict[str, dict[int, float]] | None]]:
-    """Train all draws and trials of a method, and return the accuracies of every run.
+    """Train a method with every hyperparameter draw in every trial, and return the accuracies of every run.
 
     Args:
-        data: Specification of the data set as text, without the split.
+        data: Specification of the data set as text, without its division into 80 % and 20 % parts.
         method: Name of the method in the published tables.
         left_out: Environments that are not trained on.
         draws: Number of hyperparameter draws.
@@ -40,7 +40,8 @@ def train_all(
         mnist: Folder of the MNIST files. Default: the cache or a download.
 
     Returns:
-        For each trial and draw, the accuracies by environment part and step; None if the run diverged.
+        For each trial, a list with one entry per draw: the accuracies by environment part (80 % or 20 % of
+        the rows) and step, or None if the run diverged.
     """
     accuracies: list[list[dict[str, dict[int, float]] | None]] = []
     for trial in range(trials):

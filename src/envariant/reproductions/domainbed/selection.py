@@ -43,9 +43,9 @@ def leave_one_domain_out(draws: Sequence[Curves], pairs: Mapping[str, Sequence[C
     """Return the test accuracy of the draw and step with the best mean accuracy in left-out environments.
 
     Args:
-        draws: Accuracies of the runs with only the test environment left out, one per draw.
-        pairs: For each other environment, by name: accuracies of the runs in which it and the test
-            environment are left out, one per draw.
+        draws: Accuracies of the runs in which only the test environment is left out, one run per draw.
+        pairs: Accuracies of the runs in which two environments are left out: the test environment and the
+            one whose name is the key. Each value has one run per draw.
         test: Name of the test environment.
     """
     return _best(draws, test, lambda k, step: sum(runs[k][name][step] for name, runs in pairs.items()))

@@ -42,7 +42,8 @@ class Risks(ABC):
         """Return the product of every Hessian with a vector, at the weights of the last call of `gradients`.
 
         Args:
-            v: Vectors for the first runs of the stack; the other runs need no product.
+            v: Vectors for the first runs of the stack, one per data draw, environment and run. Products for
+                the other runs are not needed.
         """
 
 

@@ -1,4 +1,4 @@
-"""Validation and test errors of runs of the linear unit tests, for many model and data seeds at once."""
+"""Errors of models trained on the linear unit tests (a benchmark), for many model and data seeds at once."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ def errors(
     steps: int = STEPS,
     rows: int = ROWS,
 ) -> dict[str, Any]:
-    """Train all runs on all data draws; return their errors.
+    """Train a model for every run and data draw; return the validation and test errors.
 
     Args:
         problem: Name of the problem.
@@ -36,11 +36,11 @@ def errors(
         runs: Method and model seed of each run.
         data_seeds: Seeds of the data draws.
         steps: Number of updates.
-        rows: Rows of each environment and split.
+        rows: Number of rows of each environment in each split.
 
     Returns:
-        Error rates or mean squared errors `[runs, data seeds, environments]` on the splits "validation" and
-        "test"; NaN for runs that diverged.
+        Errors `[runs, data seeds, environments]` on the splits "validation" and "test"; NaN for runs that
+        diverged. They are mean squared errors in regression and error rates in classification.
     """
     result = {split: np.empty((len(runs), len(data_seeds), environments)) for split in ("validation", "test")}
     solve = _quadratic if problem.startswith("example1") else _logistic

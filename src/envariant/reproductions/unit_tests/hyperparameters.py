@@ -41,7 +41,7 @@ _DEFAULTS: dict[Method, float] = {"IRMv1": 0.9, "ANDMask": 0.9, "IGA": 1000.0}
 
 
 def hyperparameters(method: Method, seed: int) -> Hyperparameters:
-    """Return the hyperparameters of a method at a model seed.
+    """Return the hyperparameters that the released program uses for a method and a model seed.
 
     Args:
         method: Name of the method.
@@ -65,7 +65,7 @@ def hyperparameters(method: Method, seed: int) -> Hyperparameters:
 
 
 def initial_weights(seeds: Sequence[int], inputs: int) -> Float[np.ndarray, "seeds inputs_and_bias"]:
-    """Return PyTorch's initial weights of a linear layer with one output for several model seeds.
+    """Return the weights with which PyTorch initializes a linear layer of one output, for each model seed.
 
     Args:
         seeds: Model seeds.

@@ -1,7 +1,8 @@
-"""Logistic risks of linear models: full-batch gradients of many rows, in blocks that fit the cache.
+"""Logistic risks of linear models and their full-batch gradients.
 
-With targets ±1 multiplied into the inputs, u = −y (x, 1), the risk is the mean of log(1 + exp(u · w)). Its
-gradient is the mean of σ(u · w) u, and σ(s) = (1 + tanh(s/2))/2 takes a single call of tanh.
+Runs are processed in blocks whose intermediate results fit the cache of a core. With targets ±1 multiplied
+into the inputs, u = −y (x, 1), the risk is the mean of log(1 + exp(u · w)). Its gradient is the mean of
+σ(u · w) u. Because σ(s) = (1 + tanh(s/2))/2, only tanh is computed for each row.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ class LogisticRisks(Risks):
     """Mean logistic losses of one data draw, computed in float32.
 
     Args:
-        rows: Inputs and targets, 0 or 1, of each environment.
+        rows: Inputs and targets of each environment; targets are 0 or 1.
     """
 
     def __init__(self, rows: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -72,7 +73,7 @@ def error_rates(rows: Sequence[tuple[Tensor, Tensor]], w: Array) -> Array:
     """Return the error rate of every run in every environment; class 1 is predicted if the output is > 0.
 
     Args:
-        rows: Inputs and targets, 0 or 1, of each environment.
+        rows: Inputs and targets of each environment; targets are 0 or 1.
         w: Weights of each run, with the bias as the last entry.
 
     Returns:

@@ -50,7 +50,7 @@ class SelectedRun:
 @final
 @dataclass(frozen=True)
 class NoSelection:
-    """Result of a rule that could not select a run, with the reason."""
+    """Result of a rule if no run could be selected; `reason` explains why."""
 
     reason: str
 
@@ -84,7 +84,7 @@ class Selection(ABC):
 @final
 @dataclass(frozen=True, repr=False)
 class SelectionResult(Displayed):
-    """Result of a selection rule for one data set, set of test environments, replica and algorithm.
+    """Result of a selection rule for one combination of data set, test environments, replica and algorithm.
 
     Attributes:
         data: Name of the data set.

@@ -11,7 +11,7 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 @final
 @dataclass(frozen=True)
 class TrainingValidation(Selection):
-    """Rule that selects run and step by the mean score on validation rows. Gulrajani & Lopez-Paz 2021."""
+    """Rule that selects a run and a step by the mean score on validation rows. Gulrajani & Lopez-Paz 2021."""
 
     name: ClassVar[str] = "training-domain validation"
     about: ClassVar[str] = "best score on validation rows of the training environments, at any step"

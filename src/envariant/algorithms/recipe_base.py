@@ -134,7 +134,7 @@ class Recipe:
         )
 
     def rescale(self, settings: Mapping[str, Any], old: int, new: int) -> tuple["Recipe", dict[str, Any]]:
-        """Scale all switch points of the recipe and of the settings to another run length.
+        """Scale all switch points, in the recipe and in the given settings, to another run length.
 
         Args:
             settings: Values of hyperparameters by name.

@@ -87,7 +87,7 @@ def class_indicators(labels: NDArray[np.int64], n_classes: int) -> Array:
 def checked_scores(
     where: str, scores: ArrayLike, targets: ArrayLike, *, regression: bool = False
 ) -> tuple[Array, Array, int]:
-    """Check scores and targets; return them as arrays for regressions, and the number of classes.
+    """Check scores and targets, and convert them to matrices; also return the number of classes.
 
     For classification, logits become logits relative to the first class, and targets become 0/1 indicators of
     the other classes; both are `[rows, classes − 1]`. For regression, predictions and targets become

@@ -284,7 +284,7 @@ def find_causes(
     seed: int = 0,
     until: float = math.inf,
 ) -> dict[str, Cause]:
-    """Find why the baseline's score drops in each environment, starting with the worst scores.
+    """Find why the baseline's score drops in each environment; those with the worst scores come first.
 
     Args:
         source: Table of the study.

@@ -1,4 +1,4 @@
-"""Second term of the RDM algorithm: variance of all rows' losses plus that of the worst environment's."""
+"""Second term of RDM: variance of all losses plus variance of the worst environment's losses."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final

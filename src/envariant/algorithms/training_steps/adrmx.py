@@ -1,4 +1,4 @@
-"""ADRMX: subtract learned environment features from the features, with an adversarial loss on the result."""
+"""ADRMX: subtract learned environment features from the model's features, with adversarial training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -80,7 +80,7 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def needs_features(self) -> bool:
-        """Whether the algorithm uses the features (the inputs of the head); if not, features have width 0."""
+        """Whether the algorithm uses the features (inputs of the head); otherwise, they have width 0."""
 
     @property
     def layers_used(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class Algorithm(ABC):
 
     @property
     def default_average(self) -> str | None:
-        """Default of the run's option `average`, such as "ma(start=599)"; None for no average."""
+        """Default value of the run's option `average`, such as "ma(start=599)"; None for no averaging."""
         return None
 
     @property
@@ -172,7 +172,8 @@ class Algorithm(ABC):
 class Part(ABC):
     """Base class of the parts of a composition: frozen dataclasses whose fields are hyperparameters.
 
-    Types of fields, and bounds declared as in `Annotated[float, Field(ge=0)]`, are checked at construction.
+    At construction, the value of each field is checked against the field's type and against its bounds, which
+    are declared as in `Annotated[float, Field(ge=0)]`.
 
     Attributes:
         name: Name in specifications such as `vrex + and-mask`.
@@ -186,8 +187,8 @@ class Part(ABC):
         depends_on_sizes: Whether an environment's weight in the loss depends on its number of rows. If false,
             duplicating all rows of one environment leaves the gradients unchanged, apart from the effect of
             divisors such as n − 1.
-        default_average: Default of the run's option `average`, such as "ma(start=599)"; the step number in it
-            is scaled to the length of the run.
+        default_average: Default value of the run's option `average`, such as "ma(start=599)". The step number
+            in it is scaled to the length of the run. None for no averaging.
     """
 
     name: ClassVar[str]
@@ -229,7 +230,7 @@ class Part(ABC):
         return ()
 
     def switch_steps(self) -> Mapping[str, int]:
-        """Return, for each hyperparameter that is a step number, the first step that it affects.
+        """Return the names of hyperparameters that are step numbers, and the step where each takes effect.
 
         The default values of these hyperparameters are scaled to the length of the run, like the step numbers
         in schedules.
@@ -239,8 +240,8 @@ class Part(ABC):
     def coefficient_at(self, step: int) -> float:
         """Return the coefficient of this part in the loss at a given step.
 
-        If `normalize_loss` is set, the whole loss is divided by the largest coefficient of any part whenever
-        that coefficient exceeds 1.
+        If `normalize_loss` is set, the whole loss is divided by the maximum of all parts' coefficients
+        whenever this maximum exceeds 1.
         """
         del step
         return 1.0
@@ -367,8 +368,7 @@ class EnvironmentInference(Part):
 
     Attributes:
         count: Number of inferred environments.
-        reference_steps: Number of training steps of the reference model. With 0, it is trained for as many
-            steps as the run.
+        reference_steps: Number of training steps of the reference model; 0 for the run's number of steps.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
     """
 
@@ -385,7 +385,7 @@ class EnvironmentInference(Part):
     def environments(
         self, logits: Float[Tensor, "rows *c"], targets: Shaped[Tensor, " rows"], task: Task
     ) -> Int[Tensor, " rows"]:
-        """Return the index of the inferred environment of each row, counted from 0.
+        """Return, for each row, the index of its inferred environment, counted from 0.
 
         Args:
             logits: Logits of the reference model for every row.

@@ -74,7 +74,7 @@ class Description:
         parts: Name, kind, formula and explanation of each part, in the order of `Recipe.parts`.
         needs: Requirements on data and model.
         settings: Name, default, search range (None if not searched) and meaning of each hyperparameter.
-        average: Default of the run's option `average`; None if the algorithm has no default average.
+        average: Default value of the run's option `average`; None for no averaging.
         paper: Papers that introduced the parts, separated by semicolons.
         example: Command line that trains the algorithm.
     """

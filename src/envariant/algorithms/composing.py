@@ -139,8 +139,8 @@ def all_recipes(on_broken: Callable[[str], object] | None = None) -> dict[str, R
     """Return all recipes by name, including recipes of installed plug-ins.
 
     Args:
-        on_broken: Function called with a one-line message for each plug-in that cannot be loaded and is
-            skipped. Default: issue a warning.
+        on_broken: Function called for each plug-in that is skipped because it cannot be loaded. Its argument
+            is a one-line message. Default: issue a warning.
     """
     installed, failures = PLUGINS.load_all(RECIPES)
     for failure in failures:

@@ -73,8 +73,8 @@ class Composition(Algorithm):
             of this term is added after gradient aggregation, because it does not depend on the environment. A
             training step with `returns_updates` adds this gradient to the gradients that its own optimizers
             receive.
-        normalize_loss: Whether to divide the whole loss by the largest coefficient if that coefficient
-            exceeds 1. The IRM and REx code do this to keep gradients from becoming too large.
+        normalize_loss: Whether to divide the whole loss by its largest coefficient whenever that exceeds 1.
+            As in the code of IRM and REx, this keeps gradients from becoming too large.
         training_step: Training step that replaces the penalties and the gradient aggregator. If it sets
             `aggregates_risk`, it minimizes the risk of `risk_aggregator`. None: no training step.
         environment_inference: Method that infers the training environments; None to use the environments of
@@ -161,8 +161,8 @@ class Composition(Algorithm):
     def parts(self) -> tuple[Part, ...]:
         """Parts of the algorithm; environment inference is included only if it is set.
 
-        The order with a training step is: training step, risk aggregator, environment inference. The order
-        without a training step is: risk aggregator, penalties, gradient aggregator, environment inference.
+        With a training step, the order is: training step, risk aggregator, environment inference. Without
+        one, the order is: risk aggregator, penalties, gradient aggregator, environment inference.
         """
         last = () if self.environment_inference is None else (self.environment_inference,)
         if self.training_step is not None:
@@ -171,7 +171,7 @@ class Composition(Algorithm):
 
     @property
     def non_default_parts(self) -> tuple[Part, ...]:
-        """Parts other than the defaults `MeanRisk` and `MeanGradient`; `MeanRisk` if there are no others."""
+        """Parts other than the defaults `MeanRisk` and `MeanGradient`; if there are none, only `MeanRisk`."""
         parts = tuple(part for part in self.parts if not isinstance(part, MeanRisk | MeanGradient))
         return parts or (self.risk_aggregator,)
 
@@ -232,7 +232,7 @@ class Composition(Algorithm):
     def switch_steps(self) -> Mapping[str, tuple[int, int]]:
         """Return all hyperparameters that are step numbers, by names such as "trm warm_up".
 
-        The value for each name is a pair: the hyperparameter's value and the first step that it affects.
+        The value for each name is a pair: the hyperparameter's value and the step where it takes effect.
         """
         return {
             f"{part.name} {key}": (getattr(part, key), step)

@@ -22,14 +22,14 @@ Number = Schedule | float
 
 
 def numbers(algorithm: object) -> tuple[Number, ...]:
-    """Return all numeric hyperparameters and schedules of an algorithm, in the order of parts and fields."""
+    """Return an algorithm's numeric hyperparameters and schedules, in the order of its parts and fields."""
     return tuple(_numbers(algorithm))
 
 
 def structure(algorithm: object) -> Hashable:
-    """Return a key that is equal for two algorithms if they differ only in numbers.
+    """Return a key for comparing algorithms: algorithms with equal keys differ at most in numbers.
 
-    Such algorithms can run as one program.
+    Algorithms with equal keys can run as one program.
     """
     if isinstance(algorithm, Schedule):
         return "number"
@@ -53,9 +53,8 @@ def structure(algorithm: object) -> Hashable:
 def with_numbers(algorithm: A, values: Sequence[Tensor]) -> A:
     """Return a copy of an algorithm with its numbers replaced by tensors.
 
-    The tensors are in the order in which the function `numbers` returns the numbers.
-
-    The values are not validated, because a tensor may hold a different value for each replica.
+    The tensors must be in the order of the numbers that `numbers` returns. They are not validated, because a
+    tensor may hold a different value for each replica.
 
     Raises:
         ValueError: If there are more values than numbers.

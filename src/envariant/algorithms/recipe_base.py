@@ -134,7 +134,7 @@ class Recipe:
         )
 
     def rescale(self, settings: Mapping[str, Any], old: int, new: int) -> tuple["Recipe", dict[str, Any]]:
-        """Scale all switch points of the recipe and of the settings to another run length.
+        """Scale all switch points, in the recipe and in the given settings, to another run length.
 
         Args:
             settings: Values of hyperparameters by name.
@@ -150,7 +150,7 @@ class Recipe:
         return dataclasses.replace(self, default=rescale(self.default, old, new)), scaled
 
     def own(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of the recipe's parts; omit settings of the whole loss, such as `l2`."""
+        """Return only the settings that belong to a part, without those of the whole loss, such as `l2`."""
         names = {h.name for h in self.hyperparameters if h.part != LOSS}
         return {key: value for key, value in settings.items() if key in names}
 

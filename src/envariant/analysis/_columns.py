@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 def typed(values: ArrayLike) -> tuple[str, NDArray[Any], tuple[str, ...]]:
     """Return the kind of a column, its values as numbers, and the names of its categories.
 
-    Kinds are "number", "boolean", "date" and "category". Values are float64 with NaN for missing values
-    (dates in days since 1970), or category codes with −1 for missing values.
+    Kinds are "number", "boolean", "date" and "category". Categories become integer codes, with −1 for missing
+    values. Other values become float64, with NaN for missing values; dates are in days since 1970.
     """
     array = np.asarray(values)
     if array.dtype.kind == "M":

@@ -34,7 +34,8 @@ class EnvironmentFit:
         common_slopes: Shared coefficients, `[common]`.
         own_slopes: Environment-specific coefficients, `[environments, own]`.
         linear: Linear predictor (for 0/1 targets, the log-odds), `[rows]`.
-        residuals: Targets minus predictions, `[rows]`; for real-valued targets, divided by the variance.
+        residuals: Targets minus predictions, `[rows]`. For real-valued targets, they are divided by the
+            residual variance of the row's environment.
         weights: Variance of each residual under the model, `[rows]`.
     """
 
@@ -51,7 +52,11 @@ class EnvironmentFit:
     _common_inverse: Array
 
     def project(self, residuals: Array) -> Array:
-        """Return the residuals of refits to simulated residuals, both `[rows, simulations]`."""
+        """Return the residuals that remain after a refit to each simulation, `[rows, simulations]`.
+
+        Args:
+            residuals: Simulated residuals before the refit, `[rows, simulations]`.
+        """
         total = self.common.T @ residuals
         steps: list[Array] = []
         for e, rows in enumerate(self.parts):
@@ -74,7 +79,11 @@ class EnvironmentFit:
         return np.clip(shares * self.weights, 0.0, 0.9)
 
     def variation(self, columns: Array) -> Array:
-        """Return the Fisher information about each slope, `[environments, columns]`."""
+        """Return the Fisher information about each column's slope by environment, `[environments, columns]`.
+
+        Args:
+            columns: Values of the columns, `[rows, columns]`.
+        """
         result = np.zeros((len(self.parts), columns.shape[1]))
         for e, rows in enumerate(self.parts):
             part, weights = columns[rows], self.weights[rows][:, None]
@@ -158,10 +167,19 @@ def fit_environments(
 def firth_slopes(
     columns: Array, targets: Array, offset: Array, parts: Sequence[slice]
 ) -> tuple[Array, Array]:
-    """Return logistic slopes and standard errors by environment and column, `[environments, columns]`.
+    """Fit a logistic regression on each single column in each environment; return slopes and their errors.
 
-    Each slope is fitted in its own regression with an intercept and a fixed offset, `[rows, columns]`, by
-    Firth's penalized likelihood. Such slopes are finite and nearly unbiased in small samples.
+    Each regression has one slope, an intercept and a fixed offset. It is fitted by Firth's penalized
+    likelihood, so slopes are finite and nearly unbiased in small samples.
+
+    Args:
+        columns: Values of the columns, `[rows, columns]`.
+        targets: Targets 0 and 1, `[rows]`.
+        offset: Fixed part of the log-odds in the regression on each column, `[rows, columns]`.
+        parts: Slice of the rows of each environment.
+
+    Returns:
+        Slopes and their standard errors, each `[environments, columns]`.
     """
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
     for e, rows in enumerate(parts):
@@ -191,7 +209,7 @@ def firth_slopes(
 def linear_slopes(
     columns: Array, targets: Array, offset: Array, parts: Sequence[slice]
 ) -> tuple[Array, Array]:
-    """Return least-squares slopes and HC3 standard errors; arguments as for `firth_slopes`."""
+    """Fit regressions as in `firth_slopes`, but by least squares; return slopes and HC3 standard errors."""
     slopes, errors = (np.zeros((len(parts), columns.shape[1])) for _ in range(2))
     for e, rows in enumerate(parts):
         x, rest = columns[rows] - columns[rows].mean(0), targets[rows][:, None] - offset[rows]

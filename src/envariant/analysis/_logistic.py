@@ -87,10 +87,11 @@ def class_indicators(labels: NDArray[np.int64], n_classes: int) -> Array:
 def checked_scores(
     where: str, scores: ArrayLike, targets: ArrayLike, *, regression: bool = False
 ) -> tuple[Array, Array, int]:
-    """Check scores and targets; return both as columns, with the number of classes (0 for regression).
+    """Check scores and targets, and convert them to matrices; also return the number of classes.
 
-    Logits become logits relative to the first class, `[rows, classes − 1]`, and targets become indicators of
-    the same shape. Predictions and targets of regression become `[rows, 1]`.
+    For classification, logits become logits relative to the first class, and targets become 0/1 indicators of
+    the other classes; both are `[rows, classes − 1]`. For regression, predictions and targets become
+    `[rows, 1]`, and the number of classes is 0.
 
     Args:
         where: Name of the calling function, for error messages.

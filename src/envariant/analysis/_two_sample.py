@@ -53,11 +53,11 @@ def search_deviating(
 def mean_statistics(
     values: Array, strata: Codes, codes: Codes, keep: NDArray[np.bool_], generator: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Measure how far each environment's means are from the overall means, also in permuted data.
+    """Measure how far each environment's means are from the overall means, in the data and in permuted data.
 
     For each environment, the two distances returned by `distances` are standardized by their mean and
-    standard deviation over permutations. The result is the larger of the two standardized distances, or 0 if
-    both are negative.
+    standard deviation over permutations and environments. The measure is the larger of the two standardized
+    distances, or 0 if both are negative.
 
     Args:
         values: Features of the rows, `[rows, features]`.
@@ -67,7 +67,7 @@ def mean_statistics(
         generator: Random number generator of the permutations.
 
     Returns:
-        Result in the data, `[environments]`, and after each permutation, `[permutations, environments]`.
+        Measure in the data, `[environments]`, and after each permutation, `[permutations, environments]`.
     """
     statistics = distances(values, strata, codes, keep, generator)
     null = statistics[:, 1:, keep]
@@ -113,7 +113,7 @@ def distances(
 
 
 def subsample_rows(codes: Codes, count: int, generator: np.random.Generator) -> Codes:
-    """Sample at most about `_MOST_ROWS` rows, as evenly as possible over environments; return indices."""
+    """Sample up to max(50, `_MOST_ROWS` / count) rows of each of `count` environments; return row indices."""
     order = generator.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes, minlength=count)

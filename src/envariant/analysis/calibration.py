@@ -77,8 +77,8 @@ class DropParts:
         slope: Further part removed by also adjusting the calibration slope.
         ranking: Part that no recalibration removes. It is positive if the advantage of the recalibrated model
             over a constant prediction is smaller in the environment than on in-domain rows.
-        outcome: Difference in the loss of the best constant prediction: entropy, share of the other classes,
-            or variance of the target.
+        outcome: Difference in the loss of the best constant prediction. This loss is the entropy of the
+            target, the share of rows outside the most frequent class, or the variance of the target.
     """
 
     total: Interval

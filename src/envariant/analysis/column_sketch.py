@@ -1,4 +1,4 @@
-"""Summaries of training columns. They are stored with a model to detect drift of new rows."""
+"""Summaries of training columns, which are stored with a model to detect drift in new rows."""
 
 import math
 import re
@@ -127,8 +127,9 @@ class Sketch:
     def distance(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
         """Return the distance between two distributions, in [0, 1]; NaN if one of them has no values.
 
-        Ordered values: Kolmogorov–Smirnov statistic at the knots, at most 0.01 below the exact statistic.
-        Other values: total variation distance. Missing values are ignored.
+        For ordered values, such as numbers, it is the Kolmogorov–Smirnov statistic at the knots, at most 0.01
+        below the exact statistic. For others, such as categories, it is the total variation distance. Missing
+        values are ignored.
 
         Args:
             first: Number of rows in each bin of one distribution, `[bins]`.
@@ -166,8 +167,9 @@ class Sketch:
     def p_value(self, distance: float, new: NDArray[np.int64], training: NDArray[np.int64]) -> float:
         """Return the uncorrected p-value of the test that new and training rows have the same distribution.
 
-        Ordered values: Kolmogorov–Smirnov test. Categories: χ² test of the categories known from training and
-        binomial test of the share of unseen categories, with Bonferroni correction. Other values: χ² test.
+        Ordered values, such as numbers: Kolmogorov–Smirnov test. Categories: χ² test of the categories known
+        from training and binomial test of the share of unseen categories, with Bonferroni correction. Other
+        values, such as booleans: χ² test.
 
         Args:
             distance: Distance between new and training rows, as returned by `distance`.

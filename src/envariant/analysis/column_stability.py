@@ -139,7 +139,7 @@ def measure_stability(
         columns: Values by column name, each `[rows]`, or `[rows, k]` for one-hot encoded categories.
         targets: Targets 0 and 1, real-valued targets, or class indices if `n_classes` is set, `[rows]`.
         environments: Environment of each row, `[rows]`.
-        n_classes: Number of classes of a multiclass target. Default: a binary or real-valued target.
+        n_classes: Number of classes, for a multiclass target only. Default: binary or real-valued target.
         seed: Seed of the simulations.
 
     Returns:

@@ -83,7 +83,9 @@ def split_threshold(scores: ArrayLike, alpha: float) -> ConformalThreshold:
 def mondrian_thresholds(
     scores: ArrayLike, groups: ArrayLike, alpha: float
 ) -> Mapping[str, ConformalThreshold]:
-    """Return the split-conformal threshold of each group: environment, class or category (Vovk et al. 2005).
+    """Return one split-conformal threshold per group (Vovk et al. 2005).
+
+    Groups can be environments, classes or categories.
 
     Args:
         scores: Scores of the calibration rows, `[m]`.

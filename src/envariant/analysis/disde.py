@@ -96,8 +96,8 @@ def measure_disde(
     error of π is ignored, and the intervals are too narrow.
 
     Args:
-        source: Inputs of the source rows, `[rows, columns]`, numeric without missing values, and losses,
-            `[rows]`. The model must not have been trained on these rows.
+        source: Inputs `[rows, columns]` and losses `[rows]` of the source rows. Inputs are numeric, without
+            missing values. The model must not have been trained on these rows.
         target: Inputs and losses of the target rows, in the same format.
         classifier: scikit-learn classifier whose `fit` takes `sample_weight`. Default: logistic regression on
             columns and their squares.

@@ -1,9 +1,9 @@
 """Measure the kind and size of the distribution shift between two groups of environments.
 
 Diversity shift: one group has inputs that do not occur in the other. Correlation shift: equal inputs have
-different targets in the two groups. Methods against one kind of shift usually do not help against the other.
-Ye et al. 2022, OoD-Bench (arXiv 2106.03721). The default formulas are those of the OoD-Bench code since April
-2025, which uses squared Hellinger distances. The formulas of the paper are used if `legacy` is set.
+different targets in the two groups. A method that helps with one kind of shift usually does not help with the
+other. Ye et al. 2022, OoD-Bench (arXiv 2106.03721). The default formulas are those of the OoD-Bench code
+since April 2025, which uses squared Hellinger distances. If `legacy` is set, those of the paper are used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,8 +61,8 @@ _BINS = 5
 class Shift:
     """Distribution shift between two groups of environments; each measure lies between 0 and 1.
 
-    z are features of the inputs, learned by a network that classifies the group; p and q are the densities of
-    z in the two groups.
+    z are features of the inputs, learned by a network that predicts the group of a row; p and q are the
+    densities of z in the two groups.
 
     Attributes:
         first, second: Names of the two groups.
@@ -100,7 +100,7 @@ class Shift:
 
     @property
     def kind(self) -> Literal["both", "diversity", "correlation", "neither"]:
-        """Kinds of relevant shift: "diversity", "correlation", "both" or "neither"."""
+        """Kinds of shift of a relevant size: "diversity", "correlation", "both" or "neither"."""
         diversity = self.diversity.mean >= NOTABLE
         correlation = self.correlation.mean >= self.notable_correlation
         if diversity and correlation:
@@ -109,7 +109,7 @@ class Shift:
 
     @property
     def notable_correlation(self) -> float:
-        """Smallest relevant correlation shift."""
+        """Smallest correlation shift that is relevant; it depends on whether `legacy` is set."""
         return NOTABLE if self.legacy else NOTABLE_CORRELATION
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def measure_shift(
 ) -> Shift:
     """Measure the shift between two groups of environments.
 
-    A small network is trained on half of the rows to classify the group. The measures are estimated on the
-    other half, with kernel densities of the network's features.
+    A small network is trained on half of the rows to predict the group of a row. The measures are estimated
+    on the other half, from kernel density estimates of the network's features.
 
     Args:
         first: Inputs `[rows, ...]` and targets `[rows]` of the first group, by environment name. Environments
@@ -149,7 +149,7 @@ def measure_shift(
         regression: Whether targets are real-valued; if so, they are divided into quantile bins.
         seed: Seed of row sampling and network weights.
         n_trials: Number of trials, with seeds `seed`, `seed + 1`, …; intervals need at least two.
-        legacy: Whether to use the formulas of the paper of 2022; see `Shift`.
+        legacy: Whether to use the formulas of the 2022 paper; see `Shift`.
 
     Raises:
         EnvariantError: If a group has fewer than 40 rows or `n_trials` is below 1.
@@ -297,7 +297,7 @@ def shift_integrals(
         weights: Weight of each point: 1 for a sum over all values of z, or 1/(m·g(z)) for m points drawn
             from a density g.
         disjoint: Mask of the points z that occur in one group only.
-        legacy: Whether to use the formulas of the paper of 2022.
+        legacy: Whether to use the formulas of the 2022 paper.
     """
     p, q = first.sum(axis=0), second.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -156,7 +156,7 @@ class Drift:
         environments: tuple[str, ...],
         groups: Mapping[str, str] = MappingProxyType({}),
     ) -> "Drift":
-        """Compare counts of new rows in each column with a summary of the training rows.
+        """Compare new rows with summaries of the training rows, column by column.
 
         Single features of an embedded text or image mean nothing to a user. All features of one text or image
         column are therefore reported as one column, with the mean of their distances and the smallest of

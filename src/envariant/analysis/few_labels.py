@@ -129,9 +129,9 @@ def recalibrate(
     """Recalibrate scores with the labels of one environment: refit the intercept, or also the slope.
 
     For scores z, the model is logit p = a + b z with intercept a and slope b. Estimates maximize the
-    posterior with priors a ~ N(0, s²) and b ~ N(1, 0.5²), where s is `intercept_sd`, so they are finite even
-    with a single label or a single class. With several classes, there is one intercept per class except the
-    first, and one slope.
+    posterior with priors a ~ N(0, s²) and b ~ N(1, 0.5²), where s is `intercept_sd`. The priors keep the
+    estimates finite even with a single label or a single class. With several classes, there is one intercept
+    per class except the first, and one slope.
 
     Args:
         scores: Logits `[rows]` or `[rows, classes]`, or predictions of real-valued targets `[rows]`.
@@ -169,7 +169,7 @@ def gain_from_labels(
     seed: int = 0,
     groups: ArrayLike | None = None,
 ) -> tuple[LabelGain, ...]:
-    """Estimate how much k labels of an environment would improve the model, by resampling labeled rows.
+    """Estimate by resampling how much k labels of an environment would improve the model.
 
     Scores are recalibrated by `recalibrate` on k random rows, and evaluated on the remaining rows. Values of
     k that leave fewer than 10 rows for evaluation are omitted.

@@ -29,7 +29,7 @@ _SHRINKAGE = 0.1
 @final
 @dataclass(frozen=True, eq=False)
 class InputDensity:
-    """Fitted Mahalanobis distance of a row to the nearest training environment.
+    """Mahalanobis distance of a row to the nearest training environment, with fitted means and covariance.
 
     Attributes:
         whitening: Matrix W with W Wᵀ = Σ⁻¹, `[inputs, inputs]`, for the covariance Σ of the inputs within

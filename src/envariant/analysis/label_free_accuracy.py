@@ -141,7 +141,7 @@ def difference_of_confidences(
 def thresholded_confidence(
     source_scores: ArrayLike, source_correct: ArrayLike, target_scores: ArrayLike
 ) -> AccuracyEstimate:
-    """Estimate accuracy as the share of scores above a threshold set on labeled rows (ATC).
+    """Estimate accuracy as the share of scores above a threshold, which is chosen on labeled rows (ATC).
 
     With k errors in the labeled source rows, the threshold t is the k-th smallest source score. The estimate
     is the share of target scores > t (Garg et al. 2022, arXiv 2201.04234; the authors' code uses ≥, which

@@ -251,7 +251,7 @@ def assess_label_shift(labels: ArrayLike, environments: ArrayLike, *, seed: int 
 
 
 def assess_output_shift(source_probabilities: ArrayLike, new_probabilities: ArrayLike) -> ShiftTest:
-    """Test without labels whether a model's outputs for new rows have an unchanged distribution (BBSD).
+    """Test, without labels, whether a model's outputs are distributed differently for new rows (BBSD).
 
     Each output is tested by a two-sample Kolmogorov–Smirnov test, with Bonferroni correction (Rabanser,
     Günnemann & Lipton 2019). A small p-value indicates some shift, not necessarily label shift.

@@ -74,9 +74,9 @@ def leaky_columns(
 ) -> tuple[LeakyColumn, ...]:
     """Find columns that nearly determine the target.
 
-    Such a column is often a copy of the target, derived from the target, or known only afterwards. Numeric
-    columns are checked by ranks; for multiclass targets, a decision tree divides them into intervals, which
-    are checked like categories. For binary targets, the function also checks whether missing values
+    Such a column is often a copy of the target, derived from the target, or known only after the target.
+    Numeric columns are checked by ranks; for multiclass targets, a decision tree divides them into intervals,
+    which are checked like categories. For binary targets, the function also checks whether missing values
     predict the target.
 
     Args:
@@ -85,8 +85,8 @@ def leaky_columns(
         targets: Class indices from 0, or real-valued targets, `[rows]`.
         task: Kind of target.
         categorical: Names of numeric columns with category codes. Text columns are always categorical.
-        threshold: Smallest score to report. For a score that is an accuracy, `threshold` is instead the
-            minimum share of the majority-class baseline's errors that the column must avoid.
+        threshold: Smallest score to report. Scores that are accuracies are instead compared with the
+            majority-class baseline: the column must avoid at least this share of the baseline's errors.
 
     Raises:
         EnvariantError: If a column does not have one value per target, or the task is unknown.

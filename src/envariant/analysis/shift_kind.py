@@ -47,8 +47,8 @@ class EnvironmentShift:
         kinds: Detected kinds of shift, with the most consequential one first; empty if none is detected.
         label_p: P-value of the test that P(Y) is unchanged.
         inputs_p: P-value of the test that P(X) is unchanged.
-        inputs_given_label_p: P-value of the test that P(X | Y) is unchanged, as corrections for label shift
-            assume.
+        inputs_given_label_p: P-value of the test that P(X | Y) is unchanged, which corrections for label
+            shift assume.
         intercept_p: P-value of the test that the intercept of P(Y | X) is unchanged; 1 if the test was
             skipped because P(X | Y) and P(Y) are unchanged in all environments.
         slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if the test was skipped.
@@ -64,7 +64,7 @@ class EnvironmentShift:
 
     @property
     def kind(self) -> Kind:
-        """Most consequential kind: concept before label before covariate shift; "none" if no shift."""
+        """Most consequential kind (concept, then label, then covariate shift); "none" without any shift."""
         return self.kinds[0] if self.kinds else "none"
 
 

@@ -1,4 +1,4 @@
-"""`envariant predict`: make predictions for the rows of a table with a saved model."""
+"""`envariant predict`: use a saved model to make predictions for the rows of a table."""
 
 import sys
 from collections.abc import Sequence

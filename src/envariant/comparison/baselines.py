@@ -1,4 +1,4 @@
-"""Scores of constant predictions, and classes of test environments that are absent from training."""
+"""Scores of constant predictions, and classes that occur in test but not in training environments."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -49,7 +49,7 @@ _RESAMPLES = 300
 class Cause:
     """Reasons for the drop of the baseline's score in one environment.
 
-    Properties that are sentences are "" if there is nothing to report.
+    Properties that hold a sentence, such as `cause`, are "" if there is nothing to report.
 
     Attributes:
         environment: Name of the environment.
@@ -57,7 +57,8 @@ class Cause:
         target: Name of the target column.
         classes: Names of the classes; empty for regression.
         levels: Share of each class in the environment; for regression, the mean target.
-        levels_elsewhere: Share of each class, or mean target, in all other environments.
+        levels_elsewhere: Share of each class, or mean target, in all other environments; only in earlier ones
+            if environments are ordered.
         n_compared: Number of environments, for Bonferroni correction.
         split: Drop in log loss (regression: squared error) and error rate, each split into parts such as
             level, slope and ranking; None without in-domain predictions.
@@ -109,7 +110,7 @@ class Cause:
 
     @property
     def shares(self) -> Mapping[Part, float]:
-        """Share of a significant drop due to level, slope and ranking; empty if there is no such drop.
+        """Shares of a significant drop that are due to level, slope and ranking; empty without such a drop.
 
         If the calibration slope is negative, the ranking is reversed; the slope part is then added to the
         ranking part.
@@ -283,7 +284,7 @@ def find_causes(
     seed: int = 0,
     until: float = math.inf,
 ) -> dict[str, Cause]:
-    """Find the reasons for the baseline's drop in each environment, starting with the worst scores.
+    """Find why the baseline's score drops in each environment; those with the worst scores come first.
 
     Args:
         source: Table of the study.

@@ -1,6 +1,6 @@
 """`compare`: hold out each environment of a table in turn and recommend a method.
 
-The runs are stored as a study in a folder, which can be resumed and inspected.
+The runs form a study, which is stored in a folder and can be resumed and inspected.
 """
 
 import math
@@ -93,9 +93,10 @@ class Comparison(Displayed):
 
     @property
     def table(self) -> pd.DataFrame:
-        """Out-of-domain scores: one row per method, one column per environment, worst and mean score.
+        """Out-of-domain scores, with one row per method.
 
-        Absent scores are NaN. If any score of a method is absent, its worst and mean score are NaN too.
+        There is one column per environment, and one each for the worst and the mean score. Missing scores are
+        NaN. If any score of a method is missing, its worst and mean scores are NaN too.
         """
         results, rows = self.results, dict[str, dict[str, float]]()
         for method, cells in results.cells.items():
@@ -127,8 +128,8 @@ class Comparison(Displayed):
     def plot(self) -> Any:
         """Draw in-domain and out-of-domain scores as an Altair chart, one row per environment.
 
-        The chart shows the baseline and the recommended method or, if the baseline is recommended, the best
-        other method.
+        The chart shows the baseline and one other method: the recommended one or, if the baseline is
+        recommended, the best other method.
         """
         shown = self.results.hardest_first()[:MOST_ROWS]
         rows, labels = drop_rows(self.results, self.recommended, shown)
@@ -143,7 +144,7 @@ class Comparison(Displayed):
         return self.results.scores().to_frame()
 
     def to_markdown(self, **options: Any) -> str:
-        """Return the out-of-domain scores as a Markdown table in the style of papers.
+        """Return the out-of-domain scores as a Markdown table, formatted as in publications.
 
         Args:
             options: Options of `ScoreTable.to_markdown`: `digits`, `percent`.
@@ -151,7 +152,7 @@ class Comparison(Displayed):
         return self.results.scores().to_markdown(**options)
 
     def to_latex(self, **options: Any) -> str:
-        """Return the out-of-domain scores as a LaTeX table in the style of papers.
+        """Return the out-of-domain scores as a LaTeX table, formatted as in publications.
 
         Args:
             options: Options of `ScoreTable.to_latex`: `digits`, `percent`, `caption`, `label`.
@@ -201,8 +202,9 @@ def compare(
 ) -> Comparison:
     """Measure how far scores drop in new environments, and whether any method helps.
 
-    Every environment is held out in turn (several together if there are more than 12). Replicas of every
-    method are trained on the other environments or, if environments are ordered, on the earlier ones.
+    Every environment is held out in turn; with more than 12 environments, groups of environments are held out
+    in turn. Replicas of every method are trained on the other environments or, if environments are ordered,
+    on the earlier ones.
     Hyperparameters are chosen by invariance selection on validation rows of the training environments, never
     on test environments. The baseline is one of the ordinary methods (linear model, boosted trees, network):
     the simplest one whose in-domain score is within one standard error of the best.
@@ -219,7 +221,7 @@ def compare(
         task: "binary", "multiclass" or "regression". Default: inferred from the target.
         algorithms: Methods to compare: names, algorithms, predictors or scikit-learn estimators. Three
             ordinary methods are always included: a linear model, boosted trees and a network (ERM).
-        candidates: Additional scikit-learn estimators, pipelines or predictors, by name; choose any names.
+        candidates: Additional scikit-learn estimators, pipelines or predictors, by names of your choice.
         metric: "accuracy", "balanced accuracy", "AUROC", "log loss", "calibration error", "RMSE" or "R²".
             Default: RMSE for regression; AUROC if the rarer of two classes has less than 20 % of the rows or
             class shares differ between environments; otherwise accuracy.
@@ -233,8 +235,8 @@ def compare(
         group: Name of the column with the group of each row, such as the patient. Groups are never split
             between training and validation, and confidence intervals come from resampling whole groups. The
             column is not an input.
-        subgroups: Names of columns whose values are scored separately, such as sex. Unless excluded, these
-            columns remain inputs. Numbers are divided at their quartiles.
+        subgroups: Names of columns such as sex; scores are also reported for the rows with each of their
+            values. Unless excluded, these columns remain inputs. Numbers are divided at their quartiles.
         min_rows: Smallest number of rows of an environment; smaller environments are pooled.
         max_rows: Largest number of rows per environment in the comparison, sampled at random; None: all rows.
         budget: Time limit such as "10m", or a number of seconds. Methods, replicas and trials are added while

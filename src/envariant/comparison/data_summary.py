@@ -31,7 +31,7 @@ _SHIFT_TRIALS = 2
 @final
 @dataclass(frozen=True, eq=False)
 class DataSummary:
-    """Properties of a comparison's table, such as shift, column stability and possible leakage.
+    """Properties of the table of a comparison, such as shift, column stability and possible leakage.
 
     Attributes:
         target, environment_column: Names of the target column and the environment column.
@@ -39,8 +39,8 @@ class DataSummary:
         baseline_scores: Score of a constant prediction by environment.
         unseen_classes: Classes of each test environment that do not occur in its training environments.
         columns: Stability of each column, the least stable first.
-        shifts: Shift between each environment (or the 20 with the worst scores) and all others; empty if
-            there are too few rows.
+        shifts: Shift between each environment (or the 20 with the worst scores) and all others, or all
+            earlier ones if environments are ordered. Environments with too few rows are omitted.
         preprocessing_log: Preprocessing steps of each column.
         findings: Problems found by the data check.
         ordered: Whether environments are ordered in time.
@@ -136,14 +136,17 @@ def pairwise_shifts(
     n_trials: int = 3,
     legacy: bool = False,
 ) -> tuple[Shift, ...]:
-    """Measure the shift from training to each test environment, and between pairs of training environments.
+    """Measure the shift between environments.
+
+    All training environments together are compared with each test environment. In addition, training
+    environments are compared in pairs.
 
     Args:
         source: Data source; each trial uses a new data draw.
         test_environments: Names of the test environments. Default: test environments of the source.
         seed: Seed of the first trial.
         n_trials: Number of trials.
-        legacy: Whether to use the formulas of the paper of 2022; see `Shift`.
+        legacy: Whether to use the formulas of the 2022 paper; see `Shift`.
 
     Raises:
         EnvariantError: If there are fewer than two environments or too few rows, or `n_trials` is below 1.

@@ -76,7 +76,7 @@ def varies(results: ComparisonResults) -> bool:
 
 
 def drops_on_average(results: ComparisonResults) -> bool:
-    """Return whether the mean drop over environments (random effects) is significant and relevant.
+    """Return whether the random-effects mean of the drops is significant and relevant.
 
     Relevant means at least `ComparisonResults.relevant_difference`.
     """
@@ -87,16 +87,17 @@ def drops_on_average(results: ComparisonResults) -> bool:
 def has_drop(results: ComparisonResults) -> bool:
     """Return whether the baseline's score drops in new environments.
 
-    True if at least one of three tests is significant: a drop in some environment, a difference in shortfalls
-    (expected minus observed score) between environments, or a drop on average.
+    True if at least one of three effects is significant: a drop in some environment, a difference in
+    shortfalls (expected minus observed score) between environments, or a drop on average.
     """
     return bool(significant_drops(results)) or varies(results) or drops_on_average(results)
 
 
 def hidden_drop(results: ComparisonResults) -> str:
-    """Return the environment with the largest drop that cannot be ruled out, if no drop was detected.
+    """Return the name of the environment where an undetected drop could be largest.
 
-    Return "" if a drop was detected, or if the largest possible drop is not relevant.
+    This is the environment with the highest upper end of the drop's confidence interval. Return "" if a drop
+    was detected, or if the highest upper end does not exceed `MATTERS` times the relevant difference.
     """
     upper = {name: results.drop(cell).upper for name, cell in results.baseline.items()}
     known = {name: most for name, most in upper.items() if math.isfinite(most)}

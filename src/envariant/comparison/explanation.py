@@ -52,7 +52,7 @@ def explained(
 ) -> ComparisonResults:
     """Add subgroup scores, expected scores, reasons for drops and remedies to the results.
 
-    For tables that are too large, only subgroup scores are added.
+    If the table has too many classes or inputs, only subgroup scores are added.
     """
     shared = bool(study.settings.get("shared_init"))
     seeds = [Seeds.of(study.seed, k, shared_init=shared).data for k in range(study.replicas)]

@@ -192,7 +192,7 @@ class ComparisonResults(Displayed):
         return float(np.mean([cell.ood_score.mean for cell in self.cells[method].values()]))
 
     def scores(self) -> ScoreTable:
-        """Return a table of out-of-domain scores, formatted as in papers, with one row per method."""
+        """Return a table of out-of-domain scores, formatted as in publications, with one row per method."""
         values = {
             m: {name: cell.ood_values for name, cell in cells.items()} for m, cells in self.cells.items()
         }

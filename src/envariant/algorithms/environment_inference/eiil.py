@@ -26,8 +26,7 @@ class EIIL(EnvironmentInference):
     usually differ a lot.
 
     Attributes:
-        reference_steps: Number of training steps of the reference model. With 0, it is trained for as many
-            steps as the run.
+        reference_steps: Number of training steps of the reference model; 0 for the run's number of steps.
         reference_l2: Weight of the squared parameter norm in the reference model's loss.
         method: Maximization method: "exact" for the solution above, or "ascent" for the paper's 10,000 steps
             of Adam, starting from random q.
@@ -47,7 +46,7 @@ class EIIL(EnvironmentInference):
 
 
 def objective(q: Tensor, slopes: Tensor) -> Tensor:
-    """Return the objective of `EIIL` as a number.
+    """Return the value of the objective that `EIIL` maximizes, a scalar.
 
     Args:
         q: Degree q_i to which each row belongs to the second environment, `[rows]`.

@@ -30,9 +30,9 @@ class AndMask(GradientAggregator):
         mean: Gradient to mask: the "arithmetic" mean ḡ, or the "geometric" mean
             sign(ḡ)·exp(mean_e log(|g_e| + 1e-10)).
         inverse_sparsity: Whether to divide each masked tensor by its share of unmasked entries.
-        strict: Whether to follow the linear unit tests (Aubin et al. 2021): the mask requires
-            |mean_e sign(g_e)| > τ instead of ≥ τ, so τ = 1 masks every entry; and each environment's gradient
-            with respect to the first parameter tensor is scaled to length 1.
+        strict: Whether to follow the linear unit tests (Aubin et al. 2021). The mask then requires
+            |mean_e sign(g_e)| > τ instead of ≥ τ, so τ = 1 masks every entry. In addition, each environment's
+            gradient with respect to the first parameter tensor is scaled to length 1.
     """
 
     name: ClassVar[str] = "and-mask"

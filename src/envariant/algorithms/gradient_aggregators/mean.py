@@ -1,4 +1,4 @@
-"""Default gradient aggregator: mean over environments, which equals the gradient of the whole loss."""
+"""Default gradient aggregator: mean of the environments' gradients, which is the gradient of the loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

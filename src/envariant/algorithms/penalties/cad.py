@@ -1,4 +1,4 @@
-"""CAD: penalize features that identify the environment, by a contrastive loss."""
+"""CAD: use a contrastive loss to penalize features that identify the environment."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final

@@ -19,7 +19,7 @@ from envariant.core.search_space import LogUniform
 class CLOvE(Penalty):
     """Squared calibration error (1/E) Σ_e (1/N²) Σ_ij (c_i − f_i)(c_j − f_j)·exp(−|f_i − f_j|/width).
 
-    Wald et al. 2021. E is the number of environments, and N the number of rows i, j of environment e in the
+    Wald et al. 2021. E is the number of environments; i and j run over the N rows of environment e in the
     batch. f_i is the probability of the predicted class of row i; c_i is 1 if that class is correct, else 0,
     and has no gradient. The paper uses the square root of this error, whose slope is infinite at 0.
 

@@ -1,4 +1,4 @@
-"""Second term of the RDM algorithm: variance of losses over all rows and in the worst environment."""
+"""Second term of RDM: variance of all losses plus variance of the worst environment's losses."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, final
@@ -15,7 +15,7 @@ from envariant.core.search_space import Uniform
 @final
 @dataclass(frozen=True)
 class LossVariance(Penalty):
-    """Variance of losses Var(L) + Var(L_worst), with divisor n − 1. Nguyen et al. 2023.
+    """Sum of two variances of losses, Var(L) + Var(L_worst), with divisor n − 1. Nguyen et al. 2023.
 
     L are the losses of all n rows in the batch. L_worst are the losses of the rows in the environment with
     the largest risk; there, n is the number of these rows.

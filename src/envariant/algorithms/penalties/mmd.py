@@ -1,4 +1,4 @@
-"""MMD: match the distribution of features across environments by Gaussian kernels."""
+"""MMD: match the distribution of features across environments, as measured by Gaussian kernels."""
 
 from dataclasses import dataclass
 from itertools import combinations

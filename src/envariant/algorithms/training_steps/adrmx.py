@@ -1,4 +1,4 @@
-"""ADRMX: subtract learned environment features from the class features, with an adversarial loss."""
+"""ADRMX: subtract learned environment features from the model's features, with adversarial training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,9 +44,9 @@ class ADRMX(TrainingStep):
     G are heads with three layers, and D is a discriminator. SC is a supervised contrastive loss between rows
     of one class. Remix is the cross-entropy of A on the sum of one row's c and another row's d, for two rows
     of the same class. D and the other networks have separate Adam optimizers with β = (0.5, 0.9) and are
-    updated alternately. The released code pairs wrong rows in Remix, because it uses positions within a class
-    as positions in the batch; this is corrected here. The paper's learning rate is three times the learning
-    rate of ERM.
+    updated alternately. In Remix, the released code pairs the wrong rows, because it uses positions within a
+    class as positions in the batch; this is corrected here. The paper's learning rate is three times the
+    learning rate of ERM.
 
     Attributes:
         contrast: Weight of both SC terms.

@@ -1,4 +1,4 @@
-"""ARM: give the model a learned summary of other rows from the same environment as additional input."""
+"""ARM: give the model an additional input for each row, a learned summary of the row's environment."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""ERM++: ERM that trains only the head at first, and whose weights are averaged for prediction."""
+"""ERM++: ERM that first trains only the head, and that predicts with averaged weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class ERMPlus(TrainingStep):
-    """Minimize the risk R, at first over the head only, with weight averaging. Teterwak et al. 2023.
+    """Minimize the risk R, first over the head only; predict with averaged weights. Teterwak et al. 2023.
 
     The first `head_steps` + 1 updates train only the head; later updates train all parameters, with a second
     Adam optimizer. Unless the option `average` of the run is set, predictions use the unweighted mean of the

@@ -19,7 +19,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Fish(TrainingStep):
-    """Update θ ← θ + ε·(θ' − θ) with θ' after one inner step per environment. Shi et al. 2021, algorithm 1.
+    """Update θ ← θ + ε·(θ' − θ) with θ' from one inner step per environment. Shi et al. 2021, algorithm 1.
 
     θ are the parameters, and θ' the parameters after one inner step on each environment in turn. To first
     order, the update increases the inner products of the environments' gradients. As in DomainBed, the inner
@@ -28,8 +28,8 @@ class Fish(TrainingStep):
 
     Attributes:
         meta_rate: ε in (0, 1], step size towards θ'.
-        shuffled: Whether the inner steps are in random order of the environments, as in the paper, or in the
-            order of the data.
+        shuffled: Whether the inner steps visit the environments in random order, as in the paper, instead of
+            in the order of the data.
     """
 
     name: ClassVar[str] = "fish"

@@ -44,8 +44,8 @@ class MIRO(TrainingStep):
 
     Attributes:
         weight: λ, weight of the penalty.
-        noise_rate: Learning rate of b as a multiple of the run's learning rate. It is exact with Adam, whose
-            updates do not depend on the scale of gradients.
+        noise_rate: Learning rate of b as a multiple of the run's learning rate. The multiple is exact with
+            Adam, whose updates do not depend on the scale of gradients.
         layers: Names of the submodules whose outputs are regularized, joined by "+", as in
             "featurizer.layer1 + featurizer.layer2"; "features" for the input of the head. Channels are the
             last axis of outputs `[rows, positions, channels]`, and the second axis of all others.

@@ -18,7 +18,7 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class Mixup(TrainingStep):
-    """Mixed risk (1/E) Σ_pairs λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j). Yan et al. 2020.
+    """Mixed risk (1/E) Σ_pairs [λ·R(f(x̃), y_i) + (1 − λ)·R(f(x̃), y_j)]. Yan et al. 2020.
 
     The E environments are put in random order, and each environment i is paired with the next one, j (the
     last with the first). x_i, y_i are rows and targets of environment i. R is the mean loss of model f on the

@@ -19,11 +19,12 @@ from envariant.core.step_context import StepContext
 @final
 @dataclass(frozen=True)
 class MLDG(TrainingStep):
-    """Gradient (1/E) Σ_pairs ∇R_i(θ) + β·∇R_j(θ'), with θ' = θ after an Adam step on R_i. Li et al. 2018.
+    """Gradient (1/E) Σ_i [∇R_i(θ) + β·∇R_j(θ')], with θ' from an Adam step on R_i. Li et al. 2018.
 
     E is the number of environments, R_i the risk of environment i, and θ the parameters; Adam starts with
     moments of 0. Environments are permuted at random. The last `meta_test_environments` are the meta-test
-    environments j, the others are the meta-train environments i, and the two lists are paired in this order.
+    environments j, and the others are the meta-train environments i. Each i is paired with the next j; after
+    the last j, the pairing continues with the first.
     As in DomainBed, this is a first-order approximation: ∇R_j is computed at θ' and applied at θ. The paper
     uses gradient descent for the inner step and differentiates through this step. `l2` also applies in the
     inner step, but the run's `weight_decay` does not.

@@ -1,4 +1,4 @@
-"""SagNet: reduce the influence of style, the mean and variance of each row's features, on predictions."""
+"""SagNet: reduce the influence of style (mean and variance of each row's features) on predictions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +24,12 @@ _STYLE = "sagnet-style"
 class SagNet(TrainingStep):
     """Minimize R(A(content, mixed style)), with an adversary S on the style. Nam et al. 2021.
 
-    R is the risk, A the head of the model, S a second head, CE the cross-entropy, K the number of classes.
-    The style of a row is the mean and variance of its features; the content is the row's standardized
-    features. Each training step has three parts. Part (1) trains the featurizer and A on features whose style
-    is mixed with another row's style. Part (2) trains S to predict the class from the row's style and another
-    row's content. Part (3) trains the featurizer so that S predicts equal probabilities for all classes.
-    Featurizer, A and S have separate Adam optimizers. Features are vectors, as in DomainBed; the paper uses
-    convolutional feature maps.
+    R is the risk, A the head of the model, and S a second head. The style of a row is the mean and variance
+    of its features; the content is the row's standardized features. Each training step has three parts.
+    Part (1) trains the featurizer and A on features whose style is mixed with another row's style. Part (2)
+    trains S to predict the class from the row's style and another row's content. Part (3) trains the
+    featurizer so that S predicts equal probabilities for all classes. Featurizer, A and S have separate Adam
+    optimizers. Features are vectors, as in DomainBed; the paper uses convolutional feature maps.
 
     Attributes:
         weight: Weight of part (3).
@@ -101,7 +100,7 @@ class SagNet(TrainingStep):
 
 
 def with_style_of(features: Tensor, order: Tensor, share: Tensor) -> Tensor:
-    """Mix the mean and variance of each row's features with the mean and variance of another row.
+    """Mix the mean and variance of each row's features with those of another row's features.
 
     Args:
         features: Features, `[rows, width]`.

@@ -37,7 +37,7 @@ class URM(TrainingStep):
     optimizers. D is trained on the features before the model's update. Environment labels are not used.
 
     Attributes:
-        weight: a, weight of the terms with D(h): in the model's loss and in D's loss.
+        weight: a, weight of the term that contains D(h), in the model's loss and in D's loss.
         output: Function appended to the featurizer, "tanh" or "relu".
         layers: Number of hidden layers of D between its first and last layer.
         width: Width of D's hidden layers.

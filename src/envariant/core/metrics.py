@@ -42,9 +42,9 @@ class Metric:
         number_format: Python format specification for printed values.
         notable_difference: Smallest difference worth mentioning; None if this difference depends on the scale
             of the target.
-        compute_samples: Function that returns the metric of many samples of rows at once. Its arguments are
-            those of `compute` without case weights, and row indices `[samples, rows]`. None: `compute` is
-            called for each sample.
+        compute_samples: Function that returns the metric of many samples of rows at once. It takes the
+            arguments of `compute`, except that the case weights are replaced by row indices
+            `[samples, rows]`. None: `compute` is called for each sample.
     """
 
     name: str

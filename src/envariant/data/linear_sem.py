@@ -62,9 +62,9 @@ class LinearSEM(SpecSource):
         setup: Three letters, such as "FOU"; for the symbols, see the equations in the module's docstring.
             The first letter is F or P. F: A = I and C = G = 0, so that x has variance 2e². P: h is a
             confounder, and A, C and G have normal entries with standard deviation 1/10. The second letter
-            is O or E, as in the program; the text of the paper exchanges them. O: σ_u = 1 and σ_z = e.
-            E: σ_u = e and σ_z = 1. The third letter is U or S. U: the inputs are not scrambled, so the
-            matrix S is I. S: the matrix S is random and orthogonal.
+            is O or E, with the meanings used in the program; the text of the paper swaps the two. O: σ_u = 1
+            and σ_z = e. E: σ_u = e and σ_z = 1. The third letter is U or S. U: the inputs are not scrambled,
+            so the matrix S is I. S: the matrix S is random and orthogonal.
         coefficients: "ones" for B = D = I, as in the published results; "normal" for matrices B and D with
             normal entries of standard deviation 1/10.
     """

@@ -1,4 +1,4 @@
-"""AND-mask paper: random labels, with every row of a batch as an environment, on MNIST digits."""
+"""AND-mask paper: MNIST digits with random labels, where each row of a batch is its own environment."""
 
 import statistics
 from collections.abc import Iterator, Mapping

@@ -59,7 +59,8 @@ def linear(runner: Runner) -> Iterator[Finding]:
         )
         yield _table(solved, kind)
     yield (
-        "Letters O and E follow the released program and its plots; the text of the paper exchanges them. "
+        "The letters O and E have the meanings used in the released program and its plots; the text of the "
+        "paper swaps the two. "
         "The text names Gaussian weights and 10 + 10 inputs; the recorded results have unit weights and "
         "5 + 5 inputs, as here. Line r of the recorded results is the output of the program with seed r "
         "and one repetition. IRM's solution is selected by the risk in environment e = 5, which is part of "

@@ -54,7 +54,7 @@ class ValidationWatch:
 
     @property
     def weights(self) -> tuple[Weights, Weights]:
-        """Parameters and buffers of the best evaluation of each replica."""
+        """Parameters and buffers of each replica at its best evaluation."""
         return self.state["params"], self.state["buffers"]
 
     def observe(

@@ -219,7 +219,10 @@ def _numeric_remark(texts: ColumnChunk) -> list[str]:
 
 
 def has_mixed_types(chunks: Sequence[ColumnChunk]) -> bool:
-    """Return whether pandas inferred different types for the chunks of a column, which can alter strings."""
+    """Return whether pandas inferred different types for the chunks of a column.
+
+    In that case, some strings may have been changed, for example "007" to "7".
+    """
     return len({chunk.kind for chunk in chunks if not chunk.blank}) > 1
 
 

@@ -44,7 +44,8 @@ class TargetType:
         Args:
             dtype: Pandas type of the column; None for a text file.
             column: Target column as read from the file or the data frame.
-            texts: Target column as strings, with their original values; None if the column is numeric.
+            texts: Target column as strings, together with the original value that each string stands for;
+                None if the column is numeric.
             classes: Target column converted to classes; None for regression.
         """
         name = "" if dtype is None else str(dtype)

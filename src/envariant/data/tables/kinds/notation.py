@@ -85,7 +85,7 @@ class Notation:
         return not np.isfinite(other).all() or np.array_equal(self.parse(texts), other)
 
     def agrees_with(self, other: "Notation | None") -> bool:
-        """Return whether numbers in both notations have the same unit; a currency is not a unit."""
+        """Return whether the two notations have the same unit. Differences of currency are ignored."""
         affixes = {"" if _is_currency(each.affix) else each.affix for each in (self, other or Notation())}
         return len(affixes) == 1
 

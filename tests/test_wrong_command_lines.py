@@ -136,7 +136,7 @@ WRONG = [
     (f"{TRAIN} -a 'vrex(coefficient=step(1, -5, at=1))'", "VREx: coefficient must be at least 0"),
     (f"{TRAIN} -a 'vrex(coefficient=poly(k=-1, p=2))'", "VREx: coefficient must be at least 0"),
     (f"{TRAIN} -a 'vrex(coefficient=exp(1, 0))'", "exp: factor must be positive"),
-    (f"{TRAIN} -a 'vrex(coefficient=stages(1, 2, 3, at=(5, 5)))'", "stages: at must hold increasing step numbers"),
+    (f"{TRAIN} -a 'vrex(coefficient=stages(1, 2, 3, at=(5, 5)))'", "stages: 'at' must contain increasing step numbers"),
     (f"{TRAIN} -a 'mm-rex(coefficient=-3)'", "MMREx: coefficient must be at least 0, got -3"),
     (f"{TRAIN} -a 'and-mask(threshold=1.7)'", "AndMask: threshold must be in [0, 1], got 1.7"),
     (f"{TRAIN} -a 'and-mask(mean=harmonic)'", "and-mask: mean must be arithmetic or geometric; got harmonic"),

@@ -272,7 +272,9 @@ def column_of_table(table: Any, name: str, label: str) -> Any:
         EnvariantError: If the table has no column of that name.
     """
     if not hasattr(table, "column_names") and not hasattr(table, "keys"):
-        raise EnvariantError(f"{label}: must have columns, as a data frame has; got {shown(table)}")
+        raise EnvariantError(
+            f"{label}: must be a table with named columns, such as a data frame; got {shown(table)}"
+        )
     known = [str(key) for key in getattr(table, "column_names", None) or table.keys()]
     if name not in known:
         raise unknown_name("column", name, known, where=label)

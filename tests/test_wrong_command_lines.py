@@ -250,7 +250,7 @@ WRONG = [
     (f"{SWEEP} --execution x", "unknown execution 'x'"),
     # compare
     ("compare", "--file: needs a value"),
-    ("compare t.csv -t died", "a table needs target and environment, the names of two columns"),
+    ("compare t.csv -t died", "for a table, set the options 'target' and 'environment' to the names of two columns"),
     ("compare nowhere.csv -t died -e hospital", "nowhere.csv: there is no such file"),
     ("compare t.csv -t dead -e hospital", "lacks target column 'dead' (did you mean 'died'?)"),
     ("compare t.csv -t died -e died", "a column can have one role only"),
@@ -270,7 +270,7 @@ WRONG = [
     (f"{COMPARE} --budget=-5m", "budget: expected a duration such as 90s, 10m or 1.5h, got '-5m'"),
     (f"{COMPARE} --seed -1", "seed must be a whole number in [0, 2³²); got -1"),
     (f"{COMPARE} --encoding klingon", "unknown encoding: klingon"),
-    (f"{COMPARE} --address auto", "compare: address needs executor='ray'"),
+    (f"{COMPARE} --address auto", "compare: the option 'address' requires executor='ray'"),
     (f"{COMPARE} --model mlpp", "unknown model 'mlpp'; did you mean 'mlp'?"),
     (f"{COMPARE} --test-environments north", "Unknown option: --test-environments"),
     # predict, runs, report

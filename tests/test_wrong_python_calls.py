@@ -571,7 +571,7 @@ WRONG = [
     ('compared(seed=-1)', 'study: seed must be a whole number in [0, 2³²); got -1'),
     ('compared(encoding=3)', 'compare: encoding must be a word; got 3'),
     ('compared(executor="slurm")', 'compare: executor must be local or ray; got slurm'),
-    ('compared(address="auto")', "compare: address needs executor='ray'; leave it out, or set both"),
+    ('compared(address="auto")', "compare: the option 'address' requires executor='ray'; set executor, or remove address"),
     ('compared(out="")', "out must be the path of a folder; got ''"),
     ('compared(out=3)', 'out must be the path of a folder; got 3'),
     ('compared(lr=0.1)', "study: unknown setting 'lr'"),

@@ -170,9 +170,9 @@ def test_a_folder_needs_a_network(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"features": "lenet", "target": "stars"}, "target names a column of a table"),
+        ({"features": "lenet", "target": "stars"}, "'target' refers to columns of a table"),
         ({"features": "lenet", "text": ("review",), "target": "a", "environment": "b"}, "not a text encoder"),
-        ({}, "a table needs target and environment"),
+        ({}, "for a table, set the options 'target' and 'environment'"),
     ],
 )
 def test_arguments_of_a_comparison_that_do_not_fit(arguments, message, tmp_path):

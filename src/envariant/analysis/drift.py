@@ -219,7 +219,7 @@ class Drift:
         reasons = [_reason(c) for c in self.columns if c.name in self.differing]
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
         beyond = (
-            (", by more than training environments differ from each other")
+            ", by more than training environments differ from each other"
             if len(self.environments) > 1
             else ""
         )

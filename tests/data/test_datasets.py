@@ -125,7 +125,7 @@ def test_pictures_of_hugging_face_arrive_channels_first_and_standardized(monkeyp
 
 def test_size_needs_pictures():
     items = [(np.ones((3, 8, 8)), k % 2, k // 4) for k in range(8)]
-    with pytest.raises(EnvariantError, match="size resizes Pillow images, but the items hold arrays"):
+    with pytest.raises(EnvariantError, match="'size' resizes Pillow images, but the items hold arrays"):
         from_dataset(items, size=4)
     with pytest.raises(EnvariantError, match="size must be a whole number of at least 1; got 0"):
         from_dataset(items, size=0)

@@ -189,7 +189,7 @@ def test_algorithms_for_one_target_say_so(name):
     data = EnvironmentSet.from_arrays(X, X[:, :2], WHERE)
     with pytest.raises(
         EnvariantError,
-        match=f"^{name}: supports only tasks with one target per row, but the task is multi-output",
+        match=f"^{name}: supports only one target per row, but the task is multi-output",
     ):
         envariant.train(data, name, steps=1, model="mlp(hidden=4)")
     with pytest.raises(EnvariantError, match="^linear: predicts one target per row"):

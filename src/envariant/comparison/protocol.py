@@ -121,15 +121,11 @@ def plan(
     applicable, not_applicable = applicable_algorithms(algorithms, folds, n_environments)
     if (slow := _slow_methods(source)) and "erm" in applicable:
         names = [name for name in slow if name in applicable]
-        not_applicable += (
-            (f"{', '.join(names)}: would take minutes on {_size_text(source)}",) if names else ()
-        )
+        not_applicable += (f"{', '.join(names)}: take minutes on {_size_text(source)}",) if names else ()
         applicable = tuple(each for each in applicable if each not in slow)
     if len(table.environments) > _MOST_PAIRED and "erm" in applicable and "coral" in applicable:
         # It compares every pair of environments in every step.
-        not_applicable += (
-            f"coral: would take minutes and gigabytes on {len(table.environments)} environments",
-        )
+        not_applicable += (f"coral: takes minutes and gigabytes on {len(table.environments)} environments",)
         applicable = tuple(each for each in applicable if each != "coral")
     study = Study(
         # Sources are identified by their content, so that the folder can be moved.
@@ -163,10 +159,7 @@ def plan(
         )
     undefined = tuple(f"{name}: {reasons[name]}" for name in table.environments if name in reasons)
     if untested:
-        undefined += (
-            f"{listed(list(untested))}: not tested, because models are trained on earlier environments, and "
-            f"these are the first",
-        )
+        undefined += (f"{listed(list(untested))}: not tested, because models need earlier environments",)
     # A constant prediction is perfectly calibrated and uninformative.
     informative = {} if chosen.name == "calibration error" else constant
     return Plan(study, chosen, tasks, informative, undefined, not_applicable)

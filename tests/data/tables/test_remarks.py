@@ -73,7 +73,7 @@ def test_all_columns_left_out_are_said_in_one_line():
     _, lines = said(frame(id=names, empty=None, same=3))
     assert lines == [
         "columns left out: 'id' (240 different texts in 240 rows: a name, not a category), 'empty' (it holds no "
-        "value), 'same' (it is the same in every row)"
+        "value), 'same' (its value is the same in every row)"
     ]
 
 

@@ -75,7 +75,7 @@ class DANN(TrainingStep):
             raise EnvariantError("cdann: needs a classification task, but the task is regression")
         if self.conditional and context.task.target_shape:
             raise EnvariantError(
-                f"cdann: supports only tasks with one target per row, but the task is {context.task.name}"
+                f"cdann: supports only one target per row, but the task is {context.task.name}"
             )
         own = adam.part(params, _ADVERSARY, _EMBEDDING)
         model = adam.without(params, (_ADVERSARY, _EMBEDDING))

@@ -197,7 +197,7 @@ class ImageSource(SpecSource):
         lines = [f"{self.root}: {counts}"]
         for group in listing.groups:
             absent = sorted(set(range(len(listing.classes))) - set(group.targets))
-            none = f"; none of {some([listing.classes[k] for k in absent])}" if absent else ""
+            none = f"; no images of {some([listing.classes[k] for k in absent])}" if absent else ""
             lines.append(f"{shown(group.name)}: {len(group.files):,} images{none}")
         hidden = [remark for remark in listing.remarks if remark.startswith(HIDDEN)]
         return [*lines, *hidden, *listing.notable()]

@@ -17,7 +17,7 @@ from envariant.data.images.reading import SUFFIXES
 
 # Reasons for skipping an entry.
 _HIDDEN, _STRAY = "hidden", "a file in place of a folder"
-_DEEP, _OTHER = "a folder inside a class", "not an image by its suffix"
+_DEEP, _OTHER = "a folder inside a class", "not an image, judging by its suffix"
 
 
 @final

@@ -382,7 +382,7 @@ def test_damaged_and_foreign_folders_give_one_line_errors(models, tmp_path):
             r"is damaged \(Error\(s\) in loading",
         ),
         ({"predictor": {"model": "linear"}}, "is damaged"),
-        ({"environments": ["one"]}, r"is damaged \(the reference of column 'age' does not fit\)"),
+        ({"environments": ["one"]}, r"is damaged \(the reference of column 'age' does not match the model\)"),
         ({"reference": text["reference"][:-1]}, "is damaged"),
         ({"reference": text["reference"] * 2}, "is damaged"),
     ):

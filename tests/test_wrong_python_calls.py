@@ -485,7 +485,7 @@ WRONG = [
     ('classifier().fit(X, Y[:5], environments=SITE)', 'Found input variables with inconsistent numbers of samples: [8, 5]'),
     ('classifier().fit(X, torch.ones(8), environments=SITE)', 'y must hold at least two classes; got one class (1.0)'),
     ('classifier().fit(X, Y + 0.3 * torch.arange(8), environments=SITE)', 'Unknown label type: continuous. Maybe you are trying to fit a classifier, which expects discrete classes on a'),
-    ('classifier().fit(X, Y, environments=["a"] * 8)', "irm: needs at least 2 environments, but environments contains 1. Pass more, or use algorithm='erm'"),
+    ('classifier().fit(X, Y, environments=["a"] * 8)', "irm: needs at least 2 environments, but 'environments' contains 1. Pass more, or use algorithm='erm'"),
     ('classifier().fit(X, Y, environments=[None] * 8)', 'InvariantClassifier: environments are missing in 8 of 8 rows (first: row 0); fill in or remove them'),
     ('classifier().fit(X, Y, environments="site")', "environments='site' is a column name, but X is of type Tensor without column names; pass a DataFrame, or one"),
     ('classifier().fit(pd.DataFrame(X.numpy(), columns=["p", "q"]), Y, environments="site")', "environments: unknown column 'site'; known: p, q"),

@@ -334,7 +334,7 @@ def test_other_labels_do_not_look_alike(labels):
 
 
 def test_names_of_datasets_and_new_names_that_look_alike_are_said():
-    message = "environments: 'Site A' and 'site a' differ in capitals only, and count as different"
+    message = "environments: 'Site A' and 'site a' differ in capitals only, and are treated as different"
     rows = [(X[k], Y[k]) for k in range(3)]
     with pytest.warns(EnvariantWarning, match=f"datasets: {message}"):
         EnvironmentSet.from_datasets({"Site A": rows, "site a": rows})

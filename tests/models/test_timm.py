@@ -123,7 +123,7 @@ def test_invalid_inputs_and_architectures_are_rejected(asked):
         (ModuleNotFoundError("No module named 'timm'"), "timm: cannot be imported (No module named 'timm'); "
          "pip install 'envariant[vision]'"),
         (RuntimeError("operator torchvision::nms does not exist"), "timm: cannot be imported (operator "
-         "torchvision::nms does not exist); torchvision must fit torch: pip install --upgrade torch torchvision "
+         "torchvision::nms does not exist); torchvision must match torch: pip install --upgrade torch torchvision "
          "'envariant[vision]'"),
     ],
 )  # fmt: skip

@@ -312,7 +312,7 @@ def test_rehearsed_step_leaves_no_trace():
         ({"execution": "auto(group=5)"}, "unknown setting 'group'"),
         (
             {"memory": "1KB", "execution": "stacked", "replicas": 2},
-            "raise memory, or set execution to sequential",
+            "raise the option 'memory', or set execution to sequential",
         ),
     ],
 )

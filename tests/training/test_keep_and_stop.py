@@ -155,7 +155,7 @@ def test_rules_without_effect_are_remarks(options, message):
         ({"average": "emma(0.9)"}, "unknown average 'emma'; did you mean 'ema'"),
         ({"average": "swad"}, "average: swad needs validation rows .* set holdout_fraction"),
         ({"average": "swad(n_converge=0)"}, "swad: n_converge must be at least 1, got 0"),
-        ({"average": 0.9}, "average must be a text such as ema"),
+        ({"average": 0.9}, "average must be a string such as ema"),
         ({"keep": "best"}, "keep: best needs validation rows"),
         ({"keep": "best(test accuracy)"}, "keep: the best step is chosen on validation rows"),
         ({"keep": "best(auroc)", "holdout_fraction": 0.2}, "keep: the metric must be accuracy or loss"),

@@ -89,7 +89,9 @@ def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
         EnvariantWarning: One warning per group of such labels, for a limited number of groups.
     """
     for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
-        text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
+        text = (
+            f"{what}: {sentence}, and are treated as different; if they mean the same, spell them identically"
+        )
         warnings.warn(text, EnvariantWarning, stacklevel=4)
 
 

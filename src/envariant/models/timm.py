@@ -81,6 +81,6 @@ def _timm() -> Any:
     except (RuntimeError, OSError) as error:
         # Raised by a torchvision built for another version of PyTorch.
         raise EnvariantError(
-            f"timm: cannot be imported ({first_line(error)}); torchvision must fit torch: "
-            f"pip install --upgrade torch torchvision 'envariant[vision]'"
+            f"timm: cannot be imported ({first_line(error)}); torchvision must match torch: pip install "
+            f"--upgrade torch torchvision 'envariant[vision]'"
         ) from None

@@ -213,7 +213,7 @@ def _stack(
             return Execution("sequential", 1, f"a stack does not fit in {budget / 1e9:.3g} GB")
         raise EnvariantError(
             f"memory: {fewest} replicas need about {holes * needed.of(fewest) / 1e9:.3g} GB, but only "
-            f"{budget / 1e9:.3g} GB are allowed; raise memory, or set execution to sequential"
+            f"{budget / 1e9:.3g} GB are allowed; raise the option 'memory', or set execution to sequential"
         )
     if isinstance(request, Stacked) and request.group is not None:
         most = min(fit, request.group)

@@ -190,9 +190,7 @@ def test_classes_in_other_capitals_are_said_before_reading(tmp_path):
     for domain, kinds in {"photo": ("cat", "dog"), "sketch": ("Cat", "dog")}.items():
         for kind in kinds:
             save(tmp_path / domain / kind / "x.png")
-    message = (
-        "class names 'Cat' and 'cat' differ in capitals only, and count as different; if they mean the same"
-    )
+    message = "class names 'Cat' and 'cat' differ in capitals only, and are treated as different; if they mean the same"
     with pytest.warns(EnvariantWarning, match=message):
         assert drawn(tmp_path).classes == ("Cat", "cat", "dog")
     assert any(message in line for line in ImageFolders(tmp_path).preprocessing_log())
@@ -202,7 +200,7 @@ def test_classes_in_another_form_of_unicode_are_one(tmp_path):
     for domain, kind in (("a", "caf\u00e9"), ("b", "cafe\u0301"), ("b", "x"), ("a", "x")):
         save(tmp_path / domain / kind / "x.png")
     with pytest.warns(
-        EnvariantWarning, match="differ in blanks or character form only, and count as one class"
+        EnvariantWarning, match="differ in blanks or character form only, and are treated as one class"
     ):
         found = drawn(tmp_path)
     assert found.classes == ("caf\u00e9", "x")

@@ -386,13 +386,13 @@ def test_environments_have_names_in_order(values, names, tmp_path):
 
 def test_environments_that_differ_in_case_only_are_distinct_and_logged():
     assert (
-        "'North' and 'north' differ in capitals only, and count as different; if they mean the same, write "
-        "them alike"
+        "'North' and 'north' differ in capitals only, and are treated as different; if they mean the same, spell "
+        "them identically"
     ) in preprocessing_log(sites(["North", "north", "x"] * 12), "site")
     table = sites(["a", "b"] * 30, ward=["ICU", "icu", "er"] * 20)
     assert (
         preprocessing_log(table, "ward")[1]
-        == "'ICU' and 'icu' differ in capitals only, and count as different"
+        == "'ICU' and 'icu' differ in capitals only, and are treated as different"
     )
 
 

@@ -69,7 +69,8 @@ class Listing:
         """Return the remarks that require a warning, such as skipped files or names that look alike."""
         names = (("class", self.classes), ("environment", [group.name for group in self.groups]))
         lines = [
-            f"{what} names {sentence}, and count as different; if they mean the same, rename the folders"
+            f"{what} names {sentence}, and are treated as different; if they mean the same, rename the "
+            f"folders"
             for what, labels in names
             for sentence in look_alikes(labels)[:MOST_GROUPS]
         ]

@@ -155,7 +155,7 @@ def _target(
     if column.kind == "boolean" or "timedelta" in target_type.dtype:
         target = replace(target, categories=tuple(map(str, target_type.values)))
         written = [] if texts is None else [t for t in texts.texts if t not in column.missing_as]
-        alike = [f"{sentence}, and count as one" for sentence in look_alikes(written)]
+        alike = [f"{sentence}, and are treated as one" for sentence in look_alikes(written)]
         log += [LogEntry(column.name, sentence, notable=True) for sentence in alike]
     log += [] if is_categorical else roles.words_as_values(target)
     log += roles.similar_categories(target, notable=True)

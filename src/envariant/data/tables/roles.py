@@ -270,9 +270,9 @@ def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
         column: Column of categories.
         notable: Whether the entries also need a warning, because the column is the target or environment.
     """
-    remedy = "; if they mean the same, write them alike" if notable else ""
+    remedy = "; if they mean the same, spell them identically" if notable else ""
     return [
-        LogEntry(column.name, f"{sentence}, and count as different{remedy}", notable)
+        LogEntry(column.name, f"{sentence}, and are treated as different{remedy}", notable)
         for sentence in look_alikes(column.categories)[:MOST_GROUPS]
     ]
 

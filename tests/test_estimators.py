@@ -563,7 +563,7 @@ INVALID = {
     "one environment": (
         {},
         {"environments": ["a"] * 90},
-        "irm: needs at least 2 environments, but environments contains 1. Pass more, or use algorithm='erm'",
+        "irm: needs at least 2 environments, but 'environments' contains 1. Pass more, or use algorithm='erm'",
     ),
     "a name that is taken": (
         {},

@@ -285,7 +285,7 @@ def test_missing_values_and_unseen_categories_are_counted(models):
     assert (
         "ward: 4 rows with a category that is not in the training data ('<script>α</script>')" in description
     )
-    assert "stays: 10 rows with a missing value, which training rows never have" in description
+    assert "stays: 10 rows with a missing value, although no training row has one" in description
     assert "age: 3 rows outside the training range" in description
     everything = fresh.assign(age=np.nan, ward=None, smoker=None, seen=pd.NaT, stays=np.nan)
     assert np.isfinite(model.predict(everything)["P(yes)"]).all()
@@ -382,7 +382,7 @@ def test_damaged_and_foreign_folders_give_one_line_errors(models, tmp_path):
             r"is damaged \(Error\(s\) in loading",
         ),
         ({"predictor": {"model": "linear"}}, "is damaged"),
-        ({"environments": ["one"]}, r"is damaged \(the reference of column 'age' does not fit\)"),
+        ({"environments": ["one"]}, r"is damaged \(the reference of column 'age' does not match the model\)"),
         ({"reference": text["reference"][:-1]}, "is damaged"),
         ({"reference": text["reference"] * 2}, "is damaged"),
     ):

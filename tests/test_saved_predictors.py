@@ -82,7 +82,7 @@ def test_unstable_columns_are_left_out_and_named(tmp_path):
     stable = SavedModel.of_predictor(
         table_of("sick", patients(900).drop(columns="marker")), predictor("stable-columns")
     )
-    assert stable.about["note"] == "none of 4 inputs is unstable, so this is the linear model"
+    assert stable.about["note"] == "none of 4 inputs is unstable, so this model equals the linear model"
 
 
 def test_test_environments_are_not_used():

@@ -128,7 +128,7 @@ def test_rows_far_from_training_are_flagged(models):
     served = models["sick"].serve(new)
     assert served.table["unlike"][:5].all()
     assert served.n_unlike < 20
-    assert any("rows unlike the training environments" in line for line in served.summary)
+    assert any("rows are unlike the training environments" in line for line in served.summary)
     assert models["sick"].serve(new, unlike_level=0.2).n_unlike > served.n_unlike
 
 

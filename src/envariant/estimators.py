@@ -185,7 +185,7 @@ class InvariantEstimator(BaseEstimator, ABC):
             return settings
         if labeled:
             raise EnvariantError(
-                f"{name}: needs at least {needed} environments, but environments contains {environments}. "
+                f"{name}: needs at least {needed} environments, but 'environments' contains {environments}. "
                 f"Pass more, or use algorithm='erm'"
             )
         if self.infer_environments:

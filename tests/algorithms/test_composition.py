@@ -226,5 +226,5 @@ def test_a_penalty_without_coefficient_is_one_error():
         def penalty(self, predicted, state):
             return predicted.logits.mean(), state
 
-    with pytest.raises(EnvariantError, match="Bare: a penalty needs the field coefficient"):
+    with pytest.raises(EnvariantError, match="Bare: a penalty must have a field named coefficient"):
         Bare()

@@ -208,11 +208,11 @@ def test_algorithms_compose_in_python():
     [
         (
             "groupdro + eqrm",
-            "groupdro + eqrm: only one risk_aggregator is possible, and both have one (groupdro and eqrm)",
+            "groupdro + eqrm: only one risk_aggregator is possible, but both parts set one (groupdro and eqrm)",
         ),
         (
             "and-mask + pcgrad",
-            "and-mask + pcgrad: only one gradient_aggregator is possible, and both have one (and-mask and pcgrad)",
+            "and-mask + pcgrad: only one gradient_aggregator is possible, but both parts set one (and-mask and pcgrad)",
         ),
         ("irm + ib-irm", "irm + irm + ib: the penalty irm occurs twice"),
         ("vrex + corla", "unknown algorithm 'corla'; did you mean 'coral'?"),

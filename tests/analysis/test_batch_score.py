@@ -81,5 +81,5 @@ def test_three_environments_are_needed():
     ):
         with pytest.raises(EnvariantError, match="needs 3 environments, got 2"):
             fit()
-    with pytest.raises(EnvariantError, match="needs one score, outcome and environment per row"):
+    with pytest.raises(EnvariantError, match="every row needs a score, an outcome and an environment"):
         fit_batch_score([0.9], [1, 0], [0, 1])

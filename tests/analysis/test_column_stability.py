@@ -215,7 +215,7 @@ def test_environments_keep_their_order_and_rows_may_come_in_any():
 
 
 def test_unequal_lengths_are_rejected():
-    with pytest.raises(EnvariantError, match="'x' has 3 rows, but environments have 2"):
+    with pytest.raises(EnvariantError, match="'x' has 3 rows, but 'environments' has 2"):
         measure_stability({"x": np.zeros(3)}, np.zeros(2), ["a", "b"])
 
 

@@ -123,5 +123,5 @@ def test_identifiers():
     "name", ["missing_codes", "naming_columns", "missingness_differences", "local_categories"]
 )
 def test_unequal_lengths_are_rejected(name):
-    with pytest.raises(EnvariantError, match=f"{name}: 'x' has 2 rows, but environments have 300"):
+    with pytest.raises(EnvariantError, match=f"{name}: 'x' has 2 rows, but 'environments' has 300"):
         getattr(data_quality, name)({"x": [1, 2]}, SITE)

@@ -50,7 +50,7 @@ def test_missing_values_are_reported():
     new["ward"][:100] = None
     drift = measure_drift(columns(600), HOSPITAL, new)
     assert drift.differing == ("age", "ward")
-    assert "age: 100 rows with a missing value, which training rows never have" in drift.remarks
+    assert "age: 100 rows with a missing value, although no training row has one" in drift.remarks
 
 
 def test_a_difference_that_training_environments_have_too_is_not_drift():

@@ -68,5 +68,5 @@ def test_constant_inputs_few_rows_and_wrong_inputs():
     assert np.isfinite(density.measure(np.ones((1, 2)))).all()
     assert density.threshold(0.01) == np.inf
     for x, codes in ((np.zeros((1, 2)), [0]), (np.full((3, 1), np.nan), [0] * 3), (np.zeros((3, 1)), [0])):
-        with pytest.raises(EnvariantError, match="fit_density: needs two rows"):
+        with pytest.raises(EnvariantError, match="fit_density: needs at least two rows"):
             fit_density(x, codes)

@@ -138,7 +138,7 @@ def test_conditional_shift_has_its_level_and_power():
 def test_wrong_input_is_an_error():
     with pytest.raises(EnvariantError, match="positive share per class"):
         estimate_prior_em(ROWS, [1.0, 0.0])
-    with pytest.raises(EnvariantError, match="2 labels, but 1 environments"):
+    with pytest.raises(EnvariantError, match="2 labels, but environments for 1 rows"):
         assess_label_shift([0, 1], ["a"])
     with pytest.raises(EnvariantError, match="without missing values"):
         assess_conditional_shift([[np.nan]], [0], ["a"])

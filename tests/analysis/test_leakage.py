@@ -70,7 +70,7 @@ def test_identifiers_constants_and_short_columns_do_not_leak():
 
 
 def test_unequal_lengths_are_rejected():
-    with pytest.raises(EnvariantError, match="'x' has 3 rows, but targets have 2"):
+    with pytest.raises(EnvariantError, match="'x' has 3 rows, but 'targets' has 2"):
         leaky_columns({"x": np.zeros(3)}, np.zeros(2), task="binary")
 
 

@@ -107,7 +107,7 @@ def test_equal_estimates_keep_their_uncertainty():
     ("arguments", "message"),
     [
         (([], []), "at least one estimate"),
-        (([1.0], [1.0, 2.0]), "one error per estimate"),
+        (([1.0], [1.0, 2.0]), "one standard error per estimate"),
         (([1.0, 2.0], [1.0, 0.0]), "finite and positive"),
         (([1.0, math.nan], [1.0, 1.0]), "must be finite"),
     ],

@@ -54,7 +54,7 @@ def test_a_paired_difference_removes_shared_variation():
     assert found.low > 1
     assert found.high < 1.06
     with pytest.raises(
-        ValueError, match="^difference: needs equally many values on both sides, got 2 and 1$"
+        ValueError, match="^difference: both sequences must have the same length, got 2 and 1$"
     ):
         difference([1.0, 2.0], [1.0])
 

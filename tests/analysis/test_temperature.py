@@ -44,5 +44,5 @@ def test_no_temperature_without_a_gain_in_environments_left_out():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(EnvariantError, match="fit_temperature: got 2 scores, but 3 environments"):
+    with pytest.raises(EnvariantError, match="fit_temperature: got 2 scores, but environments for 3 rows"):
         fit_temperature([0.0, 1.0], [0, 1], [0, 1, 2])

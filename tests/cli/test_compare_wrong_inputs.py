@@ -196,7 +196,7 @@ def test_unusual_columns_and_names_are_accepted_and_logged(done):
     for line in answer["preprocessing_log"]:
         log.setdefault(line["column"], []).append(line["what"])
     assert log["empty"] == ["left out: it holds no value"]
-    assert log["constant"] == ["left out: it is the same in every row"]
+    assert log["constant"] == ["left out: its value is the same in every row"]
     assert log["id"] == ["left out: 239 different texts in 239 rows: a name, not a category"]
     assert log["mixed"][0].startswith("category of 3; 25.1% missing")
     assert log["hospital"][0] == "1 of 4 environments have fewer than 50 rows (alone): left out, 1 rows"

@@ -12,7 +12,7 @@ import pytest
 from envariant.cli import app
 from envariant.cli.interrupts import interruptible
 
-RESUMES = "; the same command resumes what is stored in its output folder"
+RESUMES = "; repeat the command to resume from the results in its output folder"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

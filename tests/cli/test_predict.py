@@ -47,7 +47,7 @@ def test_predictions_go_to_standard_output_as_csv(model, here, new):
     done = here("predict", model, path)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "envariant: 0 of 50 rows unlike the training environments (0 %; 1 % expected)",
+        "envariant: 0 of 50 rows are unlike the training environments (0 %; 1 % expected)",
         "envariant: New rows resemble the training environments",
         f"envariant: not given: {WITHOUT_SERVING}",
     ]
@@ -65,7 +65,7 @@ def test_predictions_go_to_a_file_and_remarks_to_standard_error(model, here, new
     done = here("predict", model, new(frame), "-o", tmp_path / "out" / "predictions.csv")
     assert (done.returncode, done.stdout) == (0, "")
     flagged, first, *others = done.stderr.splitlines()
-    assert flagged == "envariant: 21 of 100 rows unlike the training environments (21 %; 1 % expected)"
+    assert flagged == "envariant: 21 of 100 rows are unlike the training environments (21 %; 1 % expected)"
     assert first.startswith("envariant: New rows differ in age")
     assert any(
         "ward: 1 row with a category that is not in the training data ('<i>new</i>')" in line

@@ -35,7 +35,7 @@ def test_label_shift_is_a_change_of_level_named_prevalence():
     assert d.main_part == "level"
     assert d.is_prevalence
     assert d.cause.startswith("In D, ")
-    assert "is prevalence: y is 1 in 8" in d.cause
+    assert "comes from prevalence: y is 1 in 8" in d.cause
     assert d.cause.endswith("ranking holds.")
     assert len(d.cause.split()) <= 25
     assert d.shift is not None
@@ -103,7 +103,7 @@ def test_regression_is_split_in_the_unit_of_the_target():
     three = causes["3"]
     assert three.label == "site 3"
     assert three.main_part == "level"
-    assert "(squared error) is level: predictions are 5," in three.cause
+    assert "(squared error) comes from the level of the predictions: predictions are 5," in three.cause
     assert three.bias.startswith("Predictions are 5,")
     assert three.calibration is not None
     assert three.calibration.bias[0] == pytest.approx(-5000, abs=150)
@@ -166,7 +166,7 @@ def test_switzerland_has_more_disease():
     causes, *_ = causes_of(pd.read_csv(HEART), "disease", "hospital")
     cause = causes["Switzerland"]
     assert cause.main_part == "level"
-    assert "is prevalence: disease is yes in 93 % of rows, 49 % elsewhere" in cause.cause
+    assert "comes from prevalence: disease is yes in 93 % of rows, 49 % elsewhere" in cause.cause
     assert cause.bias.startswith("Predicted probabilities of disease = yes are 0.3")
 
 
@@ -180,7 +180,7 @@ def test_the_page_section_has_figure_table_and_sentences():
     assert [block.kind for block in blocks] == ["definitions", "chart", "table"]
     name, text = blocks[0].content[0]
     assert name == "D <& $x$>"
-    assert "is prevalence" in text
+    assert "comes from prevalence" in text
     assert "In D" not in text
     assert blocks[2].content.rows[0][0] == name
     assert finite(section.to_dict())["causes"][name]["shares"]["level"] > 0.6

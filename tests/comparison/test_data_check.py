@@ -85,8 +85,8 @@ def test_all_kinds_of_finding():
         ("small environment", ("site",)),
         ("one class", ("y",)),
     ]
-    assert "'only there' of 'group' occurs at s3 only" in found[7].sentence
-    assert found[1].action == "Leave out 'device'."
+    assert "Only s3 has 'only there' in 'group'" in found[7].sentence
+    assert found[1].action == "Exclude 'device'."
 
 
 def test_a_sum_and_a_near_leak():

@@ -156,10 +156,10 @@ def test_an_environment_that_falls_short_is_a_drop():
     short = replace(results(EQUAL), expected=expected(1.0, 0.005, 1.0, 1.0, p_value=0.005))
     assert significant_drops(short) == {"s1": 0.2}
     assert recommend(short).bullets[0] == (
-        "ERM falls significantly short at s1: accuracy 0.800, 95 % CI [0.780, 0.820], against 0.800 expected from the "
+        "ERM scores significantly worse than expected at s1: accuracy 0.800, 95 % CI [0.780, 0.820], against 0.800 expected from the "
         "others."
     )
-    assert recommend(short).headline.endswith("but expect lower scores in some")
+    assert recommend(short).headline.endswith("but expect worse scores in some environments")
     drops = Drops(short, "erm")
     assert drops.table().rows[1][5] == "0.800"
     assert drops.to_dict()["expected_scores"]["s1"]["p_value"] == 0.005
@@ -171,7 +171,7 @@ def test_scores_that_vary_more_than_by_chance_are_a_drop():
     varied = replace(results(EQUAL), expected=expected(0.3, 0.3, 0.3, 0.3, p_value=0.005))
     assert varies(varied)
     assert recommend(varied).bullets[0] == (
-        "ERM falls short in some environments, p = 0.005 (Q test); most at s0: accuracy 0.600, expected 0.800."
+        "ERM scores worse than expected in some environments, p = 0.005 (Q test); the largest shortfall is at s0: accuracy 0.600, expected 0.800."
     )
     small = replace(results(EQUAL), expected=expected(0.3, 0.3, 0.3, 0.3, p_value=0.005, between=0.001))
     assert not has_drop(small)
@@ -182,7 +182,7 @@ def test_a_drop_of_the_mean_is_found_if_no_environment_shows_it():
     small["erm"] = {n: replace_half(c, 0.05) for n, c in small["erm"].items()}
     assert not significant_drops(results(small))
     assert has_drop(results(small))
-    assert "on average over environments: accuracy by 0.0" in recommend(results(small)).bullets[0]
+    assert "on average over environments, by 0.0" in recommend(results(small)).bullets[0]
 
 
 def replace_half(own, half):

@@ -63,7 +63,8 @@ def test_no_group_is_on_both_sides_of_any_split(table):
 def test_future_of_known_groups_is_predicted_if_environments_are_ordered():
     frame = visits().assign(site=lambda f: f["site"].map({"north": 2001, "east": 2002, "south": 2003}))
     with pytest.warns(
-        UserWarning, match="6 of them in several environments: their past predicts their future"
+        UserWarning,
+        match="6 of them in several environments: their earlier rows are used to predict their later rows",
     ):
         ordered = read(frame, "y", "site", min_rows=5, group="patient", ordered=True)
     assert ordered.training_rows(("2002",)).sum() == (frame["site"] == 2001).sum()

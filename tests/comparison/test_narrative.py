@@ -98,7 +98,7 @@ def test_a_gain_that_is_not_significant_is_no_reason_to_leave_erm():
     assert found.algorithm == "erm"
     assert found.headline == "Use ERM for a new hospital, but expect a drop"
     assert (
-        "None of 3 other methods is significantly better than ERM (worst accuracy 0.450 at city)."
+        "None of 3 other methods is significantly better than ERM, whose worst accuracy is 0.450 at city."
         in found.bullets
     )
 
@@ -118,7 +118,7 @@ def test_without_a_drop_it_says_so():
     assert found.algorithm == "erm"
     assert found.headline == "Use ERM for a new hospital: no significant drop"
     assert found.bullets[0] == (
-        "ERM has no significant drop; worst at city: accuracy 0.840, 95 % CI [0.820, 0.860], against 0.850 in-domain."
+        "ERM has no significant drop; worst environment city: accuracy 0.840, 95 % CI [0.820, 0.860], against 0.850 in-domain."
     )
     assert found.next_steps == ("Compare again when an environment is added.",)
 
@@ -129,7 +129,7 @@ def test_without_models_trained_on_a_test_environment_the_drop_is_unknown():
     found = recommendation(alone)
     assert found.headline == "Use ERM for a new hospital; its drop is unknown"
     assert found.bullets[0] == (
-        "ERM: drop unknown, because no model was trained on a test environment; worst at north: accuracy "
+        "ERM: its drop is unknown, because no model was trained on a test environment; worst environment north: accuracy "
         "0.800, 95 % CI [0.780, 0.820]."
     )
 
@@ -216,7 +216,10 @@ def test_next_steps_for_new_inputs_and_few_rows():
     wide = {"erm": {"north": replace(cell(0.8, 0.8), ood_score=about(0.8, 0.2)), "city": cell(0.8, 0.8)}}
     far = Shift("the others", "city", about(0.4), NONE, NONE, about(0.9))
     steps = recommendation(wide, shifts={"city": far}).next_steps
-    assert any(s.startswith("Some rows of city resemble none elsewhere (diversity shift)") for s in steps)
+    assert any(
+        s.startswith("Some rows of city resemble no rows of other environments (diversity shift)")
+        for s in steps
+    )
     assert any(s.startswith("Scores at north are uncertain by more than ± 0.100") for s in steps)
 
 
@@ -290,7 +293,7 @@ def test_drops_at_several_environments_are_counted():
         {"erm": {"north": cell(0.5, 0.86), "city": cell(0.45, 0.7), "south": cell(0.8, 0.8)}}
     )
     assert found.bullets[0].startswith(
-        "ERM drops significantly at 2 of 3 environments, most at north: accuracy 0.500"
+        "ERM drops significantly at 2 of 3 environments, especially at north: accuracy 0.500"
     )
 
 
@@ -351,10 +354,10 @@ def test_possible_leakage_comes_first():
 
 def test_why_no_method_could_be_compared():
     numbers = replace(
-        results(HOLDS), not_applicable=("irm, vrex need 2 training environments; only 1 is left",)
+        results(HOLDS), not_applicable=("irm, vrex need 2 training environments, but only 1 would be left",)
     )
     assert (
-        "No other method could be compared: irm, vrex need 2 training environments; only 1 is left."
+        "No other method could be compared: irm, vrex need 2 training environments, but only 1 would be left."
         in recommendation(numbers).bullets
     )
     unfinished = {**HOLDS, "vrex": {"city": DROPS["vrex"]["city"]}}

@@ -98,7 +98,7 @@ def test_algorithms_that_need_more_environments_are_not_applicable():
     places = (("a",), ("b",))
     assert protocol.applicable_algorithms(("erm", "boosted-trees", "irm"), places, 2) == (
         ("erm", "boosted-trees"),
-        ("irm needs 2 training environments; only 1 is left",),
+        ("irm needs 2 training environments, but only 1 would be left",),
     )
     assert protocol.applicable_algorithms(("erm", "irm"), places, 3) == (("erm", "irm"), ())
     with pytest.raises(EnvariantError, match="unknown algorithm 'irmm'; did you mean 'irm'"):

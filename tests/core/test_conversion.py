@@ -201,11 +201,11 @@ def test_a_dataset_of_scalars_has_one_column():
         ({}, "datasets: has no environments"),
         ({"x": []}, "datasets: 'x': has no rows; leave it out"),
         ({"x": [5]}, "datasets: 'x': item 0 must be (input, target); got int"),
-        ({"x": [([1.0, 2.0], 0), ([1.0], 1)]}, "datasets: 'x': item 1 has shape (1,), those before it (2,)"),
+        ({"x": [([1.0, 2.0], 0), ([1.0], 1)]}, "datasets: 'x': item 1 has shape (1,), but earlier items have (2,)"),
         ({"x": [(["a"], 0)]}, "datasets: 'x': item 0 must be numbers in a tensor, an array or a list; encode words "
          "as numbers first"),
         ({"x": [([1.0], 0), ([2.0], 1)], "y": [([1.0, 2.0], 1)]},
-         "datasets: environment 'y' has inputs of shape (2,), 'x' has (1,)"),
+         "datasets: environment 'y' has inputs of shape (2,), but 'x' has (1,)"),
     ],
 )  # fmt: skip
 def test_invalid_datasets_are_rejected(datasets, message):
@@ -334,7 +334,7 @@ def test_other_labels_do_not_look_alike(labels):
 
 
 def test_names_of_datasets_and_new_names_that_look_alike_are_said():
-    message = "environments: 'Site A' and 'site a' differ in capitals only, and count as different"
+    message = "environments: 'Site A' and 'site a' differ in capitals only, and are treated as different"
     rows = [(X[k], Y[k]) for k in range(3)]
     with pytest.warns(EnvariantWarning, match=f"datasets: {message}"):
         EnvironmentSet.from_datasets({"Site A": rows, "site a": rows})

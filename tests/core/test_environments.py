@@ -114,7 +114,7 @@ def test_inconsistent_set_is_rejected():
     assert refusal(make, "mine", twice, Binary()) == "mine: environment name 'alpha' is used twice"
     uneven = (environment("alpha"), environment("beta", width=2))
     assert refusal(make, "mine", uneven, Binary()) == (
-        "mine: environment 'beta' has inputs of shape (2,), 'alpha' has (3,)"
+        "mine: environment 'beta' has inputs of shape (2,), but 'alpha' has (3,)"
     )
 
 

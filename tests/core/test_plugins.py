@@ -190,7 +190,7 @@ def test_a_plugin_of_another_name_is_rejected(package):
     ):
         models.model_config("other")
     with pytest.raises(
-        EnvariantError, match="data set 'other': its name must begin with 'other'; got 'coins'"
+        EnvariantError, match="data set 'other': the name of its source must begin with 'other'; got 'coins'"
     ):
         data.source("other")
 

@@ -297,13 +297,13 @@ def test_the_cap_squared_fits_in_a_float32():
         ("constant(step(1, 2, at=3))", "constant: value must be a number; got step(1, 2, at=3)"),
         ("inf", "constant: value must lie within ±1e+12; got inf"),
         ("-2e12", "constant: value must lie within ±1e+12; got -2000000000000.0"),
-        ("stages(1, 2, at=(2, 3))", "stages: at must hold increasing step numbers, one fewer than there are values; "
+        ("stages(1, 2, at=(2, 3))", "stages: 'at' must contain increasing step numbers, one fewer than there are values; "
          "got 2 values and at=(2, 3)"),
-        ("stages(1, 2, 3, at=(3, 2))", "stages: at must hold increasing step numbers, one fewer than there are values; "
+        ("stages(1, 2, 3, at=(3, 2))", "stages: 'at' must contain increasing step numbers, one fewer than there are values; "
          "got 3 values and at=(3, 2)"),
-        ("stages(1, 2, 3, at=(2, 2))", "stages: at must hold increasing step numbers, one fewer than there are values; "
+        ("stages(1, 2, 3, at=(2, 2))", "stages: 'at' must contain increasing step numbers, one fewer than there are values; "
          "got 3 values and at=(2, 2)"),
-        ("linear(1, 2, until=5, after=5)", "linear: until must exceed after; got 5 and 5"),
+        ("linear(1, 2, until=5, after=5)", "linear: 'until' must exceed 'after'; got 5 and 5"),
         ("exp(1, 0)", "exp: factor must be positive; got 0"),
         ("40%", "constant: value must be a number; got '40%'"),
         ("step(1, 40%, at=3)", "step: after must be a number; got 40%"),
@@ -311,11 +311,11 @@ def test_the_cap_squared_fits_in_a_float32():
         ("step(1, 2, at=-4%)", "cannot read 'step(1, 2, at=-4%)': expected numbers, words, tuples or "
          "name(key=value, …)"),
         ("step(1, 2, at=1.5)", "step: at must be a step number, or a share of the run such as 40%; got 1.5"),
-        ("linear(1, 2, until=5%, after=5%)", "linear: until must exceed after; got 5% and 5%"),
-        ("stages(1, 2, 3, at=(30%, 20%))", "stages: at must hold increasing step numbers, one fewer than there are values; "
+        ("linear(1, 2, until=5%, after=5%)", "linear: 'until' must exceed 'after'; got 5% and 5%"),
+        ("stages(1, 2, 3, at=(30%, 20%))", "stages: 'at' must contain increasing step numbers, one fewer than there are values; "
          "got 3 values and at=(30%, 20%)"),
-        ("linear(1, 0, until=5, warmup=7)", "linear: until must exceed warmup; got 5 and 7"),
-        ("cosine(1, warmup=7, until=7)", "cosine: until must exceed warmup; got 7 and 7"),
+        ("linear(1, 0, until=5, warmup=7)", "linear: 'until' must exceed 'warmup'; got 5 and 7"),
+        ("cosine(1, warmup=7, until=7)", "cosine: 'until' must exceed 'warmup'; got 7 and 7"),
         ("cosine(1, start=2)", "cosine: start must be in [0, 1], got 2"),
         ("cosine(1, offset=2)", "cosine: offset must be 0 or 1, got 2"),
         ("cosine-restarts(1, period=0)", "cosine-restarts: period must be at least 1 step, got 0"),
@@ -446,5 +446,5 @@ def test_a_warmup_longer_than_the_run_is_rejected():
     with pytest.raises(EnvariantError) as refusal:
         schedule("cosine(5e-5, warmup=100)").resolve(50)
     assert str(refusal.value) == (
-        "cosine(5e-05, warmup=100) in a run of 50 steps: cosine: until must exceed warmup; got 50 and 100"
+        "cosine(5e-05, warmup=100) in a run of 50 steps: cosine: 'until' must exceed 'warmup'; got 50 and 100"
     )

@@ -111,7 +111,9 @@ def test_pictures_of_hugging_face_arrive_channels_first_and_standardized(monkeyp
     plain = from_dataset(items, normalize=False, **keys)
     assert torch.equal(plain["a"].inputs, torch.from_numpy(shades).permute(0, 3, 1, 2)[:4].float() / 255)
     items[3]["image"] = items[3]["image"].convert("P").resize((20, 30))
-    with pytest.raises(EnvariantError, match=r"item 3 has shape \(3, 30, 20\), those before it \(3, 12, 9\)"):
+    with pytest.raises(
+        EnvariantError, match=r"item 3 has shape \(3, 30, 20\), but earlier items have \(3, 12, 9\)"
+    ):
         from_dataset(items, **keys)
     assert from_dataset(items, size=8, **keys).input_shape == (3, 8, 8)
     monkeypatch.setattr(dataset_rows.machine, "memory", lambda: 1000)
@@ -123,7 +125,7 @@ def test_pictures_of_hugging_face_arrive_channels_first_and_standardized(monkeyp
 
 def test_size_needs_pictures():
     items = [(np.ones((3, 8, 8)), k % 2, k // 4) for k in range(8)]
-    with pytest.raises(EnvariantError, match="size resizes Pillow images, but the items hold arrays"):
+    with pytest.raises(EnvariantError, match="'size' resizes Pillow images, but the items hold arrays"):
         from_dataset(items, size=4)
     with pytest.raises(EnvariantError, match="size must be a whole number of at least 1; got 0"):
         from_dataset(items, size=0)

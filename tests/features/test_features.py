@@ -196,12 +196,12 @@ def test_text_names_source_and_backbone():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("features(colored-digits)", "needs a source and a backbone first"),
+        ("features(colored-digits)", "the first two arguments must be a source and a backbone"),
         ("features(colored-digits, mnist-cmm)", "did you mean 'mnist-cnn'"),
         ("features(colored-digits, minilm)", "minilm needs a table"),
         ("features(colored-digits, mnist-cnn, size=0)", "size must be a whole number of at least 1"),
         ("features(colored-digits, mnist-cnn, dtype=float16)", "float32 or bfloat16"),
-        ("features(colored-digits, mnist-cnn, text=words)", "text names columns of a table"),
+        ("features(colored-digits, mnist-cnn, text=words)", "'text' refers to columns of a table"),
         ("features(colored-digits, lenet(a=1))", "unknown setting"),
     ],
 )

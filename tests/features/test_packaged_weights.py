@@ -18,7 +18,7 @@ def test_packaged_weights_are_named_by_the_order_of_the_layers():
     assert list(named) == ["x.w", "x.num_batches_tracked", "y.w"]
     assert named["x.w"].tolist() == [1, 1]
     assert named["y.w"].tolist() == [0, 0, 0]
-    with pytest.raises(EnvariantError, match="do not fit"):
+    with pytest.raises(EnvariantError, match="do not match"):
         efficientnet.weights(packaged, {**expected, "z.w": torch.zeros(1)})
 
 

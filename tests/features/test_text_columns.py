@@ -170,9 +170,9 @@ def test_a_folder_needs_a_network(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"features": "lenet", "target": "stars"}, "target names a column of a table"),
+        ({"features": "lenet", "target": "stars"}, "'target' refers to columns of a table"),
         ({"features": "lenet", "text": ("review",), "target": "a", "environment": "b"}, "not a text encoder"),
-        ({}, "a table needs target and environment"),
+        ({}, "for a table, set the options 'target' and 'environment'"),
     ],
 )
 def test_arguments_of_a_comparison_that_do_not_fit(arguments, message, tmp_path):
@@ -187,7 +187,7 @@ def test_arguments_of_a_comparison_that_do_not_fit(arguments, message, tmp_path)
 )
 def test_settings_of_images_are_errors_for_texts(settings):
     source = TableSource(read_with_texts(reviews(), "stars", "shop"), "reviews")
-    with pytest.raises(EnvariantError, match=f"{next(iter(settings))} has no effect on texts in a table"):
+    with pytest.raises(EnvariantError, match=f"{next(iter(settings))}' has no effect on texts in a table"):
         Features(source, HashedWords(features=8), **settings)
     shop = source.table.environments[0]
     assert Features(source, HashedWords(features=8), test=(shop,)).table_source.test == (shop,)
@@ -206,8 +206,8 @@ def test_a_module_of_the_user_is_not_saved_and_this_is_said(tmp_path, monkeypatc
     with pytest.warns(EnvariantWarning, match="the network Flatten is not saved with the model"):
         table = image_table(features)
     column = Column("image", "category", np.zeros(1, np.int32), (str(path),))
-    with pytest.raises(EnvariantError, match=r"Flatten is not saved .* instead of 'image'"):
+    with pytest.raises(EnvariantError, match=r"Flatten is not saved .* replace the column 'image'"):
         expanded({"image": column}, table.embedded)
-    with pytest.raises(EnvariantError, match="leave components out"):
+    with pytest.raises(EnvariantError, match="the option 'components' depends on the test environments"):
         image_table(dataclasses.replace(features, components=1))
     assert Coverage.of(features, 0).log[-1].startswith("48 features by Flatten")

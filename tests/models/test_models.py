@@ -260,7 +260,7 @@ def test_lenet_rejects_inputs_that_are_not_square_images(shape):
     with pytest.raises(EnvariantError) as refusal:
         LeNet().build(shape, 1)
     assert str(refusal.value) == (
-        f"lenet: needs square images of at least 12×12, channels first; got inputs of shape {shape} "
+        f"lenet: requires square, channels-first images [channels, height, width] of at least 12×12 pixels; got inputs of shape {shape} "
         "(mlp accepts any shape)"
     )
 
@@ -269,7 +269,9 @@ def test_lenet_rejects_inputs_that_are_not_square_images(shape):
 def test_mnist_cnn_rejects_inputs_that_are_not_images(shape):
     with pytest.raises(EnvariantError) as refusal:
         MNISTCNN().build(shape, 1)
-    assert str(refusal.value) == (f"mnist-cnn: needs images, channels first; got inputs of shape {shape}")
+    assert str(refusal.value) == (
+        f"mnist-cnn: requires channels-first images [channels, height, width]; got inputs of shape {shape}"
+    )
 
 
 @pytest.mark.parametrize("family", [Linear(), MLP(7, depth=3), LeNet(), MNISTCNN()], ids=str)

@@ -101,7 +101,10 @@ def test_text_round_trip_preserves_a_model(text, built, name):
 
 
 def test_invalid_inputs_and_architectures_are_rejected(asked):
-    assert refusal(Timm().build, (12,), 1) == "timm: needs images, channels first; got inputs of shape (12,)"
+    assert (
+        refusal(Timm().build, (12,), 1)
+        == "timm: requires channels-first images [channels, height, width]; got inputs of shape (12,)"
+    )
     assert refusal(Timm("resnet19").build, (3, 8, 8), 1) == (
         "timm: unknown timm architecture 'resnet19'; did you mean 'resnet18'? known: resnet18, resnet34"
     )
@@ -120,7 +123,7 @@ def test_invalid_inputs_and_architectures_are_rejected(asked):
         (ModuleNotFoundError("No module named 'timm'"), "timm: cannot be imported (No module named 'timm'); "
          "pip install 'envariant[vision]'"),
         (RuntimeError("operator torchvision::nms does not exist"), "timm: cannot be imported (operator "
-         "torchvision::nms does not exist); torchvision must fit torch: pip install --upgrade torch torchvision "
+         "torchvision::nms does not exist); torchvision must match torch: pip install --upgrade torch torchvision "
          "'envariant[vision]'"),
     ],
 )  # fmt: skip

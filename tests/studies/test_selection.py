@@ -79,7 +79,7 @@ def test_invariance_selects_the_best_validation_score_among_runs_that_are_not_re
 def test_invariance_selects_the_largest_p_value_if_all_runs_are_rejected():
     choice = only_choice(select(THREE_RUNS, Invariance(alpha=0.5), pooled=True))
     assert choice.run == 1
-    assert choice.remark == "all 3 candidates are rejected at 0.5; this has the largest p-value"
+    assert choice.remark == "all 3 candidates are rejected at 0.5; this one has the largest p-value"
 
 
 def test_lowest_score_is_selected_if_lower_is_better():

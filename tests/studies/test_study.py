@@ -154,7 +154,7 @@ def test_file_is_read_as_written(tmp_path):
         ('[ranges.erm]\nl2 = "uniform(2, 1)"', "ranges of erm: l2: Uniform: low must lie below high"),
         (
             'algorithms = ["irm(l2=1)"]\n[ranges."irm(l2=1)"]\nl2 = [2]',
-            "l2 already has a fixed value in the name; remove",
+            "l2 already has a fixed value in the algorithm's name; remove",
         ),
     ],
 )
@@ -285,7 +285,7 @@ def test_objects_are_trained_as_by_train_and_resumed_in_a_moved_folder(tmp_path)
         pd.testing.assert_frame_equal(store.listing(), listing)
         pd.testing.assert_frame_equal(store.history(), history)
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "new").rglob("*.safetensors")} == saved
-    with pytest.raises(EnvariantError, match=r"the study has objects \(mine, own, "):
+    with pytest.raises(EnvariantError, match=r"the study contains Python objects \(mine, own, "):
         sweep(tmp_path / "new")
 
 

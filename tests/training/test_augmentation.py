@@ -194,7 +194,9 @@ def test_names_sets_and_compositions_are_read():
         with pytest.raises(EnvariantError) as error:
             augmentation(text)
         assert message in str(error.value)
-    with pytest.raises(EnvariantError, match="color-jitter: needs images of 1 or 3 channels, channels first"):
+    with pytest.raises(
+        EnvariantError, match="color-jitter: requires channels-first images of 1 or 3 channels"
+    ):
         ColorJitter()(images(channels=2), uniforms(8, 6))
 
 

@@ -328,7 +328,7 @@ def test_evaluation_covers_whole_environments_at_the_requested_steps():
         ({"precision": "tf32", "device": "cpu"}, "tf32 needs a CUDA device"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"model": "lenett"}, "did you mean 'lenet'"),
-        ({"model": "lenet"}, "needs square images of at least 12×12"),
+        ({"model": "lenet"}, "requires square, channels-first images"),
         ({"model": lambda: nn.Linear(3, 1)}, "model Linear: cannot take inputs of shape (2, 8, 8)"),
         ({"augmentation": "afine"}, "did you mean 'affine'"),
         ({"algorithm": "and-mask(threshold=1.7)"}, "AndMask: threshold must be in [0, 1], got 1.7"),

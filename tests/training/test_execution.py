@@ -54,7 +54,7 @@ def test_data_draws_of_different_sizes_cannot_be_stacked():
         envariant.train(Uneven(), "erm", model="linear", steps=3, replicas=4, execution="stacked")
     assert str(error.value) == (
         "execution: these replicas cannot be stacked (environments differ in size from draw to draw); "
-        "use sequential"
+        "set execution to sequential"
     )
     found = execution.choose(Auto(), Uneven(), replicas("erm"), plan(steps=600), None)
     assert found.mode == "sequential"
@@ -82,7 +82,7 @@ def test_dropout_runs_sequentially(monkeypatch):
         return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1))
 
     source = made(Binary(), 1)
-    with pytest.raises(EnvariantError, match="of its own, as dropout does\\); use sequential"):
+    with pytest.raises(EnvariantError, match="of its own, as dropout does\\); set execution to sequential"):
         envariant.train(source, "erm", model=build, steps=3, replicas=2, execution="stacked")
     monkeypatch.setattr(execution, "_FEW_STEPS", 20)
     result = envariant.train(source, "erm", model=build, steps=10, replicas=2)
@@ -178,7 +178,7 @@ def test_auto_is_sequential_where_there_is_nothing_to_gain():
     source = made(Binary(), 1)
     few = execution.choose(Auto(), source, replicas("irm", 30), plan(steps=3), None)
     assert (few.mode, few.group) == ("sequential", 1)
-    assert few.reason == "30 × 3 steps are too few to gain from stacking"
+    assert few.reason == "30 replicas of 3 steps are too few to gain from stacking"
     one = execution.choose(Auto(), source, replicas("irm", 1), plan(steps=10**6), None)
     assert (one.mode, one.reason) == ("sequential", "there is one replica")
     two = [replicas("irm", 1)[0], replace(replicas("erm", 1)[0], index=1)]
@@ -312,7 +312,7 @@ def test_rehearsed_step_leaves_no_trace():
         ({"execution": "auto(group=5)"}, "unknown setting 'group'"),
         (
             {"memory": "1KB", "execution": "stacked", "replicas": 2},
-            "raise memory, or set execution to sequential",
+            "raise the option 'memory', or set execution to sequential",
         ),
     ],
 )

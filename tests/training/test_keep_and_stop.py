@@ -78,7 +78,9 @@ def test_weights_of_the_best_and_of_every_third_step_can_be_loaded(tmp_path):
     assert list(loaded.kept) == [0, 3, 6, 9]
     assert equal(loaded.at_step(3), every.at_step(3))
     assert equal(TrainingResult.load(tmp_path / "best"), best)
-    with pytest.raises(EnvariantError, match=r"step 4: its weights were not kept; those of steps 0, 3, 6, 9"):
+    with pytest.raises(
+        EnvariantError, match=r"step 4: its weights were not kept; weights are available for steps 0, 3, 6, 9"
+    ):
         every.at_step(4)
 
 
@@ -108,8 +110,8 @@ def test_more_steps_resume_a_stored_run_bit_identically(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algorithm": "irm"}, r"irm coefficient depends on their number \(step\(1, 100000, at="),
-        ({"learning_rate": "step(1e-2, 1e-3, at=40%)"}, "learning_rate depends on their number"),
+        ({"algorithm": "irm"}, r"irm coefficient depends on the number of steps \(step\(1, 100000, at="),
+        ({"learning_rate": "step(1e-2, 1e-3, at=40%)"}, "learning_rate depends on the number of steps"),
         ({"average": "swa(start=50%)"}, r"average depends .* \(swa\(start=5, every=0\) becomes swa\(start=9"),
     ],
 )
@@ -153,7 +155,7 @@ def test_rules_without_effect_are_remarks(options, message):
         ({"average": "emma(0.9)"}, "unknown average 'emma'; did you mean 'ema'"),
         ({"average": "swad"}, "average: swad needs validation rows .* set holdout_fraction"),
         ({"average": "swad(n_converge=0)"}, "swad: n_converge must be at least 1, got 0"),
-        ({"average": 0.9}, "average must be a text such as ema"),
+        ({"average": 0.9}, "average must be a string such as ema"),
         ({"keep": "best"}, "keep: best needs validation rows"),
         ({"keep": "best(test accuracy)"}, "keep: the best step is chosen on validation rows"),
         ({"keep": "best(auroc)", "holdout_fraction": 0.2}, "keep: the metric must be accuracy or loss"),

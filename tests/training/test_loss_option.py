@@ -188,7 +188,8 @@ def test_multi_label_runs_are_stored_loaded_and_searched(tmp_path):
 def test_algorithms_for_one_target_say_so(name):
     data = EnvironmentSet.from_arrays(X, X[:, :2], WHERE)
     with pytest.raises(
-        EnvariantError, match=f"^{name}: needs one target per row, but the task is multi-output"
+        EnvariantError,
+        match=f"^{name}: supports only one target per row, but the task is multi-output",
     ):
         envariant.train(data, name, steps=1, model="mlp(hidden=4)")
     with pytest.raises(EnvariantError, match="^linear: predicts one target per row"):

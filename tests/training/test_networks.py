@@ -88,7 +88,7 @@ def test_recurrent_networks_train_as_in_a_plain_loop(body, algorithm):
 
 def test_recurrent_replicas_train_one_at_a_time_by_any_choice():
     options = {"model": lambda: Recurrent(nn.LSTM(3, 6, batch_first=True)), "replicas": 2, **QUICK}
-    with pytest.raises(EnvariantError, match=r"cannot be stacked .*lstm.*; use sequential"):
+    with pytest.raises(EnvariantError, match=r"cannot be stacked .*lstm.*; set execution to sequential"):
         envariant.train(SERIES, "erm", execution="stacked", **options)
     plain = envariant.train(SERIES, "erm", execution="sequential", **options)
     with pytest.warns(EnvariantWarning, match="continued one at a time"):

@@ -283,7 +283,7 @@ class _WithCoefficient(Part, ABC):
     def __post_init__(self) -> None:
         if not hasattr(self, "coefficient"):
             raise EnvariantError(
-                f"{type(self).__name__}: a penalty needs the field coefficient, such as "
+                f"{type(self).__name__}: a penalty must have a field named coefficient, such as "
                 f"`coefficient: Schedule = Constant(1.0)`"
             )
         object.__setattr__(self, "coefficient", as_coefficient(self.coefficient, type(self).__name__))

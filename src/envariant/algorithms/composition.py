@@ -153,7 +153,7 @@ class Composition(Algorithm):
         if first not in (default, second) and second != default:
             names = " and ".join(getattr(value, "name", f"{value}") for value in (first, second))
             raise EnvariantError(
-                f"{self.name} + {other.name}: only one {key} is possible, and both have one ({names})"
+                f"{self.name} + {other.name}: only one {key} is possible, but both parts set one ({names})"
             )
         return second if first == default else first
 
@@ -211,7 +211,7 @@ class Composition(Algorithm):
         declared = dict.fromkeys(part.default_average for part in self.parts if part.default_average)
         if len(declared) > 1:
             raise EnvariantError(
-                f"{self.name}: only one average is possible, and parts declare {' and '.join(declared)}"
+                f"{self.name}: only one average is possible, but its parts declare {' and '.join(declared)}"
             )
         return next(iter(declared), None)
 
@@ -261,7 +261,7 @@ class Composition(Algorithm):
                 raise EnvariantError(f"{part.name}: needs a classification task, but the task is regression")
             if (part.needs_classes or part.needs_one_target) and context.task.target_shape:
                 raise EnvariantError(
-                    f"{part.name}: needs one target per row, but the task is {context.task.name}"
+                    f"{part.name}: supports only one target per row, but the task is {context.task.name}"
                 )
         return {str(i): part.init(params, context) for i, part in enumerate(self.parts)}
 

@@ -196,7 +196,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "transfer",
-            "Learn features for which every nearby head has similar risks in all environments.",
+            "Learn features for which every head near the current one has similar risks in all environments.",
             Composition(training_step=Transfer()),
         ),
         Recipe(
@@ -231,7 +231,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "miro",
-            "Fine-tune so that the pretrained features can be read from the new ones.",
+            "Fine-tune so that the pretrained features can still be predicted from the fine-tuned features.",
             Composition(training_step=MIRO()),
         ),
         Recipe(

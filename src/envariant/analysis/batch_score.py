@@ -182,7 +182,7 @@ def _by_environment(
     s, right = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     names, codes = np.unique(np.asarray(environments), return_inverse=True)
     if not s.shape == right.shape == codes.shape or s.ndim != 1:
-        raise EnvariantError(f"{where}: needs one score, outcome and environment per row")
+        raise EnvariantError(f"{where}: every row needs a score, an outcome and an environment")
     if len(names) < _FEWEST:
-        raise EnvariantError(f"{where}: needs {_FEWEST} environments, got {len(names)}")
+        raise EnvariantError(f"{where}: needs at least {_FEWEST} environments, got {len(names)}")
     return s, right, codes

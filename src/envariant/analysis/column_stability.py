@@ -162,7 +162,7 @@ def measure_stability(
     for name, array in {"targets": y, **arrays}.items():
         if len(array) != len(labels):
             raise EnvariantError(
-                f"measure_stability: '{name}' has {len(array)} rows, but environments have {len(labels)}"
+                f"measure_stability: '{name}' has {len(array)} rows, but 'environments' has {len(labels)}"
             )
     names, first, codes = np.unique(labels, return_index=True, return_inverse=True)
     # Environments in order of appearance.

@@ -76,7 +76,7 @@ def split_threshold(scores: ArrayLike, alpha: float) -> ConformalThreshold:
         1.1
     """
     r = _checked("split_threshold", scores, alpha)
-    guarantee = "new rows exchangeable with the calibration rows"
+    guarantee = "if new rows are exchangeable with the calibration rows"
     return ConformalThreshold(_quantile(r, alpha), 1 - alpha, finest_level(len(r)), guarantee)
 
 
@@ -161,7 +161,7 @@ def pooled_cdf_threshold(scores: ArrayLike, environments: ArrayLike, alpha: floa
         0.3
     """
     r = _checked("pooled_cdf_threshold", scores, alpha)
-    guarantee = "a new environment drawn like the others, for many environments"
+    guarantee = "for a new environment drawn like the others, if there are many environments"
     value = _pooled("pooled_cdf_threshold", r, environments, alpha, extra=0)[0]
     return ConformalThreshold(value, 1 - alpha, 1.0, guarantee)
 
@@ -192,7 +192,7 @@ def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha:
     """
     r = _checked("new_environment_threshold", scores, alpha)
     value, count = _pooled("new_environment_threshold", r, environments, alpha, extra=1)
-    guarantee = f"a new environment exchangeable with the {count} others"
+    guarantee = f"for a new environment that is exchangeable with the {count} others"
     return ConformalThreshold(value, 1 - alpha, finest_level(count), guarantee)
 
 
@@ -242,7 +242,7 @@ def held_out_threshold(
         ratios[~others] = r[~others] / max(pooled, np.finfo(np.float64).tiny)
     factor = _pooled(where, ratios, codes, alpha, extra=0)[0]
     value = factor * _pooled(where, r, codes, alpha, extra=0)[0]
-    guarantee = f"a new environment, on average over {len(names)} environments left out in turn"
+    guarantee = f"for a new environment, on average over {len(names)} environments left out in turn"
     coverage = {name: float((ratios[codes == k] <= factor).mean()) for k, name in enumerate(names)}
     return ConformalThreshold(value, 1 - alpha, 1.0, guarantee), coverage
 

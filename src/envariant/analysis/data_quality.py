@@ -381,5 +381,5 @@ def _labels(environments: ArrayLike) -> tuple[list[str], NDArray[np.int64]]:
 def _checked(where: str, name: str, array: ArrayLike, rows: int) -> tuple[str, Array, tuple[str, ...]]:
     kind, values, labels = typed(array)
     if len(values) != rows:
-        raise EnvariantError(f"{where}: '{name}' has {len(values)} rows, but environments have {rows}")
+        raise EnvariantError(f"{where}: '{name}' has {len(values)} rows, but 'environments' has {rows}")
     return kind, values, labels

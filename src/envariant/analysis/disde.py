@@ -208,7 +208,7 @@ def decompose_drop(
     )
     if not len(r_p) or not len(r_q) or pi_p.shape != r_p.shape or pi_q.shape != r_q.shape:
         raise EnvariantError(
-            "decompose_drop: source and target both need at least one row, and one probability per loss"
+            "decompose_drop: source and target must each have at least one row, and one probability per loss"
         )
     a = len(r_q) / (len(r_p) + len(r_q))
     in_p, in_q = ((a * (1 - pi), (1 - a) * pi) for pi in (pi_p, pi_q))
@@ -285,7 +285,7 @@ def _side(inputs: ArrayLike, losses: ArrayLike, n_folds: int) -> tuple[Array, Ar
         raise EnvariantError("measure_disde: inputs contain missing or infinite values; fill them first")
     if x.ndim != 2 or r.ndim != 1 or len(x) != len(r) or len(r) < max(2, n_folds):
         raise EnvariantError(
-            f"measure_disde: needs inputs [rows, columns], one loss per row and at least {max(2, n_folds)} "
-            f"rows in source and target; got {x.shape} and {r.shape}"
+            f"measure_disde: needs inputs [rows, columns], one loss per row, and at least {max(2, n_folds)} "
+            f"rows in both source and target; got shapes {x.shape} and {r.shape}"
         )
     return x, r

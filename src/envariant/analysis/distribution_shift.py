@@ -198,7 +198,10 @@ def estimate_shift(
     sides = [_sample(samples, generator) for samples in (first, second)]
     if min(len(x) for x, _ in sides) < _FEWEST_ROWS:
         names = " and ".join(f"'{name}'" for name in (*first, *second))
-        raise EnvariantError(f"shift: {names} need at least {_FEWEST_ROWS} rows in each of the two groups")
+        raise EnvariantError(
+            f"shift: each of the two groups must have at least {_FEWEST_ROWS} rows; the environments are "
+            f"{names}"
+        )
     labels = _class_labels([y for _, y in sides], regression=regression)
     features, covariate = _learned_features([x[::2] for x, _ in sides], [x[1::2] for x, _ in sides], seed)
     diversity, correlation = _density_measures(features, [y[1::2] for y in labels], legacy=legacy)

@@ -116,7 +116,8 @@ class ColumnDrift:
         if self.missing and not self.missing_trained:
             count = round(self.missing * self.rows)
             remarks.append(
-                f"{self.name}: {number_of(count, 'row')} with a missing value, which training rows never have"
+                f"{self.name}: {number_of(count, 'row')} with a missing value, although no training row has "
+                f"one"
             )
         return remarks
 
@@ -212,11 +213,17 @@ class Drift:
             return f"{few}: too few to compare with the training rows (at least {FEWEST_ROWS})"
         if self.kind == "alike":
             within = [c.name for c in self.columns if c.standing == "within"]
-            note = f"; differences in {_listed(within)} are no larger than between training environments"
+            note = (
+                f"; differences in {_listed(within)} are no larger than those between training environments"
+            )
             return "New rows resemble the training environments" + (note if within else "")
         reasons = [_reason(c) for c in self.columns if c.name in self.differing]
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        beyond = ", more than training environments differ" if len(self.environments) > 1 else ""
+        beyond = (
+            ", by more than training environments differ from each other"
+            if len(self.environments) > 1
+            else ""
+        )
         return f"New rows differ in {_listed(self.differing)}{beyond}: {'; '.join(reasons[:5])}{more}"
 
     @property
@@ -270,7 +277,7 @@ def measure_drift(
         kind, values, categories = typed(array)
         if len(values) != len(codes):
             raise EnvariantError(
-                f"measure_drift: '{name}' has {len(values)} rows, but environments have {len(codes)}"
+                f"measure_drift: '{name}' has {len(values)} rows, but 'environments' has {len(codes)}"
             )
         new_kind, new_values, new_categories = typed(new[name])
         if (kind == "category") != (new_kind == "category"):

@@ -88,7 +88,9 @@ def fit_density(inputs: ArrayLike, environments: ArrayLike) -> InputDensity:
     """
     x, labels = np.asarray(inputs, dtype=np.float64), np.asarray(environments)
     if x.ndim != 2 or len(x) < 2 or len(labels) != len(x) or not np.isfinite(x).all():
-        raise EnvariantError("fit_density: needs two rows, finite inputs and one environment per row")
+        raise EnvariantError(
+            "fit_density: needs at least two rows, finite inputs and one environment per row"
+        )
     if len(x) > _MOST_ROWS:
         used = np.linspace(0, len(x) - 1, _MOST_ROWS).astype(np.int64)
         x, labels = x[used], labels[used]

@@ -165,7 +165,9 @@ def thresholded_confidence(
     accuracy = float(right.mean())
     # Sampling of the target rows, and of the source accuracy that sets the threshold.
     sd = math.sqrt(value * (1 - value) / len(t) + accuracy * (1 - accuracy) / len(s))
-    assumption = f"{_UNCHANGED} and errors have the lowest scores in the same proportion"
+    assumption = (
+        f"{_UNCHANGED} and, as in the source, the share of scores up to the threshold equals the error rate"
+    )
     return AccuracyEstimate(value, sd, "average thresholded confidence", assumption)
 
 
@@ -269,8 +271,8 @@ def solve_agreement(
     used = (np.minimum(source, target) >= low) & (np.maximum(source, target) <= high)
     if n < 3 or used.sum() < 3:
         raise EnvariantError(
-            f"solve_agreement: needs three models and three pairs that agree in {low:.0%} to {high:.0%} of "
-            f"rows; got {n} models and {int(used.sum())} pairs"
+            f"solve_agreement: needs at least three models, and three pairs of them that agree in {low:.0%} "
+            f"to {high:.0%} of rows; got {n} models and {int(used.sum())} such pairs"
         )
     first, second = (index[used] for index in np.triu_indices(n, 1))
     x, y = stats.norm.ppf(source[used]), stats.norm.ppf(target[used])
@@ -285,7 +287,7 @@ def solve_agreement(
     pairs[rows, first] = pairs[rows, second] = 0.5
     right = y + slope * (pairs @ probits - x)
     solved = np.linalg.lstsq(pairs, right, rcond=None)[0]
-    assumption = f"accuracies lie on the line of the agreements, R² = {r2:.2f}"
+    assumption = f"accuracies lie on the same line as the agreements, R² = {r2:.2f}"
     return tuple(
         AccuracyEstimate(float(value), math.nan, "agreement on the line", assumption)
         for value in stats.norm.cdf(solved)

@@ -232,7 +232,7 @@ def assess_label_shift(labels: ArrayLike, environments: ArrayLike, *, seed: int 
     """
     y, e = np.asarray(labels), np.asarray(environments)
     if len(y) != len(e):
-        raise EnvariantError(f"assess_label_shift: got {len(y)} labels, but {len(e)} environments")
+        raise EnvariantError(f"assess_label_shift: got {len(y)} labels, but environments for {len(e)} rows")
     null = "P(Y) is the same in all environments"
     rows, columns = (np.unique(part, return_inverse=True)[1] for part in (e, y))
     table = np.zeros((rows.max(initial=0) + 1, columns.max(initial=0) + 1), dtype=np.int64)

@@ -107,7 +107,9 @@ def leaky_columns(
         kind, values, _ = typed(array)
         is_category = kind == "category" or name in categorical
         if len(values) != len(y):
-            raise EnvariantError(f"leaky_columns: '{name}' has {len(values)} rows, but targets have {len(y)}")
+            raise EnvariantError(
+                f"leaky_columns: '{name}' has {len(values)} rows, but 'targets' has {len(y)}"
+            )
         present = values >= 0 if is_category else ~np.isnan(values)
         leak = _missingness(present, y, threshold) if task == "binary" else None
         if leak is None and present.sum() >= _FEWEST and np.ptp(y[present]) and np.ptp(values[present]):
@@ -157,7 +159,7 @@ def leaky_group(
     for name, array in columns.items():
         kind, values, _ = typed(array)
         if len(values) != len(y):
-            raise EnvariantError(f"leaky_group: '{name}' has {len(values)} rows, but targets have {len(y)}")
+            raise EnvariantError(f"leaky_group: '{name}' has {len(values)} rows, but 'targets' has {len(y)}")
         if kind != "category" and np.isfinite(values).any():
             filled = np.where(np.isfinite(values), values, values[np.isfinite(values)].mean())
             if filled.std() > 0:

@@ -96,11 +96,13 @@ def pool_estimates(
     theta, s = np.asarray(estimates, dtype=np.float64), np.asarray(errors, dtype=np.float64)
     if theta.ndim != 1 or not len(theta) or theta.shape != s.shape:
         raise EnvariantError(
-            f"pool_estimates: needs one error per estimate and at least one estimate; got shapes "
+            f"pool_estimates: needs at least one estimate, and one standard error per estimate; got shapes "
             f"{theta.shape} and {s.shape}"
         )
     if not (np.isfinite(theta).all() and np.isfinite(s).all() and (s > 0).all()):
-        raise EnvariantError("pool_estimates: estimates must be finite and errors finite and positive")
+        raise EnvariantError(
+            "pool_estimates: estimates must be finite, and standard errors finite and positive"
+        )
     if not 0 < level < 1:
         raise EnvariantError(f"pool_estimates: level must be between 0 and 1, got {level}")
     if heterogeneity not in _ESTIMATORS:

@@ -234,7 +234,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _pairs(name: str, first: Sequence[float], second: Sequence[float]) -> list[tuple[float, float]]:
     if len(first) != len(second):
         raise EnvariantError(
-            f"{name}: needs equally many values on both sides, got {len(first)} and {len(second)}"
+            f"{name}: both sequences must have the same length, got {len(first)} and {len(second)}"
         )
     return list(zip(first, second, strict=True))
 

@@ -42,7 +42,7 @@ def fit_temperature(scores: ArrayLike, targets: ArrayLike, environments: ArrayLi
     z, y, _ = checked_scores("fit_temperature", scores, targets)
     names, codes = np.unique(np.asarray(environments), return_inverse=True)
     if len(codes) != len(z):
-        raise EnvariantError(f"fit_temperature: got {len(z)} scores, but {len(codes)} environments")
+        raise EnvariantError(f"fit_temperature: got {len(z)} scores, but environments for {len(codes)} rows")
     weights = 1 / np.bincount(codes)[codes]
     gains: list[float] = []
     for k in range(len(names) if len(names) > 1 else 0):

@@ -65,7 +65,7 @@ def _lines(description: Any) -> Iterator[str]:
         yield from _wrapped("", remarks)
     yield from _wrapped("needs", "; ".join(description.needs))
     if description.average:
-        yield from _wrapped("average", f"{description.average}, unless the option average is set")
+        yield from _wrapped("average", f"{description.average}, unless the option 'average' is set")
     yield from _wrapped("paper", description.paper)
     for setting, default, search, meaning in description.settings:
         yield f"  --set    {setting}={default}" + ("" if search is None else f"   search {search}")

@@ -30,7 +30,7 @@ def interruptible(arguments: Sequence[str] | None = None) -> Generator[None]:
     except KeyboardInterrupt as interruption:
         number = int(interruption.args[0]) if interruption.args else signal.SIGINT
         command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
-        resumes = "; the same command resumes what is stored in its output folder"
+        resumes = "; repeat the command to resume from the results in its output folder"
         sys.stderr.write(f"envariant: interrupted{resumes if command in _RESUMING else ''}\n")
         sys.exit(128 + number)
     finally:

@@ -51,7 +51,9 @@ def soup(
     if out is not None:
         source = source or sources.source(averaged.result.record.spec.data)
         if not isinstance(source, TableSource):
-            raise EnvariantError("soup: only networks for tables can be saved as a model; leave out empty")
+            raise EnvariantError(
+                "soup: --out saves the averaged network, which is possible only for tables; remove --out"
+            )
         SavedModel.of(source, averaged.result).save(out)
     if json:
         print_json(averaged.to_dict())

@@ -154,10 +154,10 @@ class Cause:
         name, main = self.drop[0], self.main_part
         names = {**_PART_NAMES, **({"level": "prevalence"} if self.is_prevalence else {})}
         if main is None:
-            parts = [f"{share:.0%} {names[p]}" for p, share in shares.items() if share >= 0.05]
-            return f"In {self.label}, the drop ({name}) is {' and '.join(parts).replace('%', ' %')}."
+            parts = [f"{share:.0%} from {names[p]}" for p, share in shares.items() if share >= 0.05]
+            return f"In {self.label}, the drop ({name}) comes {' and '.join(parts).replace('%', ' %')}."
         share = f"{shares[main]:.0%} of the drop".replace("%", " %") if shares[main] < 0.995 else "the drop"
-        return f"In {self.label}, {share} ({name}) is {names[main]}{self._detail(main)}."
+        return f"In {self.label}, {share} ({name}) comes from {names[main]}{self._detail(main)}."
 
     @property
     def bias(self) -> str:
@@ -186,12 +186,12 @@ class Cause:
                 f"relation to the target."
             )
         total, relation = parts.target_loss - parts.source_loss, parts.changed_relation
-        side = "above" if total > 0 else "below"
+        side = "higher" if total > 0 else "lower"
         ends = f"[{_signed(relation.low)}, {_signed(relation.high)}]"
         return (
-            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} that in the training "
-            f"environments: {_signed(relation.mean)} {ends} due to a changed relation, "
-            f"{_signed(total - relation.mean)} due to other inputs."
+            f"In {self.label}, {self.loss_name} is {number(abs(total), 2)} {side} than in the training "
+            f"environments: {_signed(relation.mean)} {ends} due to a changed relation between inputs and "
+            f"target, {_signed(total - relation.mean)} due to different inputs."
         )
 
     @property
@@ -266,7 +266,11 @@ class Cause:
 LEVEL_OF_TESTS = 0.05
 """Significance level of the tests of shift."""
 
-_PART_NAMES: Mapping[Part, str] = {"level": "level", "slope": "calibration slope", "ranking": "ranking"}
+_PART_NAMES: Mapping[Part, str] = {
+    "level": "the level of the predictions",
+    "slope": "the calibration slope",
+    "ranking": "the ranking",
+}
 _KINDS = {
     "label": "label shift (P(Y) differs, the slopes of P(Y | X) do not)",
     "covariate": "covariate shift (P(X) differs)",

@@ -333,7 +333,10 @@ def _exceeded(seconds: float, limit: float) -> str:
     """Warn if the time budget was exceeded, and return the warning; "" if not."""
     if seconds <= limit:
         return ""
-    line = f"time budget of {limit:.3g} s exceeded: this table needs about {seconds:.2g} s at least"
+    line = (
+        f"time budget of {limit:.3g} s exceeded: a comparison of this table takes at least about "
+        f"{seconds:.2g} s"
+    )
     warnings.warn(f"compare: {line}", EnvariantWarning, stacklevel=3)
     return line
 
@@ -390,7 +393,9 @@ def _check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
     for name, value in arguments.items():
         specs.check_value(value, _ARGUMENTS[name], f"compare: {name}")
     if arguments["address"] is not None and arguments["executor"] != "ray":
-        raise EnvariantError("compare: address needs executor='ray'; leave it out, or set both")
+        raise EnvariantError(
+            "compare: the option 'address' requires executor='ray'; set executor, or remove address"
+        )
     check_objects({key: value for key, value in options.items() if key in EXECUTION_ONLY})
 
 

@@ -162,8 +162,9 @@ def _naming(
     return [
         Finding(
             "names the environment", found,
-            f"{quoted(found)} {verb} the {table.environment.name}: a new one has an unknown value.",
-            f"Leave out {quoted(found)}.",
+            f"{quoted(found)} {verb} the {table.environment.name}; in a new {table.environment.name}, the "
+            f"values are unknown to the model.",
+            f"Exclude {quoted(found)}.",
         )
     ]  # fmt: skip
 
@@ -197,8 +198,8 @@ def _codes(
         findings.append(
             Finding(
                 "code for missing", (each.column,),
-                f"'{each.column}' is {each.code:g} in {sum(each.rows.values()):,} rows, most at {where}, far "
-                f"from all other values.",
+                f"'{each.column}' is {each.code:g} in {sum(each.rows.values()):,} rows (most of them at "
+                f"{where}); all other values are far from it.",
                 f"If {each.code:g} represents a missing value, leave these cells empty.",
             )
         )  # fmt: skip
@@ -243,7 +244,10 @@ def _identifiers(
         verb = "hold" if len(removed) > 1 else "holds"
         findings.append(
             Finding(
-                "identifier", removed, f"{quoted(removed)} {verb} names or row numbers.", "Nothing: left out."
+                "identifier",
+                removed,
+                f"{quoted(removed)} {verb} names or row numbers.",
+                "Nothing; already left out.",
             )
         )
     found = tuple(i.column for i in identifiers(columns, categorical=categorical) if i.column not in named)
@@ -266,7 +270,7 @@ def _dates(table: Table, named: set[str]) -> list[Finding]:
     return [
         Finding(
             "date", dates, f"{quoted(dates)} {verb} encoded as days and season.",
-            "Exclude dates that are set after the outcome.",
+            "Exclude dates that are recorded after the outcome.",
         )
     ]  # fmt: skip
 
@@ -286,7 +290,7 @@ def _local(
     return [
         Finding(
             "local category", tuple(dict.fromkeys(each.column for each in found)),
-            f"{quoted(names)} of '{first.column}' occurs at {first.environment} only{others}.",
+            f"Only {first.environment} has {quoted(names)} in '{first.column}'{others}.",
             "Merge categories that mean the same.",
         )
     ]  # fmt: skip
@@ -322,7 +326,7 @@ def _environments(table: Table) -> list[Finding]:
                 Finding(
                     "one class", (table.target.name,),
                     f"{quoted(single)} {'have' if len(single) > 1 else 'has'} one class only.",
-                    "Expect no AUROC there; check how rows were selected.",
+                    "AUROC is undefined there; check how rows were selected.",
                 )
             )  # fmt: skip
     return findings

@@ -78,8 +78,9 @@ def explained(
     missing = results.missing
     if time.monotonic() > until:
         missing += (
-            f"the time budget allowed causes of the drop in {len(causes)}, remedies in {len(remedies)}, and "
-            f"shifts in {len(results.data.shifts)} of {len(results.baseline)} environments",
+            f"the time budget was sufficient for causes of the drop in {len(causes)}, remedies in "
+            f"{len(remedies)} and shifts in {len(results.data.shifts)} of {len(results.baseline)} "
+            f"environments",
         )
     return replace(results, remedies=ranked(chain.from_iterable(remedies)), missing=missing)
 

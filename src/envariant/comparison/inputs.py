@@ -43,15 +43,17 @@ def read(
     if isinstance(data, Features):
         return image_table(data)
     if isinstance(data, str | Path) and Path(data).is_dir():
-        what = "name a file (.csv or .parquet), or set features for images"
+        what = "name a file (.csv or .parquet), or, for images, set the option 'features' to a network"
         if features is not None:
-            what = f"{features} needs a table with texts; for images, set features to a network"
+            what = f"{features} needs a table with texts; for images, set the option 'features' to a network"
         raise EnvariantError(
             f"compare: {data} is a folder; {what}, such as efficientnet-lite0 or "
             f"timm(resnet18, pretrained=true)"
         )
     if target is None or environment is None:
-        raise EnvariantError("compare: a table needs target and environment, the names of two columns")
+        raise EnvariantError(
+            "compare: for a table, set the options 'target' and 'environment' to the names of two columns"
+        )
     if features is None and not columns:
         return tables.read(data, target, environment, **settings)
     table = tables.read_with_texts(data, target, environment, **settings)
@@ -67,7 +69,9 @@ def _images(data: Any, target: Any, environment: Any, settings: Any) -> Environm
         name: settings.get(name) for name in ("exclude", "sample_weight", "group", "subgroups", "ordered")
     }
     if named := [name for name, value in given.items() if value]:
-        raise EnvariantError(f"compare: {named[0]} names a column of a table; leave it out for images")
+        raise EnvariantError(
+            f"compare: the option '{named[0]}' refers to columns of a table; remove it for images"
+        )
     if isinstance(data, EnvironmentSource):
         return data
     if Path(str(data)).is_dir():

@@ -110,7 +110,7 @@ def _headline(results: ComparisonResults, best: str) -> str:
     if in_domain_drops(results) or drops_on_average(results):
         return f"{use}, but expect a drop"
     if varies(results):
-        return f"{use}, but expect lower scores in some"
+        return f"{use}, but expect worse scores in some environments"
     if hidden_drop(results):
         return f"{use}; a drop cannot be ruled out"
     if not _drop_is_known(results):
@@ -154,17 +154,17 @@ def _drop(results: ComparisonResults) -> str:
         where = (
             label
             if len(drops) == 1
-            else f"{len(drops)} of {len(results.baseline)} environments, most at {label}"
+            else f"{len(drops)} of {len(results.baseline)} environments, especially at {label}"
         )
-        verb = "drops significantly" if dropped else "falls significantly short"
+        verb = "drops significantly" if dropped else "scores significantly worse than expected"
         return f"{subject} {verb} at {where}: {_scores(results, name, expected=not dropped)}."
     if varies(results):
         return _variation(results)
     if (pooled := results.pooled_drop) is not None and drops_on_average(results):
         interval = Interval(pooled.mean, pooled.low, pooled.high, pooled.n_environments)
         return (
-            f"{subject} drops significantly on average over environments: {results.metric.name} by "
-            f"{score(results, pooled.mean)}, 95 % CI {ci(results, interval, difference=True)}."
+            f"{subject} drops significantly on average over environments, by {score(results, pooled.mean)} "
+            f"{results.metric.name} (95 % CI {ci(results, interval, difference=True)})."
         )
     if name := hidden_drop(results):
         drop = results.drop(results.baseline[name])
@@ -175,9 +175,9 @@ def _drop(results: ComparisonResults) -> str:
             f"ruled out: {_scores(results, name, interval=False)}."
         )
     worst, _ = results.worst(results.baseline_method)
-    at = f"worst at {environment_name(results, worst)}: {_scores(results, worst)}."
+    at = f"worst environment {environment_name(results, worst)}: {_scores(results, worst)}."
     if not _drop_is_known(results):
-        return f"{subject}: drop unknown, because no model was trained on a test environment; {at}"
+        return f"{subject}: its drop is unknown, because no model was trained on a test environment; {at}"
     return f"{subject} has no significant drop; {at}"
 
 
@@ -186,10 +186,10 @@ def _variation(results: ComparisonResults) -> str:
     each = results.expected.by_environment
     name = max(each, key=lambda e: each[e].shortfall / each[e].error)
     return (
-        f"{capitalized(the(results.baseline_method))} falls short in some environments, "
-        f"{p_text(results.expected.p_value)} (Q test); most at {environment_name(results, name)}: "
-        f"{results.metric.name} {score(results, each[name].observed)}, expected "
-        f"{score(results, each[name].expected)}."
+        f"{capitalized(the(results.baseline_method))} scores worse than expected in some environments, "
+        f"{p_text(results.expected.p_value)} (Q test); the largest shortfall is at "
+        f"{environment_name(results, name)}: {results.metric.name} {score(results, each[name].observed)}, "
+        f"expected {score(results, each[name].expected)}."
     )
 
 
@@ -223,7 +223,7 @@ def _subgroups(results: ComparisonResults) -> str:
     rest = f", {score(results, worst.others)} for others" if math.isfinite(worst.others) else ""
     return (
         f"Worst subgroup: {worst.name}, {results.metric.name} {score(results, worst.score.mean)} (95 % CI "
-        f"{ci(results, worst.score)}, {worst.n_rows:,} rows){rest}; "
+        f"{ci(results, worst.score)}, {worst.n_rows:,} rows){rest}; the difference is "
         f"{'significant' if differs else 'not significant'}, {p_text(worst.p_value)} (Holm)."
     )
 
@@ -275,8 +275,8 @@ def _method(results: ComparisonResults, best: str) -> str:
             reason = next(iter(results.not_applicable), "none was evaluated in every environment")
             return f"No other method could be compared: {reason}."
         return (
-            f"None of {len(others)} other methods is significantly better than {baseline} (worst "
-            f"{results.metric.name} {score(results, own.ood_score.mean)} at {at})."
+            f"None of {len(others)} other methods is significantly better than {baseline}, whose worst "
+            f"{results.metric.name} is {score(results, own.ood_score.mean)} at {at}."
         )
     cell, (worst, lowest) = results.cells[best][hardest], results.worst(best)
     gain, where, p_value = cell.gain, f"at {at}", cell.p_value
@@ -389,7 +389,7 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
     if changing := [c.column for c in _unstable(results) if c.changes_sign]:
         steps.append(
             f"Find out why the relation of {_quoted(changing)} with the target changes sign between "
-            f"environments. If no model should use it, exclude it and compare again."
+            f"environments. Exclude columns that no model should use, and compare again."
         )
     if (fix := _best_remedy(results)) is not None and fix.kind == "labels":
         steps.append(
@@ -399,8 +399,8 @@ def _next_steps(results: ComparisonResults, best: str) -> tuple[str, ...]:
     shifts = results.data.shifts.items()
     if diverse := [environment_name(results, name) for name, s in shifts if s.diversity.mean >= NOTABLE]:
         steps.append(
-            f"Some rows of {listed(diverse)} resemble none elsewhere (diversity shift). No method is "
-            f"reliable there: collect more rows like these."
+            f"Some rows of {listed(diverse)} resemble no rows of other environments (diversity shift). No "
+            f"method is reliable there: collect more rows like these."
         )
     relevant = MATTERS * results.relevant_difference
     uncertain = [

@@ -338,7 +338,7 @@ def applicable_algorithms(
         if minimum > left:
             verb = "needs" if len(lacking) == 1 else "need"
             reasons.append(
-                f"{', '.join(lacking)} {verb} {minimum} training environments; only {left} is left"
+                f"{', '.join(lacking)} {verb} {minimum} training environments, but only {left} would be left"
             )
     applicable = (each for each, least in zip(algorithms, needed, strict=True) if least <= left)
     return tuple(applicable), tuple(reasons)

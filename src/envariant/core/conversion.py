@@ -89,7 +89,9 @@ def warn_of_look_alikes(labels: Iterable[str], what: str) -> None:
         EnvariantWarning: One warning per group of such labels, for at most `MOST_GROUPS` groups.
     """
     for sentence in look_alikes(dict.fromkeys(labels))[:MOST_GROUPS]:
-        text = f"{what}: {sentence}, and count as different; if they mean the same, write them alike"
+        text = (
+            f"{what}: {sentence}, and are treated as different; if they mean the same, spell them identically"
+        )
         warnings.warn(text, EnvariantWarning, stacklevel=4)
 
 
@@ -272,7 +274,9 @@ def column_of_table(table: Any, name: str, label: str) -> Any:
         EnvariantError: If the table has no column of that name.
     """
     if not hasattr(table, "column_names") and not hasattr(table, "keys"):
-        raise EnvariantError(f"{label}: must have columns, as a data frame has; got {shown(table)}")
+        raise EnvariantError(
+            f"{label}: must be a table with named columns, such as a data frame; got {shown(table)}"
+        )
     known = [str(key) for key in getattr(table, "column_names", None) or table.keys()]
     if name not in known:
         raise unknown_name("column", name, known, where=label)

@@ -116,7 +116,7 @@ class DatasetStore(InputStore):
                     value = value if self.convert is None else self.convert(value)
                 value = tensor_of(value, f"dataset: item {number}")
                 if value.shape != self.shape:
-                    shapes = f"{tuple(value.shape)}, at first {tuple(self.shape)}"
+                    shapes = f"{tuple(value.shape)}, but the first item has {tuple(self.shape)}"
                     raise EnvariantError(f"dataset: item {number} has shape {shapes}")
                 row.copy_(value)
                 if not bool(torch.isfinite(row).all()):
@@ -160,7 +160,7 @@ def read_items(
             large = has_length and row.numel() * row.element_size() * length > _share_of_memory()
             _require_memory(row, min(length, image_rows.READ_TWICE) if large else length, where)
         if row.shape != first.shape:
-            shapes = f"{tuple(row.shape)}, those before it {tuple(first.shape)}"
+            shapes = f"{tuple(row.shape)}, but earlier items have {tuple(first.shape)}"
             raise EnvariantError(f"{where}: item {count - 1} has shape {shapes}")
         if not large or count <= image_rows.READ_TWICE:
             inputs.append(row)

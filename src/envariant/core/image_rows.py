@@ -136,8 +136,8 @@ def check_repeatable(
     if relabeled or (changed and warn_of_inputs):
         which = f" ({listed(sorted(names))})" if names else ""
         _warn(
-            f"{where}: its transforms are random{which}, but every row is read only once; leave them out, "
-            f"and train with the option augmentation, such as affine(rotation=15)"
+            f"{where}: its transforms are random{which}, but every row is read only once; remove them, and "
+            f"set the training option 'augmentation' instead, for example to affine(rotation=15)"
         )
     return changed
 

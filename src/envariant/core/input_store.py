@@ -308,8 +308,8 @@ def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
     for name, store in stores.items():
         if store.shape != first.shape:
             raise EnvariantError(
-                f"{label}: environment '{name}' has inputs of shape {tuple(store.shape)}, '{first_name}' has "
-                f"{tuple(first.shape)}"
+                f"{label}: environment '{name}' has inputs of shape {tuple(store.shape)}, but "
+                f"'{first_name}' has {tuple(first.shape)}"
             )
         if store.encoding != first.encoding:
             raise EnvariantError(

@@ -152,8 +152,8 @@ class Quantile(Loss):
     name: ClassVar[str] = "quantile"
     for_classes: ClassVar[bool] = False
     note: ClassVar[str] = (
-        "loss quantile: the score is the squared error, which a quantile does not minimize; compare runs by "
-        "their loss"
+        "loss quantile: the score is still the squared error, which this loss does not minimize; compare "
+        "runs by their loss"
     )
     level: Annotated[float, Field(gt=0, lt=1)] = 0.5
 

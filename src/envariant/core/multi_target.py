@@ -59,7 +59,8 @@ class MultiLabel(Task):
 
     def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         raise EnvariantError(
-            "multi-label: a row has several predicted labels; use an algorithm without clove"
+            "'clove' needs one predicted class per row, but a multi-label task predicts several labels; use "
+            "an algorithm without clove"
         )
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -112,7 +113,8 @@ class MultiOutputRegression(Task):
 
     def confidence(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         raise EnvariantError(
-            "multi-output regression: a prediction has no confidence; use an algorithm without clove"
+            "'clove' needs class probabilities, which multi-output regression does not produce; use an "
+            "algorithm without clove"
         )
 
     def scores(self, logits: Tensor, targets: Tensor) -> Tensor:

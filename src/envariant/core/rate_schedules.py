@@ -53,7 +53,7 @@ class Cosine(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not in_order(self.warmup, self.until):
-            raise EnvariantError(f"cosine: until must exceed warmup; got {self.until} and {self.warmup}")
+            raise EnvariantError(f"cosine: 'until' must exceed 'warmup'; got {self.until} and {self.warmup}")
         if not 0 <= self.start <= 1:
             raise EnvariantError(f"cosine: start must be in [0, 1], got {self.start:g}")
         if self.offset not in (0, 1):

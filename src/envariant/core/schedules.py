@@ -93,8 +93,8 @@ class Stages(Schedule):
         rising = all(numbers == sorted(set(numbers)) for numbers in (absolute, relative))
         if len(self.at) != len(self.values) - 1 or not rising:
             raise EnvariantError(
-                f"stages: at must hold increasing step numbers, one fewer than there are values; "
-                f"got {len(self.values)} values and at={specs.format_value(self.at)}"
+                f"stages: 'at' must contain increasing step numbers, one fewer than there are values; got "
+                f"{len(self.values)} values and at={specs.format_value(self.at)}"
             )
 
     def __call__(self, step: int) -> float:
@@ -137,7 +137,7 @@ class Linear(Schedule):
         for key in ("after", "warmup"):
             if not in_order(getattr(self, key), self.until):
                 raise EnvariantError(
-                    f"linear: until must exceed {key}; got {self.until} and {getattr(self, key)}"
+                    f"linear: 'until' must exceed '{key}'; got {self.until} and {getattr(self, key)}"
                 )
 
     def __call__(self, step: int) -> float:

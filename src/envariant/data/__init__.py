@@ -137,7 +137,9 @@ def source(text: str, *, folder: Path | None = None) -> EnvironmentSource:
     is_spec_source = issubclass(plugin, SpecSource)
     built = plugin.from_spec(spec, folder) if is_spec_source else plugin(**specs.fill(plugin, spec))
     if specs.parse(built.name).name.partition(":")[0] != name:
-        raise EnvariantError(f"data set '{name}': its name must begin with '{name}'; got '{built.name}'")
+        raise EnvariantError(
+            f"data set '{name}': the name of its source must begin with '{name}'; got '{built.name}'"
+        )
     return built
 
 

@@ -37,7 +37,9 @@ class ClassWeighting(DerivedSource):
         sample = self.source.sample(seed)
         task, roles = sample.task, sample.roles(self.test)
         if task.chance is None or task.target_shape:
-            raise EnvariantError(f"class_weights: need classes, but the task is {task.name}")
+            raise EnvariantError(
+                f"class_weights: requires a binary or multiclass task, but the task is {task.name}"
+            )
         count = max(2, task.outputs)
         classes = sample.classes or tuple(map(str, range(count)))
         training = [each for each in sample.environments if roles[each.name] == "train"]

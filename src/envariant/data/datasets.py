@@ -73,8 +73,8 @@ def from_dataset(
         warnings.warn(message, EnvariantWarning, stacklevel=2)
     if size is not None and not pictures.converted:
         raise EnvariantError(
-            f"{label}: size resizes Pillow images, but the items hold arrays; leave size out, or "
-            f"resize them in the dataset's transform"
+            f"{label}: the option 'size' resizes Pillow images, but the items hold arrays; remove it, or "
+            f"resize the arrays in the dataset's transform"
         )
     scale = (MEAN, DEVIATION) if normalize and pictures.converted else (None, None)
     given: Any = labels[1] if labeled else environment

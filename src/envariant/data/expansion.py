@@ -74,7 +74,8 @@ def check_size(path: Path, length: int, size: int) -> None:
     free = memory()
     if length > max(_SMALL, _LARGEST_RATIO * size):
         raise EnvariantError(
-            f"{path}: expands to more than {_LARGEST_RATIO} times its size; if you trust it, decompress it"
+            f"{path}: expands to more than {_LARGEST_RATIO} times its size; if you trust it, decompress it "
+            f"first"
         )
     if free is not None and length > free:
         raise EnvariantError(

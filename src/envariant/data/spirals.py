@@ -81,6 +81,8 @@ class Spirals(SpecSource):
             steps=600,
             learning_rate=1e-2,
             batch_size=256,
-            source="the README of the authors' program, without its weight decay of 1e-3 and its cut of the "
-            "learning rate",
+            source=(
+                "the README of the authors' program, without its weight decay of 1e-3 and its reduction of "
+                "the learning rate"
+            ),
         )

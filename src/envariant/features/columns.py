@@ -49,12 +49,17 @@ def embedded(
     available = {column.name: column for column in (*table.columns, *table.texts) if column.type.categorical}
     selected = tuple(names) or tuple(column.name for column in table.texts)
     if not selected:
-        raise EnvariantError("features: the table has no column of free text; name the columns as text")
+        raise EnvariantError(
+            "features: no column of the table is free text; set the option 'text' to the names of the "
+            "columns to encode"
+        )
     if unknown := [name for name in selected if name not in available]:
         raise unknown_name("text column", unknown[0], available, where="features")
     if left := [column.name for column in table.texts if column.name not in selected]:
         warnings.warn(
-            f"features: free text that is not used: {', '.join(left)}", EnvariantWarning, stacklevel=3
+            f"features: columns of free text that are not used: {', '.join(left)}",
+            EnvariantWarning,
+            stacklevel=3,
         )
     columns = tuple(column for column in table.columns if column.name not in selected)
     log: list[LogEntry] = []

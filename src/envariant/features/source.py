@@ -110,13 +110,15 @@ class Features(SpecSource):
         object.__setattr__(self, "text", tuple(map(str, several(self.text, "features: text"))))
         specs.validate(self, self.base, only=("dtype", "standardize", "executor"))
         if self.address is not None and self.executor != "ray":
-            raise EnvariantError("features: address needs executor='ray'; leave it out, or set both")
+            raise EnvariantError(
+                "features: the option 'address' requires executor='ray'; set executor, or remove address"
+            )
         if self.test is not None:
             object.__setattr__(self, "test", tuple(map(str, several(self.test, "features: test"))))
         if self.components is not None and not self.standardize:
             raise EnvariantError(
-                "features: components can only be computed from standardized features; set standardize=True, "
-                "or leave out components"
+                "features: the option 'components' requires standardized features; set standardize=True, or "
+                "remove components"
             )
         for key in ("size", "components", "batch_size"):
             value = 1 if getattr(self, key) is None else getattr(self, key)
@@ -137,15 +139,21 @@ class Features(SpecSource):
             if f.name in ("size", "dtype", "standardize", "components") and getattr(self, f.name) != f.default
         ]
         if is_table and ignored:
-            raise EnvariantError(f"features: {ignored[0]} has no effect on texts in a table; leave it out")
+            raise EnvariantError(
+                f"features: the option '{ignored[0]}' has no effect on texts in a table; remove it"
+            )
         if self.text and not is_table:
-            raise EnvariantError("features: text names columns of a table; leave it out for images")
+            raise EnvariantError(
+                "features: the option 'text' refers to columns of a table; remove it for images"
+            )
 
     @classmethod
     def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> "Features":
         if len(spec.positional) != 2:
             example = "features(image-folders('photos'), 'timm(resnet18, pretrained=true)')"
-            raise EnvariantError(f"features: needs a source and a backbone first, as in {example}")
+            raise EnvariantError(
+                f"features: the first two arguments must be a source and a backbone, as in {example}"
+            )
         given = dict(spec.keywords)
         for key in given.keys() & {"text", "test"}:
             given[key] = tuple(map(str, several(given[key], f"features: {key}")))
@@ -264,7 +272,9 @@ class Features(SpecSource):
             EnvariantError: If the source is a table.
         """
         if self._table is not None:
-            raise EnvariantError("features: a table has no image model; use SavedModel.of with table_source")
+            raise EnvariantError(
+                "features: the features of a table have no image model; use SavedModel.of with table_source"
+            )
         own, source = self._extracted(0), cast("Features", self.with_test_environments(test_environments))
         standardization = Standardized(source._standardized(0)[1])
         return nn.Sequential(
@@ -306,7 +316,10 @@ class Features(SpecSource):
         rgb = getattr(self.backbone, "rgb", False)
         shape = list(sample.input_shape)
         if self.size is not None and len(shape) != 3:
-            raise EnvariantError(f"features: size needs images, channels first; got inputs of shape {shape}")
+            raise EnvariantError(
+                f"features: the option 'size' requires channels-first images [channels, height, width]; got "
+                f"inputs of shape {shape}"
+            )
         shape = [3 if rgb and shape[0] == 1 else shape[0], *([self.size] * 2 if self.size else shape[1:])]
         if (known := ("backbone", *self._key, *shape)) not in self._samples:
             self._samples[known] = extractor(self.backbone, shape)

@@ -76,8 +76,9 @@ class ImageEncoder:
             backbone = cast("Any", backbone_of(str(self.backbone)))
         except EnvariantError:
             raise EnvariantError(
-                f"features: the network {self.backbone} is not saved with the model; to predict, give its "
-                f"features as columns '{feature_name(IMAGE, 0)}' and so on, instead of '{IMAGE}'"
+                f"features: the network {self.backbone} is not saved with the model; to predict, replace "
+                f"the column '{IMAGE}' by the features of the network, in columns "
+                f"'{feature_name(IMAGE, 0)}' and so on"
             ) from None
         side = self.size or self.image_size
         network = extractor(backbone, (3, side, side))
@@ -116,8 +117,8 @@ def image_table(features: Features) -> Table:
     """
     if features.components is not None:
         raise EnvariantError(
-            "compare: components depend on the test environments, which change in a comparison; leave "
-            "components out"
+            "compare: the option 'components' depends on the test environments, which change in a "
+            "comparison; remove it"
         )
     sample, source = replace(features, standardize=False).sample(0), features.source
     parts = [environment.inputs.numpy() for environment in sample.environments]
@@ -137,7 +138,7 @@ def image_table(features: Features) -> Table:
         if isinstance(features.backbone, torch.nn.Module):
             warnings.warn(
                 f"features: the network {name_of(features.backbone)} is not saved with the model; to "
-                f"predict, give its features as columns '{feature_name(IMAGE, 0)}' and so on",
+                f"predict, give the features of the network as columns '{feature_name(IMAGE, 0)}' and so on",
                 EnvariantWarning,
                 stacklevel=3,
             )

@@ -83,6 +83,6 @@ def weights(packaged: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> d
     pairs = list(zip(names, values[:-2], strict=False))
     if len(names) != len(values) - 2 or any(expected[n].shape != value.shape for n, value in pairs):
         raise EnvariantError(
-            "efficientnet-lite0: the packaged weights do not fit timm's network; update both packages"
+            "efficientnet-lite0: the packaged weights do not match timm's network; update both packages"
         )
     return {**expected, **dict(pairs)}

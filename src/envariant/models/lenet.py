@@ -25,8 +25,8 @@ class LeNet(ModelConfig):
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
         if len(input_shape) != 3 or input_shape[1] != input_shape[2] or input_shape[1] < 12:
             raise EnvariantError(
-                f"lenet: needs square images of at least 12×12, channels first; "
-                f"got inputs of shape {tuple(input_shape)} (mlp accepts any shape)"
+                f"lenet: requires square, channels-first images [channels, height, width] of at least 12×12 "
+                f"pixels; got inputs of shape {tuple(input_shape)} (mlp accepts any shape)"
             )
         left = (input_shape[1] // 2 - 4) // 2
         featurizer = nn.Sequential(

@@ -68,7 +68,8 @@ class MNISTCNN(ModelConfig):
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
         if len(input_shape) != 3:
             raise EnvariantError(
-                f"mnist-cnn: needs images, channels first; got inputs of shape {tuple(input_shape)}"
+                f"mnist-cnn: requires channels-first images [channels, height, width]; got inputs of shape "
+                f"{tuple(input_shape)}"
             )
         layers: list[nn.Module] = []
         channels = input_shape[0]

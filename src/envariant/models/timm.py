@@ -36,7 +36,8 @@ class Timm(ModelConfig):
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
         if len(input_shape) != 3:
             raise EnvariantError(
-                f"timm: needs images, channels first; got inputs of shape {tuple(input_shape)}"
+                f"timm: requires channels-first images [channels, height, width]; got inputs of shape "
+                f"{tuple(input_shape)}"
             )
         backbone = self._backbone(_timm(), input_shape)
         try:
@@ -80,6 +81,6 @@ def _timm() -> Any:
     except (RuntimeError, OSError) as error:
         # Raised by a torchvision built for another version of PyTorch.
         raise EnvariantError(
-            f"timm: cannot be imported ({first_line(error)}); torchvision must fit torch: "
-            f"pip install --upgrade torch torchvision 'envariant[vision]'"
+            f"timm: cannot be imported ({first_line(error)}); torchvision must match torch: pip install "
+            f"--upgrade torch torchvision 'envariant[vision]'"
         ) from None

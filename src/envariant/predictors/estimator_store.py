@@ -145,7 +145,7 @@ def _check_trees(part: Any) -> None:
         )
         _check_nodes(left, right, np.where(left < 0, 0, feature), left < 0, inputs)
         if tree.n_features != inputs:
-            raise ValueError("a tree does not fit the inputs")
+            raise ValueError("a tree does not match the inputs")
     for trees in getattr(part, "_predictors", ()):
         for each in trees:
             nodes, is_leaf = each.nodes, each.nodes["is_leaf"].astype(bool)
@@ -165,4 +165,4 @@ def _check_nodes(
         if not (is_leaf | ((child > index) & (child < len(left)))).all():
             raise ValueError("the nodes of a tree must lead to leaves")
     if not len(left) or not ((feature >= 0) & (feature < inputs)).all():
-        raise ValueError("a tree does not fit the inputs")
+        raise ValueError("a tree does not match the inputs")

@@ -101,7 +101,7 @@ class FittedLinear(FittedPredictor):
             why = (
                 "is unstable" if len(self.weight) <= MOST_TESTED else "was tested, because there are too many"
             )
-            return f"none of {len(self.weight)} inputs {why}, so this is the linear model"
+            return f"none of {len(self.weight)} inputs {why}, so this model equals the linear model"
         return f"left out as unstable: {', '.join(names[k] for k in self.left_out)}"
 
     def module(self) -> nn.Module:

@@ -131,7 +131,7 @@ class FittedTrees(FittedPredictor):
         roots = numbers_of(tensors, "roots", (trees,), whole)
         fits = trees > 0 and trees % outputs == 0 and bool((roots.diff() > 0).all())
         if not fits or bool(((feature < 0) | (feature >= width)).any()):
-            raise ValueError("the trees do not fit the inputs or the classes")
+            raise ValueError("the trees do not match the inputs or the classes")
         index = torch.arange(nodes)
         is_leaf = (left == index) & (right == index)
         grows = (left > index) & (right > index) & (left < nodes) & (right < nodes)

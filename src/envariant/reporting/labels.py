@@ -49,7 +49,10 @@ def verdict(result: TrainingResult) -> str:
     scores = f"{mean:.3f} {metric} in training"
     if record.unpredictable and not tests:
         name, share = next(iter(record.unpredictable.items()))
-        return f"{scores}; no verdict: {share:.0%} of the rows in {name} have classes that were not trained."
+        return (
+            f"{scores}; no verdict: {share:.0%} of the rows in {name} have classes that no training "
+            f"environment has."
+        )
     if not tests:
         return f"{scores}; there is no test environment."
     name = (min if record.higher_is_better else max)(tests, key=lambda key: tests[key].mean)

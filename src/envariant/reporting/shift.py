@@ -58,9 +58,9 @@ def drift_table(drift: Drift) -> TextTable:
         "distance: between new rows and all training rows, from 0 to 1 (Kolmogorov–Smirnov for numbers, "
         "total variation for categories). between training: largest distance of a training environment from "
         "the others.",
-        f"further: p < {drifts.LEVEL:g}, distance ≥ {drifts.NOTABLE:g}, and larger than between training "
-        f"environments. Columns are compared one by one; changes of their joint distribution or of the "
-        f"target are not detected.",
+        f"further: p < {drifts.LEVEL:g}, distance ≥ {drifts.NOTABLE:g}, and a larger distance than between "
+        f"training environments. Columns are compared one by one; changes of their joint distribution or of "
+        f"the target are not detected.",
     ]
     if any(c.kind.endswith(("feature", "features")) for c in drift.columns):
         notes.append("A column of texts or images is compared by the mean distance of its features.")

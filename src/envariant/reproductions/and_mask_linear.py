@@ -145,8 +145,8 @@ def linear(runner: Runner) -> Iterator[Finding]:
     yield from _claims(found, names, recorded)
     yield (
         "Each recorded row comes from one random start, whose seed is unknown, so recorded and computed "
-        "weights differ by what training leaves of the start. The program's table has no row for the last "
-        "two environments."
+        "weights differ by the part of the starting weights that training does not remove. The program's "
+        "table has no row for the last two environments."
     )
 
 

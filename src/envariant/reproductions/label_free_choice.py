@@ -354,10 +354,11 @@ def choice(runner: Runner) -> Iterator[Finding]:
     )
     rejected = sum("all" in each.remark for each in by_invariance.values())
     yield (
-        f"The test has {SHARE:.0%} of the training rows, which are used for no training. In {rejected} of "
-        f"{len(by_invariance)} replicas, all candidates were rejected, and the largest p-value decided. The "
-        "settings of the candidates are from lists of released code, whose middle values suit Colored MNIST; "
-        "their authors had seen the test environment. The choice within the lists uses no test label."
+        f"The invariance test uses {SHARE:.0%} of the training rows, on which no model is trained. In "
+        f"{rejected} of {len(by_invariance)} replicas, all candidates were rejected, and the one with the "
+        f"largest p-value was selected. The settings of the candidates are from lists in released code, "
+        f"whose middle values suit Colored MNIST; their authors had seen the test environment. The choice "
+        f"within the lists uses no test label."
     )
 
 

@@ -230,8 +230,8 @@ def irm_base(runner: Runner) -> Iterator[Finding]:
         f"{signed(slope)} per 100 steps from step {2 * SWITCH}, where it is {start}, to step {steps}",
     )
     yield (
-        "With this coefficient it converges. With a smaller one it decreases: see the section on stall and "
-        "decay."
+        "With this coefficient, test accuracy converges. With a smaller one, it decreases: see the section "
+        "on stall and decay."
     )
     yield from _diagnosed(long)
 

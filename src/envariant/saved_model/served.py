@@ -23,7 +23,7 @@ from envariant.saved_model.serving import Serving, minus_log_probabilities
 
 WITHOUT_SERVING = (
     "calibrated probabilities, prediction sets and estimated accuracy, because the model was saved without "
-    "predictions in held-out environments (models of compare have them)"
+    "predictions in held-out environments (models saved by compare have them)"
 )
 """Reason for absent results of a model that was not saved by a comparison."""
 
@@ -89,7 +89,7 @@ class Served(Displayed):
             lines.append(self._sets_line())
         if "unlike" in self.table and rows:
             lines.append(
-                f"{self.n_unlike} of {rows} rows unlike the training environments "
+                f"{self.n_unlike} of {rows} rows are unlike the training environments "
                 f"({_percent(self.n_unlike / rows)}; {_percent(self.unlike_level)} expected)"
             )
         lines.append(self.drift.verdict)
@@ -108,11 +108,11 @@ class Served(Displayed):
         else:
             line = f"{level} prediction intervals"
         if not self.coverage:
-            return f"{line}; for rows like the labeled ones"
+            return f"{line}; valid for rows like the labeled ones"
         worst = min(self.coverage, key=lambda name: self.coverage[name])
         return (
             f"{line}; coverage in held-out environments: {np.mean(list(self.coverage.values())):.2f} on "
-            f"average, {self.coverage[worst]:.2f} at least ({worst})"
+            f"average, lowest {self.coverage[worst]:.2f} ({worst})"
         )
 
     def to_dict(self) -> dict[str, Any]:

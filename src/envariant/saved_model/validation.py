@@ -92,10 +92,10 @@ def check_columns(encoder: Encoder, reference: Sequence[Sketch], environments: S
         if (sketch.name, sketch.kind, sketch.categorical, sketch.ordered) != (
             column.name, column.kind, kind.categorical, kind.ordered,
         ):  # fmt: skip
-            raise ValueError(f"the reference of {where} does not fit")
+            raise ValueError(f"the reference of {where} does not match the model")
         for counts in (sketch.counts, sketch.alone):
             if counts.shape != (len(environments), sketch.bins) or counts.dtype != np.int64:
-                raise ValueError(f"the reference of {where} does not fit")
+                raise ValueError(f"the reference of {where} does not match the model")
         if not (
             (sketch.alone >= 0) & (sketch.alone <= sketch.counts) & (sketch.counts < _LARGEST_COUNT)
         ).all():
@@ -162,7 +162,7 @@ def check_density(density: InputDensity | None, width: int) -> None:
         or not 1 <= len(distances) <= MOST_DISTANCES
         or (np.diff(distances) < 0).any()
     ):
-        raise ValueError("density: its arrays do not fit the inputs")
+        raise ValueError("density: its arrays do not match the inputs")
 
 
 def check_serving(serving: Serving | None, task: str) -> None:
@@ -195,7 +195,7 @@ def check_serving(serving: Serving | None, task: str) -> None:
         or (scores < 0).any()
         or (np.diff(scores, axis=1) < 0).any()
     ):
-        raise ValueError("serving: its scores do not fit")
+        raise ValueError("serving: its scores do not match the model")
 
 
 def check_adaptation(adaptation: Adaptation | None, task: str, n_classes: int) -> None:

@@ -55,7 +55,7 @@ def train_runs(
     if executor not in ("local", "ray"):
         raise EnvariantError(f"executor must be 'local' or 'ray', got {executor!r}")
     if address is not None and executor != "ray":
-        raise EnvariantError("address needs executor='ray'; leave it out, or set both")
+        raise EnvariantError("the option 'address' requires executor='ray'; set executor, or remove address")
     if check_callbacks(callbacks) and executor == "ray":
         raise EnvariantError(
             "callbacks are called on this machine only; leave them out, or use executor='local'"

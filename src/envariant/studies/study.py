@@ -380,7 +380,8 @@ def stored_study(store: Store) -> Study:
     declared, objects = store.declaration(), store.parse(store.fact("objects") or "[]", list)
     if objects:
         raise EnvariantError(
-            f"{store.folder}: the study has objects ({listed(objects)}), which are not stored; pass the Study"
+            f"{store.folder}: the study contains Python objects ({listed(objects)}), which are not stored; "
+            f"pass the Study"
         )
     return of(declared, str(store.path))
 

@@ -73,8 +73,8 @@ class SearchSpace:
                 raise unknown_name("hyperparameter", name, known, where=f"study: ranges of {self.label}")
             if any((h.part, h.field) in _fixed(self.algorithm) for h in settable):
                 raise EnvariantError(
-                    f"study: ranges of {self.label}: {name} already has a fixed value in the name; remove "
-                    f"the value or the range"
+                    f"study: ranges of {self.label}: {name} already has a fixed value in the algorithm's "
+                    f"name; remove the value or the range"
                 )
             with _located(True, f"{self.label}: {name}"):
                 ranges[name] = search_range(value)

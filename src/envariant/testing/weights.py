@@ -58,7 +58,7 @@ def check_weight_decay(algorithm: Algorithm, problem: Problem) -> None:
     require(
         not idle,
         f"{algorithm.name}: the gradients of {', '.join(idle)} are always 0, but weight decay would change "
-        f"these parameters; freeze them by requires_grad_(False)",
+        f"these parameters; freeze them with requires_grad_(False)",
     )
     if isinstance(algorithm, Composition):
         first, second = (problem.step(replace(algorithm, l2=l2))[0] for l2 in (0.0, 0.1))

@@ -43,4 +43,4 @@ def stop_rule(requested: object) -> Patience | None:
         return requested
     if isinstance(requested, str):
         return specs.build("stop_early", requested, {Patience.name: Patience})
-    raise EnvariantError(f"stop_early must be a text such as patience(10); got {shown(requested)}")
+    raise EnvariantError(f"stop_early must be a string such as patience(10); got {shown(requested)}")

@@ -181,7 +181,7 @@ def _nothing_to_gain(alike: int, replicas: int, steps: int) -> str | None:
     if alike == 1:
         return "there is one replica" if replicas == 1 else "no two replicas have the same structure"
     if alike * steps < _FEW_STEPS:
-        return f"{alike} × {steps} steps are too few to gain from stacking"
+        return f"{alike} replicas of {steps} steps are too few to gain from stacking"
     return None
 
 
@@ -213,7 +213,7 @@ def _stack(
             return Execution("sequential", 1, f"a stack does not fit in {budget / 1e9:.3g} GB")
         raise EnvariantError(
             f"memory: {fewest} replicas need about {holes * needed.of(fewest) / 1e9:.3g} GB, but only "
-            f"{budget / 1e9:.3g} GB are allowed; raise memory, or set execution to sequential"
+            f"{budget / 1e9:.3g} GB are allowed; raise the option 'memory', or set execution to sequential"
         )
     if isinstance(request, Stacked) and request.group is not None:
         most = min(fit, request.group)
@@ -230,7 +230,9 @@ def _stack(
 
 def _not_stackable(request: ExecutionRequest, reason: str) -> Execution:
     if isinstance(request, Stacked):
-        raise EnvariantError(f"execution: these replicas cannot be stacked ({reason}); use sequential")
+        raise EnvariantError(
+            f"execution: these replicas cannot be stacked ({reason}); set execution to sequential"
+        )
     return Execution("sequential", 1, reason)
 
 

@@ -45,6 +45,6 @@ def check_own_updates(name: str, requested: RunSpec) -> None:
     if any(given.values()):
         out = list(dict.fromkeys(["optimizer", "weight_decay", *(key for key in given if given[key])]))
         raise EnvariantError(
-            f"{name}: has a built-in optimizer, which uses the run's learning rate; leave "
-            f"{', '.join(out[:-1])} and {out[-1]} out"
+            f"{name}: has a built-in optimizer, which uses the run's learning rate; remove "
+            f"{', '.join(out[:-1])} and {out[-1]}"
         )

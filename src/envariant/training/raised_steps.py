@@ -32,8 +32,9 @@ def check_raised_steps(requested: RunSpec, source: EnvironmentSource, before: in
     if differing := differences(*runs):
         name, first, second = differing[0]
         raise EnvariantError(
-            f"steps: a run of {before} steps cannot be continued to {now}, because {name} depends on their "
-            f"number ({first} becomes {second}); choose another folder to start over, or give step numbers"
+            f"steps: a run of {before} steps cannot be continued to {now}, because {name} depends on the "
+            f"number of steps ({first} becomes {second}); give it in step numbers, or choose another folder "
+            f"to start over"
         )
 
 

@@ -123,7 +123,7 @@ class TrainingResult(Displayed):
     def kept_steps(self) -> str:
         """Description of the steps from which weights were taken; "" if all are from the last step."""
         chosen = {k: c.step for k, c in sorted(self.checkpoints.items()) if c.step != (c.trained or c.step)}
-        return named(f"{k}: of step {step}" for k, step in chosen.items())
+        return named(f"{k} from step {step}" for k, step in chosen.items())
 
     @property
     def finished(self) -> tuple[int, ...]:
@@ -198,8 +198,8 @@ class TrainingResult(Displayed):
         if step not in self.kept and not last:
             steps = sorted({*self.kept, *(state.step for state in self.checkpoints.values())})
             raise EnvariantError(
-                f"step {step}: its weights were not kept; those of steps {listed(steps)} were (the "
-                f"option keep, for example every(100), keeps more)"
+                f"step {step}: its weights were not kept; weights are available for steps {listed(steps)}. "
+                f"To keep more, set the option 'keep', for example to every(100)"
             )
         states = {
             k: replace(state, trained=self.checkpoints[k].trained, stopped=self.checkpoints[k].stopped)

@@ -144,8 +144,8 @@ def run(
     if isinstance(first.algorithm.trained, Predictor):
         if sample.task.target_shape:
             raise EnvariantError(
-                f"{first.algorithm.name}: predicts one target per row, and the task is {sample.task.name};"
-                f" use an algorithm that trains a network, such as erm"
+                f"{first.algorithm.name}: predicts one target per row, but the task is {sample.task.name}; "
+                f"use an algorithm that trains a network, such as erm"
             )
         record = _record(members, first, sample, SEQUENTIAL, None)
         resume = () if resumption is None else resumption.begin(record)
@@ -353,14 +353,16 @@ def _averaging_remarks(resolved: ResolvedRun, net: Network, replicas: int) -> li
     start = getattr(config.average, "start", 0)
     if start > config.steps:
         remarks.append(
-            f"average: {config.average} begins only after this run of {config.steps} steps has ended, so the "
-            f"model predicts with the current weights; lower start, or give a share, such as start=50%"
+            f"average: {config.average} begins only after this run of {config.steps} steps has ended, so "
+            f"the model predicts with the current weights; lower 'start', or set it to a share of the run, "
+            f"such as start=50%"
         )
     evaluations = math.ceil(config.steps / config.evaluate_every)
     if config.stop_early is not None and config.stop_early.evaluations >= evaluations:
         remarks.append(
-            f"stop_early: {config.stop_early} cannot shorten this run, which is evaluated {evaluations} "
-            f"times after step 0; evaluate it more often (evaluate_every), or give a smaller number"
+            f"stop_early: {config.stop_early} cannot shorten this run, which is evaluated only "
+            f"{evaluations} times after step 0; evaluate it more often (evaluate_every), or reduce the "
+            f"patience"
         )
     has_order = config.batch_size is not None or config.augmentation is not None
     if (

@@ -100,8 +100,8 @@ class RunSpec(BaseModel, Displayed):
     loss: Any = _option(
         None,
         "Loss of each row: cross-entropy, focal(gamma=2) or label-smoothing(0.1) for classes; mse, "
-        "huber(delta=1), quantile(0.9) or poisson for numbers; by default that of the data's task; in Python "
-        "also a function of logits and targets, or a Task.",
+        "huber(delta=1), quantile(0.9) or poisson for numbers; by default, the loss of the data's task; in "
+        "Python also a function of logits and targets, or a Task.",
     )
     steps: Whole | None = _option(
         None,
@@ -157,7 +157,11 @@ class RunSpec(BaseModel, Displayed):
         "large enough, else float32. tf32 needs CUDA.",
     )
     test_environments: tuple[str, ...] | None = _option(
-        None, "Names of the test environments, which are not used for training; by default those of the data."
+        None,
+        (
+            "Names of the test environments, which are not used for training; by default, the test "
+            "environments of the data."
+        ),
     )
     holdout_fraction: Number = _option(
         0.0,
@@ -167,9 +171,9 @@ class RunSpec(BaseModel, Displayed):
     )
     average: Any = _option(
         None,
-        "Average of the weights, which is evaluated, predicted with and saved: ema(0.99), ma(start=100), "
-        '"swa(start=75%)" or swad, with any algorithm; none for the trained weights; by default the '
-        "average of the algorithm, if it has one (erm++); in Python also an Averaging.",
+        "Average of the weights that is used for evaluation, prediction and saving: ema(0.99), "
+        'ma(start=100), "swa(start=75%)" or swad, with any algorithm; none for the trained weights; by '
+        "default, the average of the algorithm, if it has one (erm++); in Python also an Averaging.",
     )
     keep: Any = _option(
         "last",

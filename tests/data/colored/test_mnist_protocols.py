@@ -391,8 +391,8 @@ def test_domainbed_has_its_own_defaults():
         ((), {"label_noise": 1.2}, "label_noise must lie in [0, 1]; got 1.2"),
         ((), {"train_flips": (0.1, -0.2)}, "train_flips must lie in [0, 1]; got -0.2"),
         ((), {"test_flips": (0.9, 0.9)}, "test_flips must differ from one another; got (0.9, 0.9)"),
-        (("thirds",), {"gray_test": True}, "gray_test is available in protocol 'irm' only"),
-        (("irm",), {"logged_tests": True}, "logged_tests is available in protocol 'eqrm' only"),
+        (("thirds",), {"gray_test": True}, "the option gray_test is available only in protocol 'irm'"),
+        (("irm",), {"logged_tests": True}, "the option logged_tests is available only in protocol 'eqrm'"),
         (
             (),
             {"gray": True, "gray_test": True},

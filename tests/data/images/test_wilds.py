@@ -71,8 +71,8 @@ def test_the_preprocessing_log_lists_missing_classes(root):
     assert own(root).preprocessing_log() == [
         f"{root}: 3 environments, 2 classes, 4 images",
         "9: 2 images",
-        "10: 1 images; none of dog",
-        "11: 1 images; none of cat",
+        "10: 1 images; no images of dog",
+        "11: 1 images; no images of cat",
     ]
 
 

@@ -73,7 +73,7 @@ def test_all_columns_left_out_are_said_in_one_line():
     _, lines = said(frame(id=names, empty=None, same=3))
     assert lines == [
         "columns left out: 'id' (240 different texts in 240 rows: a name, not a category), 'empty' (it holds no "
-        "value), 'same' (it is the same in every row)"
+        "value), 'same' (its value is the same in every row)"
     ]
 
 
@@ -101,7 +101,7 @@ def test_look_alikes_are_said_and_count_as_different(role, first, second, how):
     assert set(names) == {first, second, "alive"}
     pair = " and ".join(f"'{name}'" for name in names if name != "alive")
     assert lines == [
-        f"'{role}': {pair} differ in {how} only, and count as different; if they mean the same, write them alike"
+        f"'{role}': {pair} differ in {how} only, and are treated as different; if they mean the same, spell them identically"
     ]
 
 
@@ -114,7 +114,7 @@ def test_texts_that_look_the_same_are_merged_and_said(role, first, second):
     table, lines = said(frame(**{role: values}))
     assert set(table.classes if role == "y" else table.environments) == {first, "alive"}
     assert lines == [
-        f"'{role}': '{first}' and '{second}' count as one: they differ only in blanks or invisible characters"
+        f"'{role}': '{first}' and '{second}' are treated as one: they differ only in blanks or invisible characters"
     ]
 
 

@@ -179,7 +179,7 @@ def test_the_name_of_a_table_reads_back_to_the_same_environments(usual, tmp_path
     held = data.source(stored.name).with_test_environments(["north"])
     assert held.sample(0).test == ("north",)
     assert held is stored.with_test_environments(["north"]), "encoded once"
-    with pytest.raises(EnvariantError, match="needs target=… and environment=…"):
+    with pytest.raises(EnvariantError, match="set target=… and environment=… to the names"):
         data.source(f'table("{tmp_path / "x.csv"}")')
     with pytest.raises(EnvariantError, match="unknown environment 'nroth'; did you mean 'north'"):
         stored.with_test_environments(["nroth"]).sample(0)
@@ -386,13 +386,13 @@ def test_environments_have_names_in_order(values, names, tmp_path):
 
 def test_environments_that_differ_in_case_only_are_distinct_and_logged():
     assert (
-        "'North' and 'north' differ in capitals only, and count as different; if they mean the same, write "
-        "them alike"
+        "'North' and 'north' differ in capitals only, and are treated as different; if they mean the same, spell "
+        "them identically"
     ) in preprocessing_log(sites(["North", "north", "x"] * 12), "site")
     table = sites(["a", "b"] * 30, ward=["ICU", "icu", "er"] * 20)
     assert (
         preprocessing_log(table, "ward")[1]
-        == "'ICU' and 'icu' differ in capitals only, and count as different"
+        == "'ICU' and 'icu' differ in capitals only, and are treated as different"
     )
 
 
@@ -401,7 +401,7 @@ def test_small_environments_are_pooled_or_left_out():
     assert table.environments == ("a", "b", "2 small ones")
     assert preprocessing_log(table, "site") == [
         "2 of 4 environments have fewer than 5 rows (c, d): pooled, 7 rows together",
-        "environment; 3 of them",
+        "environment column; 3 environments",
     ]
     assert np.bincount(table.environment.values).tolist() == [20, 20, 7]
     table = sites(["a"] * 20 + ["b"] * 20 + ["c"] * 3)
@@ -412,7 +412,7 @@ def test_small_environments_are_pooled_or_left_out():
     )
     with pytest.raises(
         EnvariantError,
-        match=r"has 1 environment\(s\) of at least 5 rows \(a\) and \d+ smaller; two are needed",
+        match=r"has 1 environment\(s\) of at least 5 rows \(a\) and \d+ smaller ones; at least two are needed",
     ):
         sites(["a"] * 20 + ["b"] * 4)
     with pytest.raises(EnvariantError, match=r"has 0 environment\(s\) of at least 50 rows \(none\)"):
@@ -449,7 +449,7 @@ def test_the_preprocessing_log_covers_every_column():
     assert len(table) == rows - 15
     told = {name: preprocessing_log(table, name) for name in given.columns}
     assert told["secret"] == ["left out, as requested"]
-    assert told["constant"] == ["left out: it is the same in every row"]
+    assert told["constant"] == ["left out: its value is the same in every row"]
     assert told["empty"] == told["gone"] == ["left out: it holds no value"]
     assert told["number"] == ["left out: it numbers the rows"], "in any order, though 15 rows are left out"
     assert told["name"] == ["left out: 385 different texts in 385 rows: a name, not a category"]
@@ -459,10 +459,10 @@ def test_the_preprocessing_log_covers_every_column():
     assert told["smoker"] == ["boolean, standardized"]
     assert told["seen"] == ["date, as days and as the season"]
     assert told["only"] == [
-        "number, standardized; not used if the test environment is north: it is constant in all others"
+        "number, standardized; not used if the test environment is north, because it is constant in all others"
     ]
     assert told["where"] == [
-        "number, standardized; not used if the test environment is north: it is constant in all others"
+        "number, standardized; not used if the test environment is north, because it is constant in all others"
     ]
     assert "missing: filled in and marked" in told["gaps"][0]
     assert told["y"][0].startswith("target; 10 of 400 rows without a value")
@@ -478,7 +478,7 @@ def test_the_preprocessing_log_covers_every_column():
 def test_two_environments_each_with_its_own_constant():
     table = sites(["a", "b"] * 30, beds=[100, 200] * 30)
     assert preprocessing_log(table, "beds") == [
-        "number, standardized; not used if the test environment is a or b: it is constant in all others"
+        "number, standardized; not used if the test environment is a or b, because it is constant in all others"
     ]
 
 

@@ -138,7 +138,9 @@ def test_dates_in_the_text_of_a_file_are_predicted_as_dates(tmp_path):
 
 
 def test_two_spellings_of_yes_are_one_class(tmp_path):
-    with pytest.warns(EnvariantWarning, match="'YES' and 'yes' differ in capitals only, and count as one"):
+    with pytest.warns(
+        EnvariantWarning, match="'YES' and 'yes' differ in capitals only, and are treated as one"
+    ):
         model, predictions = predicted(
             frame(of("yes", "no", "no").where(np.arange(ROWS) % 9 != 0, "YES")), tmp_path
         )

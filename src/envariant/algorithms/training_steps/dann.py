@@ -74,7 +74,9 @@ class DANN(TrainingStep):
         if self.conditional and context.task.name == "regression":
             raise EnvariantError("cdann: needs a classification task, but the task is regression")
         if self.conditional and context.task.target_shape:
-            raise EnvariantError(f"cdann: needs one target per row, but the task is {context.task.name}")
+            raise EnvariantError(
+                f"cdann: supports only one target per row, but the task is {context.task.name}"
+            )
         own = adam.part(params, _ADVERSARY, _EMBEDDING)
         model = adam.without(params, (_ADVERSARY, _EMBEDDING))
         return {"adversary": adam.moments(own), "model": adam.moments(model)}

@@ -60,7 +60,7 @@ def render(results: ComparisonResults, recommendation: Recommendation) -> str:
         Block("command", "envariant predict model new.csv"),
         Block("text", "To list all runs:"),
         Block("command", "envariant runs list ."),
-        Block("note", "Both commands are for the folder of this page."),
+        Block("note", "Run both commands in the folder of this page."),
     )
     own = [
         Section(s.anchor, s.title, s.render(), s.hint, s.anchor == Methods.anchor)

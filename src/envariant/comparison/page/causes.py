@@ -94,8 +94,9 @@ class Remedies(PageSection):
         remedies: tuple[Remedy, ...] = self.results.remedies
         curves = [each for each in remedies if each.curve][:_MOST_CURVES]
         caption = (
-            "Score on the other rows of the environment after an intercept, or intercept and slope, is "
-            "fitted to labeled rows. Bars: standard deviation over random choices of the labeled rows."
+            "Score after an intercept, or an intercept and a slope, is fitted to some labeled rows of the "
+            "environment, measured on its other rows. Bars: standard deviation over random choices of the "
+            "labeled rows."
         )
         figure = (Block.chart(_label_chart(curves), caption),) if curves else ()
         measured = any(math.isfinite(each.gain.mean) for each in remedies)

@@ -34,10 +34,13 @@ class Columns(PageSection):
         hidden = len(self.results.data.columns) - _MOST_ROWS
         more = f" Not drawn: {number_of(hidden, 'column')} with a more stable relation." if hidden > 0 else ""
         slopes = (
-            "Slope of each column in each environment, given the other columns; distant points mean that the "
-            f"relation differs. Thin lines: 95 % prediction interval of the next environment.{more}"
+            f"Slope of each column in each environment, given the other columns; distant points mean that "
+            f"the relation differs. Thin lines: 95 % prediction interval for the next environment.{more}"
         )
-        losses = "Loss of score if the column is shuffled among validation rows of training environments."
+        losses = (
+            "Amount by which the score worsens if the column is shuffled among validation rows of training "
+            "environments."
+        )
         rows, metric = self.rows(), self.results.metric.name
         methods = [method_name(name) for name in self._methods]
         return (
@@ -88,9 +91,9 @@ class Columns(PageSection):
             lines.append((column.column, column.kind, mean, following, *texts, p_value))
         note = (
             f"Slope: {_unit(self.results.data.columns)}, given the other columns. Mean: over environments "
-            "(random effects). Next environment: 95 % prediction interval. p: equal slopes in all "
-            "environments (score test, Holm-corrected). Varies: slopes differ significantly. Changes sign: "
-            "significantly positive in one environment and negative in another. Not measured: too few rows."
+            f"(random effects). Next environment: 95 % prediction interval. p: test of equal slopes in all "
+            f"environments (score test, Holm-corrected). Varies: slopes differ significantly. Changes sign: "
+            f"significantly positive in one environment and negative in another. Not measured: too few rows."
         )
         header = ("column", "relation", "mean", "next environment", "lowest slope", "highest slope", "p")
         return TextTable(header, tuple(lines), (note,))
@@ -108,10 +111,10 @@ class Columns(PageSection):
         kinds = ("shuffled, in-domain", "shuffled, out-of-domain", "replaced, out-of-domain")
         header = ("column", *(f"{method_name(m)}: {kind}" for m in self._methods for kind in kinds))
         note = (
-            f"Loss of {self.results.metric.name}. Shuffled: values permuted among validation rows of "
-            f"training environments (in-domain) or among rows of the test environment (out-of-domain). "
-            f"Replaced: values of the test environment replaced by values from training environments; "
-            f"negative if the environment's own values mislead the model."
+            f"Amount by which the score worsens ({self.results.metric.name}). Shuffled: values permuted "
+            f"among validation rows of training environments (in-domain) or among rows of the test "
+            f"environment (out-of-domain). Replaced: values of the test environment replaced by values from "
+            f"training environments; negative if the environment's own values mislead the model."
         )
         return TextTable(header, tuple(lines), (note,))
 

@@ -26,7 +26,8 @@ class OverTime(PageSection):
         untested = [name for name in self.results.data.n_rows if name not in self.results.environments]
         caption = (
             "Each point is one environment, predicted by models that were trained on all earlier ones. "
-            "In-domain: models trained on most of its rows too. Bands: 95 % CI over replicas and rows."
+            "In-domain: models that were also trained on most rows of the environment. Bands: 95 % CI over "
+            "replicas and rows."
         )
         more = f" Not tested: {', '.join(untested)}." if untested else ""
         return (Block.chart(self.chart(), caption + more),)

@@ -42,7 +42,7 @@ class Drops(PageSection):
         rows, labels = drop_rows(results, self.recommended, names[:MOST_ROWS])
         hidden = len(names) - MOST_ROWS
         more = f" Not drawn: {number_of(hidden, 'environment')} with better scores." if hidden > 0 else ""
-        more += " All other training rows are earlier ones." if results.data.ordered else ""
+        more += " All other training rows are from earlier environments." if results.data.ordered else ""
         caption = (
             "A line joins the in-domain score (model trained on other rows of the environment) and the "
             "out-of-domain score (model not trained on the environment). Pale bars: 95 % CI over replicas "
@@ -85,10 +85,10 @@ class Drops(PageSection):
             f"best other method, gain over {the(results.baseline_method)}",
         )  # fmt: skip
         note = (
-            f"Scores are {results.metric.name}; {better} is better. In-domain: validation rows of "
-            f"the environment, its other rows in training. Brackets: 95 % CI over "
-            f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. "
-            f"n.s.: not significant. Expected: score if the target depended on the predictions as it does on "
+            f"Scores are {results.metric.name}; {better} is better. In-domain: score on validation rows of "
+            f"the environment, by models that were trained on its other rows. Brackets: 95 % CI over "
+            f"{results.n_replicas} replicas and the sampled rows, limited to the metric's range. n.s.: not "
+            f"significant. Expected: score if the target depended on the predictions as it does on "
             f"validation rows of the training environments."
         )
         return TextTable(header, tuple(lines), (note,))
@@ -164,7 +164,9 @@ def methods_table(results: ComparisonResults) -> TextTable:
         lines.append((method_name(method), *scores, *summary))
     baseline = the(results.baseline_method)
     selection = (
-        f"Of {total} environments, the {len(names)} where {baseline} is worst. " if len(names) < total else ""
+        f"Shown are the {len(names)} of {total} environments where {baseline} is worst. "
+        if len(names) < total
+        else ""
     )
     better = "higher" if results.metric.higher_is_better else "lower"
     note = (

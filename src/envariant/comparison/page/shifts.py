@@ -24,8 +24,8 @@ class Shifts(PageSection):
         if not shifts:
             return (Block("note", "There are too few rows to measure the shift."),)
         caption = (
-            f"Each environment compared with {self._others}. Further right: more inputs that do not occur "
-            "there. Further up: more differences of the targets for the same inputs."
+            f"Each environment compared with {self._others}. Further to the right, more of its inputs do "
+            f"not occur in {self._others}; further up, the targets of equal inputs differ more."
         )
         return (
             Block.chart(charts.shift_plane(shifts), caption),
@@ -38,7 +38,7 @@ class Shifts(PageSection):
 
     def table(self) -> TextTable:
         """Return a table of shift measures, one row per environment."""
-        note = f"Each environment against {self._others}. Rough estimates if rows are few."
+        note = f"Each environment compared with {self._others}. Estimates from few rows are rough."
         return shift_table(self.results.data.shifts, "environment", note)
 
     def to_dict(self) -> dict[str, Any]:

@@ -58,5 +58,8 @@ class ColorChannels(DigitSource):
             model="mlp(hidden=256)",
             steps=1000,
             batch_size=256,
-            source="network of the course report, which states no steps, batch size or learning rate",
+            source=(
+                "network of the course report, which does not state the number of steps, the batch size or "
+                "the learning rate"
+            ),
         )

@@ -74,7 +74,9 @@ class ColoredMNIST(construction.ColoredSource):
         check_size(self.base, self.size)
         for option, protocol in _OPTIONS.items():
             if getattr(self, option) and self.protocol != protocol:
-                raise EnvariantError(f"{self.base}: {option} is available in protocol '{protocol}' only")
+                raise EnvariantError(
+                    f"{self.base}: the option {option} is available only in protocol '{protocol}'"
+                )
         if self.gray_test and self.gray:
             raise EnvariantError(f"{self.base}: gray_test needs color; all images of {self.name} are gray")
 
@@ -258,7 +260,7 @@ def _rfc_settings(algorithm: str) -> DefaultSettings | None:
         steps=1001,
         batch_size=512 if algorithm == "clove" else None,
         learning_rate=5e-4,
-        source="RFC code, the middle one of its weights",
+        source="RFC code, the middle value of its list of penalty weights",
     )
 
 
@@ -271,7 +273,10 @@ def _thirds_settings(algorithm: str, gray: bool) -> DefaultSettings:
         model="lenet",
         steps=1000,
         batch_size=256,
-        source="LeNet as in the course report, which states no steps, batch size or learning rate",
+        source=(
+            "LeNet as in the course report, which does not state the number of steps, the batch size or the "
+            "learning rate"
+        ),
     )
 
 

@@ -69,7 +69,8 @@ class Listing:
         """Return the remarks that require a warning, such as skipped files or names that look alike."""
         names = (("class", self.classes), ("environment", [group.name for group in self.groups]))
         lines = [
-            f"{what} names {sentence}, and count as different; if they mean the same, rename the folders"
+            f"{what} names {sentence}, and are treated as different; if they mean the same, rename the "
+            f"folders"
             for what, labels in names
             for sentence in look_alikes(labels)[:MOST_GROUPS]
         ]
@@ -197,7 +198,7 @@ class ImageSource(SpecSource):
         lines = [f"{self.root}: {counts}"]
         for group in listing.groups:
             absent = sorted(set(range(len(listing.classes))) - set(group.targets))
-            none = f"; none of {some([listing.classes[k] for k in absent])}" if absent else ""
+            none = f"; no images of {some([listing.classes[k] for k in absent])}" if absent else ""
             lines.append(f"{shown(group.name)}: {len(group.files):,} images{none}")
         hidden = [remark for remark in listing.remarks if remark.startswith(HIDDEN)]
         return [*lines, *hidden, *listing.notable()]

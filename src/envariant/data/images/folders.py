@@ -17,7 +17,7 @@ from envariant.data.images.reading import SUFFIXES
 
 # Reasons for skipping an entry.
 _HIDDEN, _STRAY = "hidden", "a file in place of a folder"
-_DEEP, _OTHER = "a folder inside a class", "not an image by its suffix"
+_DEEP, _OTHER = "a folder inside a class", "not an image, judging by its suffix"
 
 
 @final
@@ -60,7 +60,7 @@ class ImageFolders(ImageSource):
         remarks += [f"no images in: {some(empty)}"] if empty else []
         if len(folders) > len(classes):
             merged = [sentence for sentence in look_alikes(folders) if "character form" in sentence]
-            remarks += [f"{sentence}, and count as one class" for sentence in merged]
+            remarks += [f"{sentence}, and are treated as one class" for sentence in merged]
         return Listing(tuple(groups), tuple(classes), remarks=tuple(remarks))
 
     def _folders(self, parent: str, skipped: Mapping[str, list[str]]) -> Iterator[str]:

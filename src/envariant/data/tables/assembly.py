@@ -155,7 +155,7 @@ def _target(
     if column.kind == "boolean" or "timedelta" in target_type.dtype:
         target = replace(target, categories=tuple(map(str, target_type.values)))
         written = [] if texts is None else [t for t in texts.texts if t not in column.missing_as]
-        alike = [f"{sentence}, and count as one" for sentence in look_alikes(written)]
+        alike = [f"{sentence}, and are treated as one" for sentence in look_alikes(written)]
         log += [LogEntry(column.name, sentence, notable=True) for sentence in alike]
     log += [] if is_categorical else roles.words_as_values(target)
     log += roles.similar_categories(target, notable=True)
@@ -186,7 +186,7 @@ def _unusable(column: Column, environment: Column, order: NDArray[np.int64]) -> 
     if rarely_observed(int((~column.missing).sum()), len(column)):
         return f"{column.missing.mean():.1%} of its values are missing"
     if not column.missing.any() and column.values.min() == column.values.max():
-        return "it is the same in every row"
+        return "its value is the same in every row"
     if reason := column.type.unusable(column.values):
         return reason
     return _index_reason(column, environment, order) if column.kind == "number" else ""
@@ -225,7 +225,9 @@ def _constant_outside(column: Column, environment: Column, order: NDArray[np.int
         return ""
     only = [k for k in range(len(starts)) if np.delete(low, k).min() == np.delete(high, k).max()]
     names = " or ".join(environment.categories[k] for k in only)
-    return f"; not used if the test environment is {names}: it is constant in all others" if only else ""
+    return (
+        f"; not used if the test environment is {names}, because it is constant in all others" if only else ""
+    )
 
 
 def _missing_outside(column: Column, environment: Column) -> str:
@@ -240,5 +242,7 @@ def _missing_outside(column: Column, environment: Column) -> str:
     ]
     names = " or ".join(only)
     return (
-        f"; not used if the test environment is {names}: it is missing in nearly all others" if only else ""
+        f"; not used if the test environment is {names}, because it is missing in nearly all others"
+        if only
+        else ""
     )

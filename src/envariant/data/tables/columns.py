@@ -167,7 +167,7 @@ def infer_column(
     words, nonwords = texts.without(missing), texts.without(rule.mask(texts.texts, None))
     missing_as = tuple(text for text, absent in zip(texts.texts, missing, strict=True) if absent and text)
     remarks = [
-        f"'{a}' and '{b}' count as one: they differ only in blanks or invisible characters"
+        f"'{a}' and '{b}' are treated as one: they differ only in blanks or invisible characters"
         for a, b in texts.spellings
     ]
     categorical = categorical or (rule.keeps_words and _are_codes(words, nonwords))

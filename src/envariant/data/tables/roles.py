@@ -143,11 +143,11 @@ def pool_small(
         gone = "".join(f". {entry}" for entry in log if "without a value" in entry.what)
         raise EnvariantError(
             f"{label}: column '{environment.name}' has {len(large)} environment(s) of at least {min_rows} "
-            f"rows ({shown}) and {len(small)} smaller; two are needed, one of them for testing. "
-            f"Lower min_rows, or choose another column{gone}"
+            f"rows ({shown}) and {len(small)} smaller ones; at least two are needed, one of them for "
+            f"testing. Lower min_rows, or choose another column{gone}"
         )
     codes = table[environment.values]
-    log.append(LogEntry(environment.name, f"environment; {len(names)} of them"))
+    log.append(LogEntry(environment.name, f"environment column; {len(names)} environments"))
     pooled = replace(environment, values=codes, categories=tuple(names))
     return pooled, complete & (codes >= 0)
 
@@ -165,8 +165,9 @@ def weights_entry(label: str, weights: Column) -> LogEntry:
         )
     return LogEntry(
         weights.name,
-        "weights of rows in training; in a comparison also in scores, intervals and drops, but the data "
-        "check, tests of shift and of unstable columns, calibration and the gain of labels ignore them",
+        "weights of rows in training and, in a comparison, in scores, intervals and drops; ignored in the "
+        "data check, in the tests of shift and of unstable columns, in calibration and in the gain from "
+        "labels",
     )
 
 
@@ -183,11 +184,11 @@ def group_entry(label: str, group: Column, environment: Column, *, ordered: bool
         )
     pairs = np.unique(np.stack([group.values, environment.values]), axis=1)
     n_environments = np.unique(pairs[0], return_counts=True)[1]
-    what = f"groups of rows that are never split; {len(n_environments):,} of them"
+    what = f"groups of rows that are never split; {len(n_environments):,} groups"
     if spanning := int((n_environments > 1).sum()):
         what += f", {spanning:,} of them in several environments: "
         what += (
-            "their past predicts their future"
+            "their earlier rows are used to predict their later rows"
             if ordered
             else (
                 "their rows are left out of training when one of these environments is the test environment"
@@ -271,9 +272,9 @@ def similar_categories(column: Column, *, notable: bool) -> list[LogEntry]:
         column: Column of categories.
         notable: Whether the entries also need a warning, because the column is the target or environment.
     """
-    remedy = "; if they mean the same, write them alike" if notable else ""
+    remedy = "; if they mean the same, spell them identically" if notable else ""
     return [
-        LogEntry(column.name, f"{sentence}, and count as different{remedy}", notable)
+        LogEntry(column.name, f"{sentence}, and are treated as different{remedy}", notable)
         for sentence in look_alikes(column.categories)[:MOST_GROUPS]
     ]
 

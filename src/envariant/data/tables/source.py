@@ -220,7 +220,7 @@ def source(
         table = _loaded(location.absolute(), stored.stat().st_mtime_ns if stored.exists() else 0)
         return _shared_source(table, str(specs.Spec(NAME, (path,))), ())
     if target is None or environment is None:
-        raise EnvariantError(f"table: '{path}' needs target=… and environment=…, the names of two columns")
+        raise EnvariantError(f"table: set target=… and environment=… to the names of two columns of '{path}'")
     for key in settings:
         if key not in _SETTINGS:
             raise unknown_name("setting", key, ("target", "environment", *_SETTINGS), where="table")

@@ -251,7 +251,7 @@ def load(folder: Path) -> Table:
     if len(columns) < 3 + header.weighted + header.grouped or not all(
         map(_is_sound, columns, repeat(len(columns[0])))
     ):
-        raise EnvariantError(f"{folder}: holds a damaged table (its columns do not fit each other)")
+        raise EnvariantError(f"{folder}: holds a damaged table (its columns do not match each other)")
     group = columns.pop() if header.grouped else None
     weights = columns.pop() if header.weighted else None
     *inputs, target, environment = columns

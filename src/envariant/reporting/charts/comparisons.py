@@ -320,7 +320,7 @@ def column_importance(rows: Sequence[ColumnRow], metric: str, methods: Sequence[
         .mark_bar()
         .encode(
             y=_rows("column"),
-            x=alt.X("loss:Q", title=f"loss of {metric} if shuffled"),
+            x=alt.X("loss:Q", title=f"worsening of {metric} if shuffled"),
             color=color(list(methods)),
             yOffset=alt.YOffset("name:N", sort=list(methods)),
             opacity=faded(pick, 0.85),
@@ -331,7 +331,7 @@ def column_importance(rows: Sequence[ColumnRow], metric: str, methods: Sequence[
     )
     largest = max(data, key=lambda row: row["loss"], default=None)
     text = f"; the largest is {number(largest['loss'])} of {largest['column']}" if largest else ""
-    return styled(chart, f"Loss of {metric} if a column is shuffled{text}.")
+    return styled(chart, f"Worsening of {metric} if a column is shuffled{text}.")
 
 
 def _rows(field: str = "environment") -> alt.Y:

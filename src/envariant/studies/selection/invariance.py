@@ -43,7 +43,8 @@ class Invariance(Selection):
         passed = tested[tested["p_value"] >= self.alpha]
         if passed.empty:
             remark = (
-                f"all {len(tested)} candidates are rejected at {self.alpha:g}; this has the largest p-value"
+                f"all {len(tested)} candidates are rejected at {self.alpha:g}; this one has the largest "
+                f"p-value"
             )
             return SelectedRun.from_row(best(tested, "p_value"), remark)
         remark = f"{len(passed)} of {len(tested)} candidates are not rejected"

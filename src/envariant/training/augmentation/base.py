@@ -87,7 +87,7 @@ def check_images(images: Tensor, name: str, channels: Collection[int] = ()) -> N
     if images.dim() != 4 or (channels and images.shape[1] not in channels):
         kind = f"images of {' or '.join(map(str, channels))} channels" if channels else "images"
         raise EnvariantError(
-            f"{name}: needs {kind}, channels first; got inputs of shape {tuple(images.shape[1:])}"
+            f"{name}: requires channels-first {kind}; got inputs of shape {tuple(images.shape[1:])}"
         )
 
 

@@ -27,7 +27,9 @@ def averaging(requested: object) -> Averaging | None:
         return None
     if isinstance(requested, str):
         return specs.build("average", requested, AVERAGES)
-    raise EnvariantError(f"average must be a text such as ema(0.99), or an Averaging; got {shown(requested)}")
+    raise EnvariantError(
+        f"average must be a string such as ema(0.99), or an Averaging; got {shown(requested)}"
+    )
 
 
 __all__ = [

@@ -11,7 +11,7 @@ test environment.
 
 # %%
 # To run quickly and without a download, this example uses the 1,797 digits of
-# scikit-learn, each shifted by up to one pixel in every direction. The original data,
+# scikit-learn: each digit and its eight copies shifted by one pixel. The original data,
 # with 60,000 digits, are available as `envariant.data.colored_mnist("irm")`.
 
 import numpy as np

@@ -9,8 +9,8 @@ report and writes :doc:`this report <../reproductions/sjtu-2023/report>`.
 """
 
 # %%
-# A section is a function that declares named runs and yields figures and claims. The
-# docstring of the function states a claim of the publication.
+# A section is a function that declares named runs and yields figures and checked
+# claims. Its docstring states the claim of the paper that the section tests.
 
 import tempfile
 from pathlib import Path

@@ -32,7 +32,7 @@ WRONG = [
     ("train -d colored-digits --steps -5", "steps must be at least 1; got -5"),
     ("train -d colored-digits --steps 1.5", "--steps: expected a whole number; got '1.5'"),
     ("train -d colored-digits --steps 1e3", "--steps: expected a whole number; got '1e3'"),
-    ("train -d colored-digits --steps ''", "--steps: is empty; give a value or leave it out"),
+    ("train -d colored-digits --steps ''", "--steps: its value is empty; give a value or omit the option"),
     (f"{TRAIN} --batch-size 0", "batch_size must be at least 1; got 0"),
     (f"{TRAIN} --batch-size -1", "batch_size must be at least 1; got -1"),
     (f"{TRAIN} --batch-size 2.5", "--batch-size: expected a whole number; got '2.5'"),

@@ -220,7 +220,9 @@ def test_labeled_groups_are_not_evaluated(monkeypatch):
 def test_wrong_groups_are_errors(table, tmp_path):
     frame = visits().astype({"patient": float})
     frame.loc[3, "patient"] = np.nan
-    with pytest.raises(EnvariantError, match="group 'patient' has 1 rows without a value"):
+    with pytest.raises(
+        EnvariantError, match="the grouping column 'patient' has no value in 1 row; every row needs a group"
+    ):
         read(frame, "y", "site", min_rows=5, group="patient")
     panel = visits().assign(patient=lambda f: np.arange(len(f)) % 2)
     with pytest.warns(UserWarning, match="2 of them in several environments"):

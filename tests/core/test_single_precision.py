@@ -25,7 +25,7 @@ def test_differences_that_float32_cannot_represent_are_refused(column):
     ):
         EnvironmentSet.from_arrays(rows, np.arange(40) % 2, ["a"] * 40)
     with pytest.raises(
-        EnvariantError, match=r"'a': targets are numbers near .*, which float32 cannot represent"
+        EnvariantError, match=r"'a': targets are numbers near .*, which float32 is too coarse to tell apart"
     ):
         EnvironmentSet.from_arrays(rows[:, :1], column, ["a"] * 40, task=Regression())
 

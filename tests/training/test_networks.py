@@ -343,7 +343,7 @@ def test_network_that_changes_its_attributes_is_neither_recorded_nor_stacked():
 
 @pytest.mark.parametrize("draw", [random.random, np.random.random])
 def test_random_numbers_of_python_and_numpy_in_a_network_are_refused(draw):
-    with pytest.raises(EnvariantError, match="draws random numbers from Python or NumPy in forward"):
+    with pytest.raises(EnvariantError, match=r"its forward\(\) draws random numbers from Python or NumPy"):
         envariant.train(FLAT, "erm", model=Returns(lambda z, x: z * draw()), **QUICK)
 
 

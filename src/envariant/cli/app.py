@@ -112,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "" in words:
             before = [word for word in words[: words.index("")] if word.startswith("-")]
             raise EnvariantError(
-                f"{before[-1] if before else 'arguments'}: is empty; give a value or leave it out"
+                f"{before[-1]}: its value is empty; give a value or omit the option"
+                if before
+                else "arguments: one argument is empty; give it a value or remove it"
             )
         with safe_output(), _remarks_as_lines(errors):
             app(words, exit_on_error=False, print_error=False, result_action="return_value")

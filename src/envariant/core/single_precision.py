@@ -34,6 +34,7 @@ def single_precision(values: Tensor, what: str) -> Tensor:
         where = f" in column {k}" if values.dim() == 2 else ""
         size = f"{float(mean[k]):.6g}{where} with deviations of {float(deviation[k]):.2g}"
         raise EnvariantError(
-            f"{what} are numbers near {size}, which float32 cannot represent; subtract their mean first"
+            f"{what} are numbers near {size}, which float32 is too coarse to tell apart; subtract their "
+            f"mean first"
         )
     return rounded

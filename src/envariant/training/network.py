@@ -364,8 +364,8 @@ class Network:
                 hook.remove()
         if other_generators() != generators:
             raise EnvariantError(
-                f"model {name}: draws random numbers from Python or NumPy in forward, which the seeds of a "
-                f"run do not determine; draw them from PyTorch"
+                f"model {name}: its forward() draws random numbers from Python or NumPy, and the seeds of a "
+                f"run do not control these; draw them with PyTorch instead"
             )
         if not output.requires_grad:
             raise EnvariantError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from envariant.core.conversion import MOST_GROUPS, in_order, look_alikes
 from envariant.core.environments import RESERVED
 from envariant.core.errors import EnvariantError, listed
+from envariant.core.printable import number_of
 from envariant.data.tables.columns import Column, text_of
 from envariant.data.tables.kinds import TaskName
 from envariant.data.tables.kinds.missing import MISSING_TEXTS
@@ -179,8 +180,8 @@ def group_entry(label: str, group: Column, environment: Column, *, ordered: bool
     """
     if missing := int(group.missing.sum()):
         raise EnvariantError(
-            f"{label}: group '{group.name}' has {missing:,} rows without a value; fill in the group of "
-            f"every row"
+            f"{label}: the grouping column '{group.name}' has no value in {number_of(missing, 'row')}; every "
+            f"row needs a group"
         )
     pairs = np.unique(np.stack([group.values, environment.values]), axis=1)
     n_environments = np.unique(pairs[0], return_counts=True)[1]

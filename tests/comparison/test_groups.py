@@ -38,9 +38,7 @@ def visits(patients=30, seed=0):
 
 @pytest.fixture(scope="module")
 def table():
-    with pytest.warns(
-        UserWarning, match="84 groups, 6 of them in several environments: their rows are left"
-    ):
+    with pytest.warns(UserWarning, match="84 groups, 6 of them in several environments: their rows are left"):
         return read(visits(), "y", "site", min_rows=5, group="patient")
 
 

@@ -153,7 +153,7 @@ def test_fingerprints_tell_encodings_apart():
                 ),
                 Binary(),
             ),
-            "mixed: environment 'b' stores its inputs differently from 'a'",
+            "mixed: environments 'a' and 'b' store their inputs with different data types or normalization",
         ),
     ],
 )

@@ -313,6 +313,6 @@ def check_compatible(stores: Mapping[str, InputStore], label: str) -> None:
             )
         if store.encoding != first.encoding:
             raise EnvariantError(
-                f"{label}: environment '{name}' stores its inputs differently from '{first_name}' "
-                f"(type, mean or standard deviation); store all environments in the same way"
+                f"{label}: environments '{first_name}' and '{name}' store their inputs with different data "
+                f"types or normalization constants; use the same ones for all environments"
             )

@@ -140,6 +140,14 @@ def test_example1_at_one_data_seed_is_near_its_optimum_for_the_oracle():
     assert erm > oracle
 
 
+@pytest.mark.verify
+def test_data_draws_in_several_processes_give_the_same_errors(monkeypatch):
+    arguments = "example2s", 3, 5, [("ERM", 1), ("IRMv1", 2), ("Oracle", 1)], [0, 1, 2]
+    alone = errors(*arguments, steps=20, rows=200)
+    monkeypatch.setattr(errors_module, "_LONG", 1)
+    assert errors(*arguments, steps=20, rows=200) == alone
+
+
 @pytest.fixture
 def small(monkeypatch):
     for name, value in {

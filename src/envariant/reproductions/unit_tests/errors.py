@@ -1,12 +1,11 @@
 """Errors of models trained on the linear unit tests (a benchmark), for many model and data seeds at once."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from envariant.core.machine import cores
 from envariant.data.linear_unit_tests import LinearUnitTests, Problem
@@ -16,6 +15,9 @@ from envariant.reproductions.unit_tests.hyperparameters import Method, hyperpara
 from envariant.reproductions.unit_tests.logistic import LogisticRisks, error_rates
 
 STEPS, ROWS = 10_000, 10_000
+
+_LONG = 10_000_000
+"""Number of steps times rows from which data draws are distributed among processes."""
 
 
 def errors(
@@ -86,13 +88,19 @@ def _logistic(
     source: LinearUnitTests, runs: Sequence[tuple[Method, int]], data_seeds: Sequence[int], steps: int
 ) -> dict[str, Array]:
     described, start = _parts(source, runs)
-
-    def one(seed: int) -> dict[str, Array]:
-        draws = source.draw(seed)
-        w = descend(LogisticRisks(next(draws)[1]), start[None], described, steps)[0]
-        return {split: error_rates(rows, w) for split, rows in draws}
-
-    # Each data draw uses one core, because its matrix products are too small for several threads.
-    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:
-        found = list(pool.map(one, data_seeds))
+    # Each data draw uses one core, because its matrix products are too small for several threads. Threads of
+    # one process would mostly wait for each other's turn in Python; a new process takes seconds to start.
+    processes = min(cores(), len(data_seeds)) if steps * source.rows >= _LONG else 1
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        found: Any = joblib.Parallel(n_jobs=processes)(
+            joblib.delayed(_trained)(source, described, start, seed, steps) for seed in data_seeds
+        )
     return {split: np.stack([each[split] for each in found], axis=1) for split in found[0]}
+
+
+def _trained(
+    source: LinearUnitTests, described: Any, start: Array, seed: int, steps: int
+) -> dict[str, Array]:
+    draws = source.draw(seed)
+    w = descend(LogisticRisks(next(draws)[1]), start[None], described, steps)[0]
+    return {split: error_rates(rows, w) for split, rows in draws}

@@ -230,18 +230,20 @@ class Part(ABC):
         return ()
 
     def switch_steps(self) -> Mapping[str, int]:
-        """Return the names of hyperparameters that are step numbers, and the step where each takes effect.
+        """Return the step where each step-number hyperparameter takes effect, by hyperparameter name.
 
-        The default values of these hyperparameters are scaled to the length of the run, like the step numbers
-        in schedules.
+        A step-number hyperparameter says when training changes, such as `warm_up` of TRM. The returned step
+        is the first one after the change, counted from 0. It may differ from the hyperparameter's value: in
+        ERM++, it is `head_steps` + 1. The default values of these hyperparameters are scaled to the length of
+        the run, like the step numbers in schedules.
         """
         return {}
 
     def coefficient_at(self, step: int) -> float:
-        """Return the coefficient of this part in the loss at a given step.
+        """Return the coefficient of this part in the loss at a given step, before normalization.
 
-        If `normalize_loss` is set, the whole loss is divided by the maximum of all parts' coefficients
-        whenever this maximum exceeds 1.
+        If `Composition.normalize_loss` is set, the whole loss is then divided by the maximum of all parts'
+        coefficients whenever this maximum exceeds 1.
         """
         del step
         return 1.0

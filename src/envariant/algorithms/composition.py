@@ -73,8 +73,8 @@ class Composition(Algorithm):
             of this term is added after gradient aggregation, because it does not depend on the environment. A
             training step with `returns_updates` adds this gradient to the gradients that its own optimizers
             receive.
-        normalize_loss: Whether to divide the whole loss by its largest coefficient whenever that exceeds 1.
-            As in the code of IRM and REx, this keeps gradients from becoming too large.
+        normalize_loss: Whether to divide the whole loss by the largest coefficient of its parts (without
+            `l2`) whenever that exceeds 1. As in the code of IRM and REx, this avoids very large gradients.
         training_step: Training step that replaces the penalties and the gradient aggregator. If it sets
             `aggregates_risk`, it minimizes the risk of `risk_aggregator`. None: no training step.
         environment_inference: Method that infers the training environments; None to use the environments of
@@ -232,7 +232,7 @@ class Composition(Algorithm):
     def switch_steps(self) -> Mapping[str, tuple[int, int]]:
         """Return all hyperparameters that are step numbers, by names such as "trm warm_up".
 
-        The value for each name is a pair: the hyperparameter's value and the step where it takes effect.
+        Each entry is a pair: the hyperparameter's value, and the step given by `Part.switch_steps`.
         """
         return {
             f"{part.name} {key}": (getattr(part, key), step)

@@ -53,8 +53,8 @@ def structure(algorithm: object) -> Hashable:
 def with_numbers(algorithm: A, values: Sequence[Tensor]) -> A:
     """Return a copy of an algorithm with its numbers replaced by tensors.
 
-    The tensors must be in the order of the numbers that `numbers` returns. They are not validated, because a
-    tensor may hold a different value for each replica.
+    There must be one tensor for each number that `numbers` returns, in the same order. Tensors are not
+    validated, because a tensor may hold a different value for each replica.
 
     Raises:
         ValueError: If there are more values than numbers.
@@ -115,7 +115,8 @@ def _rescaled(part: Any, old: int, new: int) -> Any:
 def rescaled_step(step: int, old: int, new: int) -> int:
     """Scale a step number from a run of `old` steps to a run of `new` steps.
 
-    Only step numbers between 0 and `old` are scaled; others are returned unchanged.
+    Step numbers above 0 and below `old` are scaled, to a value from 1 to `new` − 1. Others are returned
+    unchanged.
     """
     return max(1, min(new - 1, round(step * new / old))) if 0 < step < old else step
 

@@ -81,6 +81,9 @@ class EnvironmentFit:
     def variation(self, columns: Array) -> Array:
         """Return the Fisher information about each column's slope by environment, `[environments, columns]`.
 
+        Each column is treated as the only one added to the model. The information is reduced by what the
+        environment-specific coefficients explain of the column, but not by what the shared ones explain.
+
         Args:
             columns: Values of the columns, `[rows, columns]`.
         """

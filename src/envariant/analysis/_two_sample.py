@@ -25,15 +25,15 @@ def search_deviating(
     """Test which environments deviate from the others; return one p-value per environment.
 
     The search is repeated: as long as some environments deviate significantly, the most deviating ones are
-    excluded and the remaining environments are tested again. P-values are corrected for the number of
-    environments.
+    excluded and the remaining environments are tested again. The p-value of an environment comes from the
+    last round that included it. P-values are corrected for the number of environments.
 
     Args:
         statistics: Function that takes a mask of the environments to compare, `[environments]`. It returns
             the statistic of each environment, `[environments]`, and the statistics in resampled data,
             `[resamples, environments]`.
         count: Number of environments.
-        level: Significance level.
+        level: Significance level at which environments are excluded.
     """
     p_values, keep, lowest = np.ones(count), np.ones(count, dtype=np.bool_), 0.0
     while True:
@@ -84,9 +84,9 @@ def distances(
 
     The first is the squared Mahalanobis distance Σ_strata n_e ‖m_e − m‖² / (1 − n_e / n). Here n and m are
     the number of rows in a stratum and their mean, and n_e and m_e are the same quantities for the rows of
-    environment e in the stratum. The second distance is the largest term of this sum for a single
-    standardized feature; it is more powerful if only a few features differ. Arguments are as for
-    `mean_statistics`.
+    environment e in the stratum. The second distance is the maximum of n_e (m_e − m)² / (1 − n_e / n) over
+    single standardized features and strata. It is more powerful if only a few features differ. Arguments are
+    as for `mean_statistics`.
     """
     count = len(keep)
     statistics = np.zeros((2, RESAMPLES + 1, count))

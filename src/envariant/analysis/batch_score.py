@@ -35,7 +35,7 @@ class BatchScore:
             batch), or "labels" (`offset`, the score on labeled rows of the same environment).
         offset: Constant in the formula of `method`; for regression, the logarithm of the RMSE.
         spread: Standard deviation of the estimate's error in new environments, without the sampling noise
-            of the batch.
+            of the batch; for regression, of the error of the logarithm of the RMSE.
         freedom: Degrees of freedom of `spread`.
         regression: Whether the score is RMSE instead of accuracy.
     """

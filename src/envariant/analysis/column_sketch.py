@@ -150,7 +150,10 @@ class Sketch:
         return {n: count for n, count in zip(categories, counts, strict=True) if count and n not in known}
 
     def recognized(self, categories: Sequence[str]) -> tuple[str, ...]:
-        """Return the categories in the spelling of the training data, for example "3" for "3.0"."""
+        """Return the categories in the spelling of the training data, for example "3" for "3.0".
+
+        Categories that do not occur in training are returned unchanged.
+        """
         known = set(self.categories)
         return tuple(name if name in known else _training_spelling(name, known) for name in categories)
 

@@ -95,7 +95,7 @@ class ColumnStability:
 
     @property
     def unstable(self) -> bool:
-        """Whether the slopes differ significantly and by at least `NOTABLE`."""
+        """Whether the slopes differ significantly, and `spread` is at least `NOTABLE[link]`."""
         return self.measured and self.p_value < LEVEL and self.spread >= NOTABLE[self.link]
 
     @property

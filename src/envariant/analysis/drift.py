@@ -49,12 +49,12 @@ class ColumnDrift:
         rows: Number of new rows.
         distance: Distance between the distributions of new and training values, in [0, 1]; NaN if one has
             no values.
-        between: Largest distance of a training environment from the other training environments; NaN if
-            there is only one.
+        between: Largest distance of one training environment from all others pooled; NaN if there is only
+            one. For a text or image column, each distance is the mean over its features.
         p_value: P-value of the test of equal distributions, Holm-corrected in a `Drift`; NaN if not tested.
         missing, missing_trained: Share of missing values in new rows and in training rows.
-        missing_between: Largest difference in the share of missing values between a training environment and
-            the other training environments.
+        missing_between: Largest difference in the share of missing values between one training environment
+            and all others pooled; NaN if there is only one.
         missing_p_value: P-value for equal shares of missing values, Holm-corrected in a `Drift`;
             NaN if no value is missing.
         unseen: Number of new rows by category, for categories that do not occur in training; None if the
@@ -81,14 +81,18 @@ class ColumnDrift:
     def values_standing(self) -> Standing:
         """Result of comparing the column's values: "alike", "within" or "further".
 
-        "alike": no significant difference of at least 0.1. "within": a difference no larger than between
-        training environments. "further": a larger difference, reported as drift.
+        "alike": no significant difference of at least 0.1. "within": such a difference, but no larger than
+        `between`, the largest one between training environments. "further": a larger difference, reported as
+        drift.
         """
         return _standing(self.distance, self.between, self.p_value)
 
     @property
     def missing_standing(self) -> Standing:
-        """Result of comparing the shares of missing values; same levels as `values_standing`."""
+        """Result of comparing the shares of missing values, as in `values_standing`.
+
+        "within" here means a difference no larger than `missing_between`.
+        """
         return _standing(abs(self.missing - self.missing_trained), self.missing_between, self.missing_p_value)
 
     @property
@@ -134,8 +138,8 @@ class Drift:
 
     A column has drifted (`standing` is "further") if its values or its share of missing values differ from
     training. The difference must be significant (p < 0.01, Holm-corrected over columns), at least 0.1, and
-    larger than the difference between any training environment and the others. Columns are compared one at a
-    time, so changes of their joint distribution or of the target are not detected.
+    larger than the difference between any one training environment and all others pooled. Columns are
+    compared one at a time, so changes of their joint distribution or of the target are not detected.
 
     Attributes:
         columns: Comparison of new and training rows in each column.

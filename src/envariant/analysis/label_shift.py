@@ -50,8 +50,9 @@ class ShiftTest:
 
     Attributes:
         p_value: P-value of the test.
-        statistic: Test statistic: χ², the largest Kolmogorov–Smirnov distance over outputs, or the largest
-            statistic over environments.
+        statistic: Test statistic: χ² in `assess_label_shift`, the largest Kolmogorov–Smirnov distance over
+            outputs in `assess_output_shift`, or the largest standardized measure over environments in
+            `assess_conditional_shift`.
         null: Null hypothesis in words.
     """
 
@@ -290,9 +291,9 @@ def assess_conditional_shift(
 
     Within each class, the means of columns and squared columns in each environment are compared with the
     means over all environments. Two measures are standardized: the squared Mahalanobis distance, summed over
-    classes, and its largest term for a single feature and class. The test statistic is the largest of these
-    measures over environments, which accounts for multiple testing. Its null distribution comes from
-    permutations of the environments within classes.
+    classes, and the largest squared difference of a single feature in a single class. The test statistic is
+    the largest of these measures over environments, which accounts for multiple testing. Its null
+    distribution comes from permutations of the environments within classes.
 
     Args:
         inputs: Numeric columns, or outputs of a model, without missing values, `[rows, columns]`.

@@ -51,7 +51,8 @@ class EnvironmentShift:
             shift assume.
         intercept_p: P-value of the test that the intercept of P(Y | X) is unchanged; 1 if the test was
             skipped because P(X | Y) and P(Y) are unchanged in all environments.
-        slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if the test was skipped.
+        slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if the test was skipped for
+            the same reason.
     """
 
     environment: str

@@ -132,8 +132,9 @@ def shift(
 ) -> None:
     """Measure the kinds of distribution shift between environments.
 
-    Diversity shift: some inputs occur in only one of the two environments. Correlation shift: the relation
-    between inputs and target differs between the two environments.
+    All training environments together are compared with each test environment, and training environments
+    are compared in pairs. Diversity shift: some inputs occur on only one side of a comparison. Correlation
+    shift: the relation between inputs and target differs between the two sides.
 
     Parameters
     ----------

@@ -34,7 +34,8 @@ def with_run_options(
 
     Args:
         names: Names of the training options, in the order of their flags. In the command's help, these flags
-            precede the command's parameters, unless the command has a required or positional parameter.
+            precede the command's parameters. If the command has a required or positional parameter, the flags
+            come last instead.
         defaults: Default values for this command, by option name; other options keep the default of
             `RunSpec`.
     """

@@ -65,7 +65,11 @@ def baseline_name(metric: Metric) -> str:
 
 
 def unseen_classes(table: Table, task: Task, folds: Folds) -> Mapping[str, tuple[str, ...]]:
-    """Return, for each environment, the classes that do not occur in its training environments."""
+    """Return each environment's classes that do not occur in the training environments of its fold.
+
+    The training environments of a fold are those on which models are trained when the fold is held out.
+    Environments without such classes are omitted; for regression, the result is empty.
+    """
     if isinstance(task, Regression):
         return {}
     unseen = {

@@ -112,6 +112,7 @@ class Cause:
     def shares(self) -> Mapping[Part, float]:
         """Shares of a significant drop that are due to level, slope and ranking; empty without such a drop.
 
+        Shares are relative to the sum of the positive ones of these three parts; negative parts count as 0.
         If the calibration slope is negative, the ranking is reversed; the slope part is then added to the
         ranking part.
         """

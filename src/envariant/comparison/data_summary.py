@@ -59,7 +59,10 @@ class DataSummary:
 
     @property
     def new_environment(self) -> str:
-        """Phrase for a future environment in sentences, such as "a new hospital" or "the next year"."""
+        """Phrase that refers to a future environment within a sentence, such as "a new hospital".
+
+        If environments are ordered, it is a phrase such as "the next year".
+        """
         return f"{'the next' if self.ordered else 'a new'} {self.environment_column or 'environment'}"
 
     @property
@@ -138,8 +141,8 @@ def pairwise_shifts(
 ) -> tuple[Shift, ...]:
     """Measure the shift between environments.
 
-    All training environments together are compared with each test environment. In addition, training
-    environments are compared in pairs.
+    All training environments together are compared with each test environment. In addition, every pair of
+    training environments is compared.
 
     Args:
         source: Data source; each trial uses a new data draw.
@@ -147,6 +150,9 @@ def pairwise_shifts(
         seed: Seed of the first trial.
         n_trials: Number of trials.
         legacy: Whether to use the formulas of the 2022 paper; see `Shift`.
+
+    Returns:
+        One entry per comparison; the comparisons with test environments come first.
 
     Raises:
         EnvariantError: If there are fewer than two environments or too few rows, or `n_trials` is below 1.

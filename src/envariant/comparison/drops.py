@@ -37,11 +37,12 @@ def in_domain_drops(results: ComparisonResults) -> dict[str, float]:
 
 
 def shortfalls(results: ComparisonResults) -> dict[str, float]:
-    """Return the significant shortfalls by environment. A shortfall is expected minus observed score.
+    """Return the significant shortfalls by environment.
 
-    Shortfalls below `ComparisonResults.relevant_difference` are omitted. Individual environments are tested
-    only if Cochran's Q shows that shortfalls differ between environments. P-values are corrected for the
-    number of environments; see `expected_scores`.
+    A shortfall is the amount by which the observed score is worse than the expected score. Shortfalls below
+    `ComparisonResults.relevant_difference` are omitted. Individual environments are tested only if Cochran's
+    Q shows that shortfalls differ between environments. P-values are corrected for the number of
+    environments; see `expected_scores`.
     """
     if not varies(results):
         return {}
@@ -55,7 +56,8 @@ def shortfalls(results: ComparisonResults) -> dict[str, float]:
 def significant_drops(results: ComparisonResults) -> dict[str, float]:
     """Return each environment's significant drop or, if there is none, its significant shortfall.
 
-    A shortfall is expected minus observed score.
+    A shortfall is the amount by which the observed score is worse than the expected score. Environments with
+    neither are omitted.
     """
     return shortfalls(results) | in_domain_drops(results)
 
@@ -63,9 +65,10 @@ def significant_drops(results: ComparisonResults) -> dict[str, float]:
 def varies(results: ComparisonResults) -> bool:
     """Return whether shortfalls differ between environments, significantly and by a relevant amount.
 
-    A shortfall is expected minus observed score. Cochran's Q tests all environments together, and so detects
-    differences that are not significant in any single small environment. Relevant means that the standard
-    deviation between environments is at least `ComparisonResults.relevant_difference`.
+    A shortfall is the amount by which the observed score is worse than the expected score. Cochran's Q tests
+    all environments together, and so detects differences that are not significant in any single small
+    environment. Relevant means that the standard deviation between environments is at least
+    `ComparisonResults.relevant_difference`.
     """
     pooled = results.expected.pooled
     return (
@@ -88,7 +91,7 @@ def has_drop(results: ComparisonResults) -> bool:
     """Return whether the baseline's score drops in new environments.
 
     True if at least one of three effects is significant: a drop in some environment, a difference in
-    shortfalls (expected minus observed score) between environments, or a drop on average.
+    shortfalls between environments (see `varies`), or a drop on average.
     """
     return bool(significant_drops(results)) or varies(results) or drops_on_average(results)
 

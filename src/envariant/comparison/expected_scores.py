@@ -42,7 +42,9 @@ class ExpectedScore:
     Attributes:
         expected: Score expected if P(target | prediction) is the same as in the training environments.
         observed: Observed score in the environment.
-        shortfall: Expected minus observed score, positive if the observed score is worse.
+        shortfall: Amount by which the observed score is worse than the expected score; negative if it is
+            better. This is expected minus observed if higher scores are better, else observed minus expected.
+            It is computed before `expected` is clipped to the range of the metric.
         error: Standard error of the shortfall.
         p_value: P-value of the test that there is no shortfall, corrected for the number of environments.
     """
@@ -60,7 +62,8 @@ class ExpectedScores:
     """Expected and observed scores of a method in all environments.
 
     Attributes:
-        by_environment: Scores by environment; environments with fewer than 10 rows are absent.
+        by_environment: Scores by environment. Environments with fewer than 10 rows or an undefined score are
+            absent; if fewer than two environments remain, it is empty.
         p_value: P-value of the test that shortfalls are equal in all environments (Cochran's Q).
         pooled: Random-effects mean of the shortfalls; None with fewer than two shortfalls.
     """
@@ -102,10 +105,11 @@ def expected_scores(
     invariance test. Covariate shift alone does not violate this hypothesis. Predictions are recalibrated on
     validation rows of the training environments, by intercept and slope (with more than two classes, by the
     slope only, Guo et al. 2017). Targets of the environment are then simulated from the recalibrated
-    predictions. The expected score is the mean score of simulated targets, plus the difference between
-    observed and expected score on the validation rows. Simulated real-valued targets are predictions plus
-    residuals of validation rows with similar predictions. For AUROC with two classes, the intercept is fitted
-    in the environment, because AUROC does not depend on class shares.
+    predictions, and the original predictions are scored against them. The expected score is the mean of these
+    scores plus a correction: on the validation rows, the observed score minus the mean score against targets
+    simulated in the same way. Simulated real-valued targets are predictions plus residuals of validation rows
+    with similar predictions. For AUROC with two classes, the intercept is fitted in the environment, because
+    AUROC does not depend on class shares.
 
     For single environments, the test statistic is the shortfall divided by its standard error. It is compared
     with the largest statistic over all environments in each simulation, which corrects for multiple testing

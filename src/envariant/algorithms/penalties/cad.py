@@ -22,15 +22,16 @@ class CAD(Penalty):
     """Contrastive loss mean_i −(T/0.07)·log Σ_j p(j | i). Ruan et al. 2022, eq. 9.
 
     p(j | i) is a softmax of ⟨h_i, h_j⟩/T over all rows j ≠ i of the batch, where h_i are the features of row
-    i. The sum includes only rows j whose environment differs from the environment of row i. Rows without
-    another row of their class are left out of the mean. Equal regression targets count as one class. If
-    `flipped` is false, the sum is instead over the other rows of row i's environment, and the minus sign is
-    omitted; the released code also includes row i itself in that sum.
+    i. The sum includes only rows j whose environment differs from the environment of row i. The mean leaves
+    out rows i whose sum is empty. Even if `conditional` is false, it also leaves out rows without another
+    row of their class. Equal regression targets count as one class. If `flipped` is false, the sum is
+    instead over the other rows of row i's environment, and the minus sign is omitted; the released code
+    also includes row i itself in that sum.
 
     Attributes:
         coefficient: Weight of the penalty.
         temperature: T > 0, temperature of the softmax.
-        conditional: Whether to compare only rows of the same class (CondCAD).
+        conditional: Whether softmax and sum include only rows j of the class of row i (CondCAD).
         flipped: If true, the probability of rows from other environments is increased, as in the formula. If
             false, the probability of rows from the same environment is decreased.
         normalized: Whether to scale the features of each row to length 1 first.

@@ -32,7 +32,8 @@ class Fishr(Penalty):
         coefficient: Weight of the penalty (λ in the paper). The search range assumes that the penalty
             averages over environments and entries, as in DomainBed.
         memory: γ in [0, 1), decay of the moving average; 0 disables it.
-        centered: Whether to use variances. If not, uncentered second moments are used, as in the RFC code.
+        centered: Whether to use variances. If not, uncentered second moments are used, as in the code of
+            Rich Feature Construction (RFC; Zhang et al. 2022).
         summed: Whether to sum over environments and entries, as the paper and its Colored MNIST code do,
             instead of averaging.
     """

@@ -32,8 +32,8 @@ class EQRM(RiskAggregator):
     Attributes:
         quantile: α in (0, 1) or, for α close to 1, the negative number a = log(1 − α). Given a, k is
             approximated by mean_e(R_e) + b·√(−2a).
-        burn_in: Number of initial steps that minimize the mean risk. In the random search of the released
-            code, sampled values are fractional, and the optimizer is therefore never reset.
+        burn_in: Number of initial steps that minimize the mean risk. The random search of the released code
+            samples fractional values. They never equal a step number, so that code never restarts Adam.
         slope: Derivative of k: "brackets" differentiates the ends of the initial bisection interval, as in
             the authors' code; "exact" differentiates F(k) = α.
         bandwidth: Formula of b: "gaussian" as above, or "silverman", b = 0.9·min(s, IQR/1.34)·E^(−1/5).

@@ -153,7 +153,8 @@ def contrast(features: Tensor, targets: Tensor, environments: Tensor) -> Tensor:
 
     The sum is over the n rows whose class has at least one other row. s_i is the mean of log(ω_ip·e_ip /
     (Σ_{k≠i} ω_ik·e_ik + 1e-5) + 1e-5) over the other rows p of row i's class. Here e_ij = exp(⟨h_i,
-    h_j⟩/0.07) for features h scaled to length 1, and all weights ω_ik are ½.
+    h_j⟩/0.07) for features h scaled to length 1. The weight ω_ik is ½ within an environment and 1 − ½ = ½
+    between environments, so the loss does not depend on `environments`.
 
     Args:
         features: Features h, `[rows, width]`.
@@ -184,7 +185,7 @@ def pairs_within_classes(targets: Tensor, numbers: Tensor, task: Task) -> tuple[
 
     Returns:
         For each class, the indices of its first and second row, and whether it has two rows; all three
-            `[classes]`.
+            `[classes]`. If it does not, the indices may point to rows of other classes.
     """
     classes = torch.arange(max(2, task.outputs), device=targets.device)
     member = targets[None] == classes[:, None]

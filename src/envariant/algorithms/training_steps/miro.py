@@ -101,7 +101,7 @@ def penalty(features: Tensor, before: Tensor, raw: Tensor) -> Tensor:
     Args:
         features: h: `[rows, channels]`, `[rows, positions, channels]` or `[rows, channels, *positions]`.
         before: h⁰, with the shape of h.
-        raw: b, `[channels]` or `[1]`.
+        raw: b, `[channels]`, or `[1]` if all channels share one value.
     """
     variance = F.softplus(raw) + _LEAST_VARIANCE
     if features.dim() > 3:

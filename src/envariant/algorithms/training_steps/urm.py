@@ -39,7 +39,7 @@ class URM(TrainingStep):
     Attributes:
         weight: a, weight of the term that contains D(h), in the model's loss and in D's loss.
         output: Function appended to the featurizer, "tanh" or "relu".
-        layers: Number of hidden layers of D between its first and last layer.
+        layers: Number of linear layers of D between its first and its last linear layer.
         width: Width of D's hidden layers.
         rate: Learning rate of D, as a multiple of the run's learning rate.
         smoothing: ς in [0, 1), label smoothing: the targets 1 and 0 of D are replaced by random numbers that

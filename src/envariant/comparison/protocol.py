@@ -74,8 +74,8 @@ class Plan:
         tasks: Prediction task by test environment; environments that cannot be scored are omitted.
         baseline_scores: Score of a constant prediction by environment; empty if the metric is calibration
             error.
-        undefined: Reasons why some environments cannot be scored, one sentence each. The metric is undefined,
-            many rows have classes that no training environment has, or there are no earlier environments.
+        undefined: Why some environments cannot be scored, one sentence each: the metric is undefined, many
+            rows have classes that no training environment has, or there are too few earlier environments.
         not_applicable: Reasons why requested methods cannot be run.
     """
 
@@ -169,10 +169,10 @@ def plan(
 def run_settings(table: Table, options: Mapping[str, Any], first_fold: Sequence[str] = ()) -> dict[str, Any]:
     """Return the training options of all runs: the requested options, and defaults for other options.
 
-    By default, networks are trained with weight decay, for at least 100 steps and about 30 passes over the
-    rows. A batch has at most m rows per environment, where m is the median number of rows in an environment,
-    or 8 if this is larger. Networks are evaluated at the end only, unless an option such as early stopping
-    uses validation scores.
+    By default, networks are trained with weight decay for about 30 passes over the rows, but for at least
+    100 and at most 400 steps. A batch has at most m rows per environment, where m is the median number of
+    rows in an environment, or 8 if this is larger. Networks are evaluated at the end only, unless an option
+    such as early stopping uses validation scores.
 
     Args:
         table: Table of the comparison.
@@ -260,9 +260,9 @@ def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArr
 def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
     """Return the metric with the given name, or the default metric for the target.
 
-    The default for regression is RMSE. The default for classes is accuracy or AUROC. AUROC is used if the
-    rarer of two classes has less than 20 % of the rows, or if class shares differ between environments,
-    because accuracy then changes even if the model's ranking is unchanged.
+    The default is RMSE for regression and accuracy for classes, except in two cases, where it is AUROC: the
+    rarer of two classes has less than 20 % of the rows, or `prevalence_differs` is true. If class shares
+    differ between environments, accuracy changes even if the model's ranking is unchanged.
 
     Raises:
         EnvariantError: If the metric is unknown or does not apply to the task.
@@ -277,7 +277,7 @@ def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
 
 
 def prevalence_differs(table: Table) -> bool:
-    """Return whether class shares differ significantly between environments, by 0.1 or more for a class."""
+    """Return whether class shares of environments differ significantly, and for some class by 0.1 or more."""
     counts = np.zeros((len(table.environments), len(table.classes)))
     np.add.at(counts, (table.environment.values, table.targets().astype(int)), 1)
     counts = counts[:, counts.any(axis=0)]
@@ -291,12 +291,12 @@ def prevalence_differs(table: Table) -> bool:
 def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:
     """Build the folds. A fold consists of environments that are held out together.
 
-    Each environment is a fold. More than 12 environments are divided into at most 10 folds with similar
-    numbers of rows.
+    With at most 12 environments, each is a fold. If there are more, they are divided into at most 10 folds
+    with similar numbers of rows.
 
-    If environments are ordered in time, each of the last 12 is a fold, and models are trained on earlier
-    environments only. The first two (only the first, if there are at most three) are therefore in no fold.
-    The final fold is empty; its models give the in-domain score of the last environment.
+    If environments are ordered in time, models are trained on earlier environments only. Each of the last 12
+    is a fold, except the first two environments (except only the first, if there are at most three). The
+    final fold is empty; its models give the in-domain score of the last environment.
     """
     names = table.environments
     if table.ordered:

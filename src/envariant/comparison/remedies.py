@@ -108,7 +108,10 @@ def score_text(score: ScoreName, value: float) -> str:
 
 
 def ranked(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
-    """Sort remedies by significance and gain, and omit remedies that do not improve the score."""
+    """Sort remedies: significant gains before all others, and otherwise larger gains before smaller gains.
+
+    Gains that are not measured come last; remedies whose measured gain is not positive are omitted.
+    """
     improving = [each for each in remedies if not each.gain.mean <= 0]
     # Gains that are not measured are NaN.
     return tuple(sorted(improving, key=lambda each: (not each.significant, -np.nan_to_num(each.gain.mean))))

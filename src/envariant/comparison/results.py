@@ -31,10 +31,11 @@ class Cell:
     """Results of one method in one environment.
 
     Attributes:
-        ood_score: Mean out-of-domain score of the replicas, which were not trained on the environment. The
-            interval includes two sources of noise: replicas differ, and rows are only a sample.
-        id_score: Mean in-domain score of replicas that were trained on the environment. They are scored on
-            its validation rows.
+        ood_score: Mean out-of-domain score of the replicas, which were not trained on the environment, with
+            its confidence interval. The interval includes two sources of noise: replicas differ, and rows are
+            only a sample.
+        id_score: Mean in-domain score of replicas that were trained on the environment, with its interval.
+            They are scored on the environment's validation rows.
         gain: Gain over the baseline, positive if better; None for the baseline, or if a score is absent.
         p_value: P-value of the hypothesis that there is no gain, Holm-corrected over all methods and
             environments.
@@ -142,7 +143,7 @@ class ComparisonResults(Displayed):
         networks: Names of the network architectures by method; predictors have none.
         rows: Stored predictions by method and environment.
         causes: Reasons for the baseline's drop by environment.
-        remedies: Remedies and their measured gains. Significant gains come first, then larger gains.
+        remedies: Remedies and their measured gains, in the order of `remedies.ranked`.
         expected: Expected and observed scores of the baseline by environment.
         subgroups: Scores of subgroups; empty if none were requested.
     """
@@ -227,7 +228,7 @@ class ComparisonResults(Displayed):
 
     @cached_property
     def pooled_drop(self) -> PooledEstimate | None:
-        """Mean of the baseline's drops over environments, with a prediction interval for the next drop.
+        """Random-effects mean of the baseline's drops, with a prediction interval for the next environment.
 
         None if there are fewer than two measured drops.
         """

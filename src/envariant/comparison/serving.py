@@ -20,9 +20,10 @@ def with_serving(
     holdout_fraction: float,
     seeds: Sequence[int],
 ) -> tuple[SavedModel, str]:
-    """Add calibration, conformal scores and accuracy to the model of the recommended method.
+    """Add a calibration temperature, conformal scores and an accuracy estimator to a saved model.
 
-    All three are computed from out-of-domain predictions.
+    All three are fitted to out-of-domain predictions of the recommended method. For regression, the estimator
+    returns RMSE instead of accuracy.
 
     Args:
         model: Model of the recommended method.

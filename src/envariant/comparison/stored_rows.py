@@ -82,11 +82,17 @@ class StoredRows:
         return None if group is None else np.unique(group.values, return_inverse=True)[1]
 
     def groups_of(self, *scores: Scores) -> tuple[Rows, ...] | None:
-        """Return an array of row groups for each argument; None if the groups or the rows are unknown."""
+        """Return a tuple with one array per argument: the group index of each of its rows.
+
+        The result is None, not a tuple, if the table has no groups or the rows of any argument are unknown.
+        """
         return _values_of(self.groups, scores)
 
     def weights_of(self, *scores: Scores) -> tuple[Array, ...] | None:
-        """Return an array of case weights for each argument; None if the weights or the rows are unknown."""
+        """Return a tuple with one array per argument: the case weight of each of its rows.
+
+        The result is None, not a tuple, if the table has no weights or the rows of any argument are unknown.
+        """
         weights = self.source.table.sample_weight
         return _values_of(None if weights is None else weights.values, scores)
 
@@ -129,7 +135,11 @@ class StoredRows:
         return Scores(values, targets, of_all[evenly_spaced(len(of_all), len(targets)).numpy()])
 
     def in_domain(self, environment: str, predictions: Sequence[Predictions]) -> Scores | None:
-        """Return one in-domain prediction for each validation row; None if there are no predictions."""
+        """Return one in-domain prediction for each validation row of an environment.
+
+        If the rows of a replica's predictions cannot be found, all replicas' predictions are returned, and
+        `rows` of the result is None. The result is None if there are no predictions.
+        """
         table = self.source.table
         folds = [fold for fold in self.folds if environment in table.in_domain_environments(fold)]
         if not folds:

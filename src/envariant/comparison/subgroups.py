@@ -189,7 +189,7 @@ def _corrected(scores: Sequence[SubgroupScore]) -> list[SubgroupScore]:
 def subgroup_names(column: Column) -> NDArray[Any]:
     """Return the subgroup name of each row, `[rows]`; "" for missing values.
 
-    Numbers and dates with more than 8 values are divided at their quartiles.
+    A column of numbers or dates with more than 8 distinct values is divided at its quartiles.
     """
     texts = np.array([text or "" for text in column.texts()], dtype=object)
     values = column.values[~column.missing]

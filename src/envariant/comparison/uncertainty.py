@@ -157,7 +157,8 @@ def score_of_rows(
         metric: Metric of the score.
         predictions: Predictions on stored rows.
         rows: Positions of the rows to score, within the stored rows. Default: all stored rows.
-        weights: Case weight of every row of the environment. Default: equal weights.
+        weights: Case weight of every row of the environment, whether or not its prediction is stored.
+            Default: equal weights.
     """
     logits, targets = _arrays(predictions)
     rows = np.arange(len(targets)) if rows is None else rows

@@ -1,4 +1,4 @@
-"""Names of the row attributes that the library uses, and `training_weights`, computed from them."""
+"""Names of the row attributes that the library uses, and a function that returns training weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +15,8 @@ ROW_GROUP = "row_group"
 
 def training_weights(attributes: Mapping[str, Any]) -> Any:
     """Return the training weight of each row, `[rows]`; None if rows have no weights.
+
+    The weight is the sampling weight times the class weight, or the only one of them that is given.
 
     Args:
         attributes: Row attributes of one environment, by name.

@@ -44,7 +44,8 @@ class Summary:
         header: Names of the columns of a table, shown in notebooks only.
         rows: Cells of each row of the table; the first cell is the row's name.
         notes: Explanations below the table, shown in notebooks only.
-        marks: HTML tag of highlighted cells, "b" (bold) or "u" (underlined), by row and column number.
+        marks: HTML tag of highlighted cells, "b" (bold) or "u" (underlined), by row and column number. Both
+            are counted from 0; column 0, with the names of the rows, cannot be highlighted.
     """
 
     title: str

@@ -34,7 +34,7 @@ def split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[An
 def plain_targets(y: Any) -> Any:
     """Convert nullable pandas Booleans and integers to NumPy types; return other targets unchanged.
 
-    Without the conversion, scikit-learn would not preserve their type.
+    Without the conversion, scikit-learn would not keep the values as Booleans or integers.
     """
     dtype = getattr(getattr(y, "dtype", None), "numpy_dtype", np.dtype(object))
     return y.to_numpy(dtype=dtype) if dtype.kind in "biu" and not y.isna().any() else y

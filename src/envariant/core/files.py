@@ -119,7 +119,8 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
     Args:
         folder: Folder of the files.
-        names: Glob pattern of the names of the target files; only their temporary files are removed.
+        names: Glob pattern of the names of the files that the processes were writing. Temporary files of
+            other names are kept.
 
     Raises:
         OSError: If the folder cannot be written.

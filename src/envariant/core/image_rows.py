@@ -24,15 +24,16 @@ _RANDOM = ("Random", "ColorJitter", "AutoAugment", "TrivialAugment", "AugMix", "
 def prepared(rows: Tensor, where: str) -> Tensor:
     """Convert byte images to uint8 `[rows, channels, height, width]`; return other inputs unchanged.
 
-    Byte images are uint8 `[rows, height, width]`, or integers from 0 to 255 with 1, 3 or 4 channels.
+    Byte images are uint8 `[rows, height, width]`, or integers from 0 to 255 with 1, 3 or 4 channels, before
+    or after height and width.
 
     Args:
         rows: Inputs `[rows, …]`.
         where: Name of the data set, for warnings.
 
     Warns:
-        EnvariantWarning: If inputs are not byte images, but look like images with channels last, or with
-            values that are not scaled to [0, 1].
+        EnvariantWarning: If inputs other than byte images look like images whose channels come last, or whose
+            values are not scaled to [0, 1].
     """
     if not may_be_images(rows) or not len(rows):
         return rows

@@ -74,7 +74,8 @@ class Plugins(Generic[T]):
         """Import all plug-ins, except those with a reserved name.
 
         Returns:
-            The plug-ins by name, and one message for each plug-in that could not be loaded.
+            The plug-ins by name; and one message for each plug-in that could not be loaded, or package whose
+                entry points could not be read.
         """
         plugins: dict[str, T] = {}
         entries, failures = self._entries()

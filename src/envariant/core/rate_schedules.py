@@ -33,7 +33,7 @@ class Cosine(Schedule):
         end: Value at the end of the decay.
         warmup: Number of warm-up steps.
         until: Step at which the decay ends.
-        start: Value at step 0 as a share of `value`, in [0, 1]. With 0, the default, the warm-up is
+        start: Value at step 0 as a share of `value`, in (0, 1]; or 0, the default, for the warm-up
             value·(t + 1)/W.
         offset: Number of steps, 0 or 1, by which the decay is shifted to earlier steps. With 1, the last
             update has exactly the value `end`, as in EQRM's code.

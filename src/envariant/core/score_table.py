@@ -75,9 +75,9 @@ class ScoreTable(Displayed):
 
         Args:
             method: Name of the method.
-            column: Name of an environment, or "average". The average is NaN if the method lacks a score in an
-                averaged environment. The standard deviation of the average is computed from the averages of
-                the replicas.
+            column: Name of an environment, or "average" for the mean of the environments' mean scores. The
+                average is NaN if the method has no score at all in one of them. Its standard deviation is
+                that of the replicas' `averages`.
         """
         if column != AVERAGE or AVERAGE in self.columns:
             return _score(_finite(self.values[method].get(column, {})).values())
@@ -89,7 +89,9 @@ class ScoreTable(Displayed):
         return Score(mean, _score(averages).sd, len(averages))
 
     def averages(self, method: str) -> tuple[float, ...]:
-        """Return each replica's average over environments; replicas that lack a score are omitted.
+        """Return each replica's average over environments.
+
+        Replicas that lack a score in an averaged environment are omitted.
 
         Args:
             method: Name of the method.

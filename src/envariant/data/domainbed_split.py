@@ -39,8 +39,9 @@ class DomainBedSplit(SpecSource):
         source: Data source to split, or its name with settings.
         trial: Number of the trial. It determines the split of an environment, together with the environment's
             index.
-        fraction: Share of the rows in the smaller parts, rounded down.
-        rows: Use only the first rows of each environment. Default: use all rows, as DomainBed does.
+        fraction: Share of an environment's rows in its smaller part; the number of rows is rounded down.
+        rows: Number of rows to use from each environment; the first rows are used. Default: all rows, as in
+            DomainBed.
     """
 
     base: ClassVar[str] = "domainbed-split"
@@ -120,7 +121,7 @@ def split(
         rows: Number of rows of the environment.
         trial: Number of the trial.
         environment: Index of the environment.
-        fraction: Share of the rows in the small part, rounded down.
+        fraction: Share of the rows in the small part; the number of these rows is rounded down.
     """
     order = np.random.RandomState(seed_hash(trial, environment)).permutation(rows)
     shuffled = torch.from_numpy(order.astype(np.int64))

@@ -141,7 +141,8 @@ class Methods(PageSection):
 def methods_table(results: ComparisonResults) -> TextTable:
     """Return a table of scores, one row per method and one column per environment.
 
-    If there are many environments, only the environments with the baseline's worst scores have a column.
+    If there are more than 8 environments, only the 8 with the baseline's worst scores have a column. Further
+    columns contain the method's worst score, its mean score, and its mean in the second metric, if any.
     """
     hardest = results.hardest_first()[:_MOST_COLUMNS]
     total = len(results.environments)
@@ -184,10 +185,16 @@ def methods_table(results: ComparisonResults) -> TextTable:
 def drop_rows(
     results: ComparisonResults, recommended: str, names: Sequence[str]
 ) -> tuple[list[charts.DropRow], tuple[str, str, str, str]]:
-    """Return the rows of the chart of drops, and the labels of its four scores.
+    """Return the rows of the chart of drops, and the labels of the four scores in each row.
 
-    The chart compares the baseline with a second method in each environment. The second method is the
-    recommended method, or the `runner_up` if the baseline is recommended.
+    The four scores are the baseline's in-domain and out-of-domain scores, the out-of-domain score of a second
+    method, and the score of a constant prediction. The second method is the recommended method, or the
+    `runner_up` if the baseline is recommended.
+
+    Args:
+        results: Results of the comparison.
+        recommended: Name of the recommended method.
+        names: Names of the environments, one per row.
     """
     other = recommended if recommended != results.baseline_method else runner_up(results)
     others, constants = results.cells.get(other, {}), results.data.baseline_scores

@@ -89,7 +89,7 @@ def names(
     Args:
         train: Color flip probability of each training environment.
         test: Color flip probability of each test environment.
-        name: Function that maps a flip probability to an environment name.
+        name: Function that maps a flip probability to a name, without the prefix or suffix.
     """
     repeats = [list(train[:i]).count(flip) for i, flip in enumerate(train)]
     trained = [name(flip) + (f"-{n + 1}" if n else "") for flip, n in zip(train, repeats, strict=True)]
@@ -258,7 +258,7 @@ class ColoredSource(DigitSource):
 
     @property
     def flips(self) -> Flips:
-        """Color flip probabilities of all environments, in order."""
+        """Color flip probabilities of all environments, the training environments first."""
         return (*self.train_flips, *self.test_flips)
 
     @abstractmethod

@@ -34,16 +34,17 @@ _GROUPS: dict[str, tuple[tuple[int, ...], ...]] = {
 class CovariateShift(DigitSource):
     """Colored MNIST with covariate shift. Krueger et al. 2021, section 4.1.2; data as in the released code.
 
-    The rows form two groups (see `kind`): one group has the share p of the rows, the other the share 1 − p.
-    With overlap f, p is f/(1 + f) in environment `flip-0.2`, 1/(1 + f) in `flip-0.1`, and 1/2 in the test
-    environment `flip-0.9`.
+    For kinds "class" and "digit", the digits form two groups: a share p of the rows of the first group is
+    kept, and a share 1 − p of the second. For kind "color", p determines the shades. With overlap f, p is
+    f/(1 + f) in environment `flip-0.2`, 1/(1 + f) in `flip-0.1`, and 1/2 in the test environment `flip-0.9`.
 
     Attributes:
-        kind: What is imbalanced. "class": digits 5–9 and 0–4. "digit": digits 1, 2, 6, 7 and 3, 4, 8, 9; rows
-            with the digits 0 and 5 are dropped. "color": two shades of each color, so that images have four
-            channels and no row is dropped.
+        kind: What is imbalanced. "class": the first group has digits 5–9, the second digits 0–4. "digit": the
+            first group has digits 1, 2, 6 and 7, the second digits 3, 4, 8 and 9; rows with the digits 0 and
+            5 are dropped. "color": each color has two shades, so that images have four channels; no row is
+            dropped. The first shade has probability p for color 0, and 1 − p for color 1.
         overlap: Overlap f of the training environments, in [0, 1]: 1 for no shift; 0 if each training
-            environment contains only one group.
+            environment contains only one group, or only one shade of each color.
         folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
             if it is not set, the files are read from the cache or downloaded.
     """
@@ -87,8 +88,8 @@ def kept_rows(labels: np.ndarray, groups: Sequence[tuple[int, ...]], p: float) -
     Args:
         labels: Digit of each row.
         groups: Digits of each group.
-        p: Share of rows to keep in the first, third, … group; in the second, fourth, … group, the share is
-            1 − p. Rows at the beginning of a group are kept.
+        p: Share of the first, third, … group to keep; of the second, fourth, … group, the share 1 − p is
+            kept. The first rows of each group are kept.
     """
     members = [np.flatnonzero(np.isin(labels, group)) for group in groups]
     shares = [p if i % 2 == 0 else 1 - p for i in range(len(groups))]

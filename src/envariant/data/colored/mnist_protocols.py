@@ -48,8 +48,8 @@ class ColoredMNIST(construction.ColoredSource):
             the 10,000 test images, as in the REx code for a range of shifts; only in protocol "irm".
         two_logits: Whether the model has one logit for each of the two classes and cross-entropy loss, as in
             DomainBed, instead of a single logit and logistic loss.
-        logged_tests: Whether to add the four test environments that the EQRM code logs during training, which
-            consist of 10,000 rows of the training file; only in protocol "eqrm".
+        logged_tests: Whether to add the four test environments that the EQRM code logs during training. All
+            four consist of the same 10,000 rows of the training file; only in protocol "eqrm".
         folder: Folder of the MNIST files. Default: the folder in the environment variable `ENVARIANT_MNIST`;
             if it is not set, the files are read from the cache or downloaded.
     """

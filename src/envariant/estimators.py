@@ -295,7 +295,8 @@ class InvariantClassifier(ClassifierMixin, InvariantEstimator):
         classes_: Class labels, sorted.
         n_features_in_: Number of input columns, without the environment column.
         feature_names_in_: Names of the input columns, if `X` had names.
-        environments_: Names of the training environments; "all" if `fit` received none.
+        environments_: Names of the training environments. If `fit` received none, the only name is "all",
+            even if environments were inferred.
         environment_column_: Name of the environment column, if any; `predict` accepts `X` with or without it.
         settings_: Training settings: algorithm, hyperparameters, model and task.
         weights_: Trained weights of the network, as arrays by parameter name.

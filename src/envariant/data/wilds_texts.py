@@ -21,8 +21,9 @@ def wilds_table(folder: str | Path) -> "pd.DataFrame":
 
     In civilcomments, the target is whether at least half of the readers found the comment toxic. For each of
     eight identities, such as male or christian, a column states whether the comment mentions the identity,
-    again according to at least half of the readers. The environment is the first identity that the comment
-    mentions; it is "none" if the comment mentions none of them.
+    again according to at least half of the readers. The environment is the first of these columns that is
+    true, in the order male, female, LGBTQ, christian, muslim, other_religions, black, white. It is "none" if
+    all are false.
 
     In amazon, the target is the number of stars, and the environment is the product category. The column
     `group` contains the reviewer, and `split` is the official split, which is by reviewer.

@@ -73,14 +73,15 @@ def loss_fingerprint(task: Task) -> str:
 
 
 def named_loss(task: Task, loss: object, fingerprint: str | None) -> str:
-    """Return the loss in a record if it was given by name; return "" if it was a function or a task.
+    """Return the name of a run's loss if it was given by name; return "" if it was a function or a task.
 
-    The digests are compared, because the string of a function or task may be equal to the name of a loss.
+    The string of a function or task may be equal to the name of a loss. Therefore, the name is returned only
+    if a task with the loss of this name has the digest in the record.
 
     Args:
         task: Task of the data, with its default loss.
-        loss: String of the loss in a record.
-        fingerprint: Digest in the record, as returned by `loss_fingerprint`.
+        loss: String of the loss in the record of the run.
+        fingerprint: Digest of the run's loss in the record, as returned by `loss_fingerprint`.
     """
     text = loss if isinstance(loss, str) and loss.partition("(")[0].strip() in LOSSES else ""
     return text if text and loss_fingerprint(with_loss(task, text)) == fingerprint else ""

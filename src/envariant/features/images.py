@@ -145,7 +145,8 @@ def features_of(
 
     Args:
         sample: Environments.
-        blocks: Function that computes the features of the environments.
+        blocks: Function that, given an environment index and a row index, computes the features of that row
+            and of all later rows of the environment, in blocks.
         key: String that identifies the preprocessing, architecture and weights.
         width: Number of features.
         dtype: Data type of the stored features.

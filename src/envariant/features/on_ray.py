@@ -58,8 +58,9 @@ class Cluster:
     def blocks(self, work: Extractable, rows: Sequence[int], size: int) -> BlocksOf:
         """Return a function that yields the features of an environment in order, block by block.
 
-        The connection to the cluster is made when the first block is requested. Each task has one core and,
-        if the cluster has GPUs, one GPU.
+        The arguments of the function are the index of the environment and the index of the first row. The
+        connection to the cluster is made when the first block is requested. Each block is a task of the
+        cluster, with one core and, if the cluster has GPUs, one GPU.
 
         Args:
             work: Object that computes features in the workers.
@@ -106,12 +107,15 @@ class Cluster:
 
 
 def divided(first: int, rows: int, size: int) -> list[tuple[int, int]]:
-    """Divide the rows from `first` onward into blocks; return the first row and the end of each block.
+    """Divide the rows from `first` onward into blocks.
 
     Args:
         first: First row.
         rows: Total number of rows, including those before `first`.
         size: Rows per block; the last block may be shorter.
+
+    Returns:
+        For each block, the index of its first row and the index after its last row.
     """
     return [(begin, min(begin + size, rows)) for begin in range(first, rows, size)]
 

@@ -266,7 +266,9 @@ class Features(SpecSource):
 
         Args:
             head: Network trained on these features, as in `result.model(0)`.
-            test_environments: Test environments of the run. Default: the test environments of the data.
+            test_environments: Test environments of the run in which the head was trained. They determine the
+                training environments, on which the standardization of the features is fitted. Default: the
+                test environments of the data.
 
         Raises:
             EnvariantError: If the source is a table.

@@ -14,13 +14,17 @@ from envariant.core import counter_rng
 @final
 @dataclass(frozen=True, eq=False)
 class MaskNumbers:
-    """Key and stream of the random numbers for the dropout masks in one pass through a network.
+    """Key and stream of the random numbers for dropout masks in one pass through a network.
+
+    Every dropout layer has its own stream in every pass of a step: layer i of a pass uses the number of the
+    first layer's stream, plus i.
 
     Attributes:
         key: Random-number key of the step.
-        stream: Number of the stream; every layer of every pass in a step has its own.
-        first_row: Index of the first row of the block. The mask of a row does not depend on how the batch
-            is divided into blocks.
+        stream: Number of the stream of the first dropout layer; in the copy that `masks` gives to a layer,
+            number of that layer's stream.
+        first_row: Index in the batch of the first row that is computed. A batch may be computed in several
+            blocks of rows; the mask of a row does not depend on this division.
     """
 
     key: Tensor

@@ -52,7 +52,8 @@ class Linear(Predictor):
     The penalty applies to standardized inputs; inputs with two values are only centered. The penalty strength
     minimizes the squared error of leave-one-out predictions (ridge), or the log loss in 5-fold stratified
     cross-validation (logistic) on the pooled rows (Hoerl & Kennard 1970; le Cessie & van Houwelingen 1992).
-    If rows have groups, 5-fold cross-validation leaves out whole groups.
+    If rows have groups, both models use 5-fold cross-validation in which each fold consists of whole groups.
+    With more than 500 inputs, logistic regression uses 2 folds instead of 5.
 
     Attributes:
         name: Name shown in tables.

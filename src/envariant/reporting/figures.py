@@ -33,8 +33,8 @@ _PAPER = np.array([1.0, 1.0, 1.0])
 def svg(figure: Figure) -> str:
     """Convert a figure to SVG text for an HTML page; identical figures give identical text.
 
-    Text is converted to outlines. If no installed font contains some of the characters, the text is not
-    converted, and the browser chooses the font.
+    Text is converted to outlines. If the figure has a character that no installed font contains, no text is
+    converted, and the browser chooses the fonts.
     """
     text = io.StringIO()
     figure.set_canvas(FigureCanvasSVG(figure))

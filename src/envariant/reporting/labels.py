@@ -72,7 +72,7 @@ def verdict(result: TrainingResult) -> str:
 
 
 def settings(result: TrainingResult) -> dict[str, str]:
-    """Return the settings of a run as text, by the names that tables show for options and hyperparameters."""
+    """Return the options and hyperparameters of a run: values as text, by the names shown in tables."""
     record = result.record
     options = record.spec.to_dict()
     hyperparameters = options.pop("hyperparameters")

@@ -38,8 +38,9 @@ class Block:
 
     Attributes:
         kind: Kind of element, such as "chart", "table" or "text".
-        content: Chart, `data:` URL of an image, `TextTable`, text, or pairs of a term and its definition.
-        caption: Caption of a chart, image or table; for a claim, the supporting numbers.
+        content: Chart, `data:` URL of an image, `TextTable`, text, list of texts, or pairs of a term and its
+            definition; for the kind "claim", an object with a text, a verdict and the supporting numbers.
+        caption: Caption of a chart, image or table.
     """
 
     kind: Kind

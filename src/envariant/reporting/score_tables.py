@@ -15,9 +15,10 @@ def score_table(
 ) -> ScoreTable:
     """Return the final scores of several runs: one row per method, one column per environment.
 
-    If the runs have different test environments (leave-one-domain-out), the columns are these test
-    environments, and all runs of a method share one row. Otherwise, there is one column for every
-    environment. The average is taken over test environments.
+    If the runs have different data or environments, or different test environments (leave-one-domain-out),
+    there is one column per set of test environments. All runs of a method then share one row. Otherwise,
+    there is one column for every environment. If several columns are test environments, an additional last
+    column, "average", contains the average over them.
 
     Args:
         results: Results of the runs: a list, or a mapping whose keys are names of methods and whose values

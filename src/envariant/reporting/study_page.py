@@ -214,7 +214,12 @@ def write(store: Store, path: Path) -> None:
 
 
 def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
-    """Return the runs that one rule selects as a dictionary for JSON, with mean and worst test score."""
+    """Return a JSON-compatible dictionary with the runs that one rule selects, and their test scores.
+
+    "test" is the mean test score of these runs, and "worst" the smallest of their scores in the worst test
+    environment. "choices" lists, for each combination of data, test environments and replica, the selected
+    run or the reason why no run was selected.
+    """
     runs = runs_of(selected)
     return {
         "test": mean([run.test for run in runs]),

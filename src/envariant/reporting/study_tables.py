@@ -127,7 +127,11 @@ def environments(selected: Sequence[SelectionResult]) -> TextTable:
 
 
 def choices(selected: Sequence[SelectionResult]) -> TextTable:
-    """Return a table of selected runs: one row per set of test environments and replica."""
+    """Return a table of selected runs, with one row per combination of test environments and replica.
+
+    Args:
+        selected: Results of a rule that selects one run among all algorithms for each combination.
+    """
     rows: list[tuple[str, ...]] = []
     for each in selected:
         name = f"{_environments(each.data, each.test_environments)}, replica {each.replica}"

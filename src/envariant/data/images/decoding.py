@@ -205,6 +205,6 @@ def shown(name: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """Join the first `most` names to one line, followed by the number of omitted names."""
+    """Join the first `most` names into one line; append the number of omitted names, if any."""
     listed = ", ".join(shown(name) for name in names[:most])
     return listed + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -88,7 +88,10 @@ class MemoryPixels(Pixels):
 
 @final
 class PixelFile(Pixels):
-    """Images in a cache file: a NumPy array, followed by a checksum per image, notes and a digest of both.
+    """Images in a cache file.
+
+    The file contains a NumPy array with all images, a checksum per image, and notes. At its end is a digest
+    of the checksums and notes.
 
     Images are read with `pread`. Unlike with a memory map, the pages that are read do not count as memory of
     the process, and a disk error raises an exception instead of crashing the process. The checksum of an

@@ -197,7 +197,11 @@ class Table:
         return column
 
     def texts(self, name: str) -> list[str]:
-        """Return a column that may contain empty strings, for which `table[name]` raises an error."""
+        """Return a column, which may contain empty strings; `table[name]` raises an error if it does.
+
+        Raises:
+            EnvariantError: If the table has no column of this name.
+        """
         if name not in self._columns:
             raise unknown_name("column", name, self._columns, where=self._where)
         return self._columns[name]

@@ -83,7 +83,9 @@ class Column:
         return self.type.format(self.values, self.categories)
 
     def fit(self, environments: NDArray[Any] | None = None) -> ColumnEncoding | None:
-        """Fit the encoding of the column; return None if values are constant or nearly all missing.
+        """Fit the encoding of the column; return None if it is constant or too few rows have a value.
+
+        `rarely_observed` defines how many rows are too few.
 
         Args:
             environments: Index of the environment of each row. Default: one environment.
@@ -238,7 +240,8 @@ def column_of_kind(
 ) -> Column:
     """Convert new rows of a column to the kind that the column had in training.
 
-    Categories may be numbers, Booleans may be 0 and 1 or words, and numbers and dates may be text.
+    The new rows may contain categories as numbers, Booleans as 0 and 1 or as words, and numbers and dates as
+    text.
 
     Args:
         name: Name of the column.

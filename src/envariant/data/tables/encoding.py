@@ -55,7 +55,7 @@ class Encoder:
 
 
 def fit(columns: Iterable[Column], environments: NDArray[Any] | None = None) -> Encoder:
-    """Fit an encoder on training rows; constant columns and columns with few values are omitted.
+    """Fit an encoder on training rows; omit columns that are constant or missing in nearly all rows.
 
     Args:
         columns: Training rows of all columns.

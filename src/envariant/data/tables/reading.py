@@ -36,8 +36,9 @@ class TableInput:
     Attributes:
         label: Name of the table in messages.
         header: Names of the columns.
-        chunks: Function that yields chunks of rows. Its argument is used only for text files: names of the
-            columns to read, as text; or None to read all columns, with numbers where possible.
+        chunks: Function that yields chunks of rows. Its argument has an effect only for text files. If it is
+            a list of column names, only these columns are read, and all values remain strings. If it is None,
+            all columns are read, and strings are converted to numbers where possible.
         is_text: Whether the table is a text file.
         separator: Separator of the fields in a text file.
         samples: Words for missing values in the first records of a text file, by column name.

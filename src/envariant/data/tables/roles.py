@@ -119,7 +119,8 @@ def pool_small(
         pool: Whether to pool small environments; if not, they are omitted.
 
     Returns:
-        New environment column, and mask of the used rows, `[rows]`.
+        Environment column of all rows, in which omitted environments are missing values; and mask of the
+        complete rows whose environment was not omitted, `[rows]`.
     """
     counts = np.bincount(environment.values[complete], minlength=len(environment.categories))
     present = np.flatnonzero(counts)

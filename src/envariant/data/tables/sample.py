@@ -26,7 +26,7 @@ class ColumnSample:
     """Words for missing values, such as NA, in the first records of one column.
 
     Attributes:
-        counts: Number of fields for each pair: a word in lower case, and whether the field is in quotes. All
+        counts: Number of fields for each pair of a word in lower case and whether it is in quotes. All
             strings other than words for missing values are counted together, under the word "".
     """
 
@@ -44,9 +44,11 @@ class ColumnSample:
 
     @property
     def unquoted_words(self) -> frozenset[str]:
-        """Words for missing values that are never in quotes; empty unless all other strings are in quotes.
+        """Words for missing values that are never in quotes, in a column whose ordinary strings all are.
 
-        R, for example, writes strings in quotes, but NA without quotes.
+        Ordinary strings are those that are not words for missing values. The set is empty if one of them is
+        without quotes, or if there are fewer than five. R, for example, writes strings in quotes, but NA
+        without quotes.
         """
         marks = self.counts.get(("", True), 0) >= _FEWEST_TEXTS and ("", False) not in self.counts
         return self.words - self.quoted_words if marks else frozenset()
@@ -57,7 +59,8 @@ def first_records(
 ) -> dict[str, ColumnSample]:
     """Find the words for missing values in the first records of each column.
 
-    If the file cannot be decoded, the result contains no words.
+    If every field other than these words is in quotes, quotes are ignored: all words count as unquoted. If
+    the file cannot be decoded, the result contains no words.
 
     Args:
         path: Path of the text file.

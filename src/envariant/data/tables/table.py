@@ -139,8 +139,11 @@ class Table(Displayed):
     def training_rows(self, test: Sequence[str]) -> NDArray[np.bool_]:
         """Return the mask of the training rows, `[rows]`.
 
-        Groups with rows in a test environment are excluded from training. This does not apply if environments
-        are ordered, because the future of known groups is then predicted from their past.
+        If environments are ordered, these are the rows of all environments before the first test environment.
+        Groups may then have rows in both, because the future of known groups is predicted from their past.
+
+        Otherwise, these are all rows outside the test environments, except rows of groups that also occur in
+        a test environment.
 
         Args:
             test: Names of the test environments. If there are none, all rows are training rows.
@@ -166,8 +169,8 @@ class Table(Displayed):
     def in_domain_environments(self, test: Sequence[str]) -> tuple[str, ...]:
         """Return the training environments whose validation rows give in-domain scores.
 
-        If environments are ordered, this is only the latest training environment. In-domain scores then come
-        from models that were not trained on later environments.
+        If environments are ordered, this is only the latest training environment. Its in-domain score then
+        comes from a model that was not trained on any environment after it.
         """
         codes = np.unique(self.environment.values[self.training_rows(test)])
         return tuple(self.environments[code] for code in (codes[-1:] if self.ordered else codes))

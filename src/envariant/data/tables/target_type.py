@@ -82,9 +82,13 @@ class TargetType:
         return pd.Series(_index(self.values or tuple(classes), self.dtype).take(codes))
 
     def of_numbers(self, numbers: NDArray[np.float64]) -> "pd.Series[Any]":
-        """Convert regression predictions to the type of the target, `[rows]`.
+        """Convert regression predictions to dates or durations if the target has such a type, `[rows]`.
 
-        If the target consists of dates or durations, predictions are numbers of days.
+        For any other target, the numbers are returned unchanged.
+
+        Args:
+            numbers: Predictions, `[rows]`. For durations, they are numbers of days; for dates, numbers of
+                days since 1970.
         """
         if not _is_time(self.dtype):
             return pd.Series(numbers)

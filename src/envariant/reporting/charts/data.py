@@ -67,11 +67,13 @@ def counts(environments: Sequence[str], classes: Sequence[str], rows: NDArray[np
 
 
 def shift_plane(shifts: Mapping[str, Shift] | Sequence[Shift]) -> Chart:
-    """Draw correlation shift against diversity shift, with one labeled point per environment or pair.
+    """Draw correlation shift against diversity shift, with one point per measured shift.
+
+    The 24 points with the largest shifts are labeled with their names.
 
     Args:
-        shifts: Measured shifts. In a mapping, the keys are the names of the points; in a list, each point is
-            named "first → second" after the compared groups.
+        shifts: Measured shifts, each between two groups of environments. In a mapping, the keys are the names
+            of the points; in a list, each point is named "first → second" after its two groups.
     """
     if not isinstance(shifts, Mapping):
         shifts = {f"{shift.first} → {shift.second}": shift for shift in shifts}

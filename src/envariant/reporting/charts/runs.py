@@ -214,10 +214,10 @@ def lines(
 
 
 def has_shift_scale(results: Sequence[TrainingResult]) -> bool:
-    """Return whether all runs have equal environments, of which at least three are named after a shift value.
+    """Return whether all runs have the same environments, at least three of them named after a shift value.
 
-    A name with a shift value consists of the shifted quantity and its value, as in flip-0.9 or year-2019. A
-    number alone, or a name such as site-1, does not count.
+    Such a name consists of a shifted quantity, the same in all these names, and its value, as in flip-0.9 or
+    year-2019. A number alone, or a name such as site-1, does not count.
     """
     roles = results[0].record.roles if results else {}
     same = all(result.record.roles == roles for result in results)

@@ -167,7 +167,14 @@ def critical_difference(names: Sequence[str], ranks: Sequence[float], distance: 
 
 
 def indistinguishable(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
-    """Return the first and last index of each group of methods without significant rank differences."""
+    """Return the first and last index of each group of methods without significant rank differences.
+
+    Groups that are part of a larger group, and single methods, are omitted.
+
+    Args:
+        ranks: Mean ranks of the methods, in ascending order.
+        distance: Critical difference: smallest significant difference between two mean ranks.
+    """
     groups: list[tuple[int, int]] = []
     for first, start in enumerate(ranks):
         last = max(k for k, rank in enumerate(ranks) if rank - start < distance)

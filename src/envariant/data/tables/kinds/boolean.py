@@ -24,7 +24,11 @@ _PAIRS = ({"true", "false"}, {"yes", "no"}, {"y", "n"}, {"t", "f"})
 @final
 @dataclass(frozen=True)
 class Boolean(NumericKind):
-    """Boolean values, stored as 1 and 0. A text column with two words such as yes and no is also Boolean."""
+    """Boolean values, stored as 1 and 0.
+
+    A text column is Boolean if its values are exactly true and false, yes and no, y and n, or t and f. Upper
+    and lower case are not distinguished.
+    """
 
     name: ClassVar[str] = "boolean"
     words_are_missing: ClassVar[bool] = False

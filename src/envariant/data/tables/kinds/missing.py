@@ -23,17 +23,22 @@ _FREQUENT, _FEWEST = 0.05, 5
 class MissingRule:
     """Rule that decides which strings of a column are missing values.
 
+    Empty strings are always missing values. If the user declared strings as missing values, these replace all
+    of the following rules.
+
     In a column of numbers or dates, all `MISSING_TEXTS` are missing values. In the target and environment
     columns, words such as "none" are ordinary values. In other columns, such a word is an ordinary value if
-    it is frequent, or if it is in quotes and only some strings of the file are in quotes.
+    it is frequent and not in `markers`, or if it is in `quoted`. A word in `unquoted` is a missing value even
+    in the target and environment columns: R, for example, writes strings in quotes, but NA without quotes.
 
     Attributes:
-        declared: Strings that the user declared as missing values in all columns; None if the user declared
-            none.
+        declared: Strings that the user declared as missing values in all columns. None: no declaration.
         keeps_words: Whether the column is the target or the environment.
         markers: Words that represent missing values in the numeric columns of the table.
-        quoted: Words that occur in quotes; empty unless only some strings of the file are in quotes.
-        unquoted: Words that occur without quotes; empty unless all other strings of the column are in quotes.
+        quoted: Words for missing values that occur in quotes in this column. Empty if all strings of the file
+            are in quotes, because quotes then do not distinguish values from missing values.
+        unquoted: Words for missing values that are never in quotes, in a column where every string except
+            words for missing values is in quotes. Empty for any other column.
         categorical: Whether the column was declared as categorical, so that every string is a value.
     """
 

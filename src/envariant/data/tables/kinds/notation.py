@@ -85,7 +85,13 @@ class Notation:
         return not np.isfinite(other).all() or np.array_equal(self.parse(texts), other)
 
     def agrees_with(self, other: "Notation | None") -> bool:
-        """Return whether the two notations have the same unit. Differences of currency are ignored."""
+        """Return whether both notations have the same unit, such as "%" or "kg".
+
+        Currencies are ignored, so notations of "$5", "€5" and "5" agree.
+
+        Args:
+            other: Other notation. None: numbers without a unit.
+        """
         affixes = {"" if _is_currency(each.affix) else each.affix for each in (self, other or Notation())}
         return len(affixes) == 1
 
@@ -100,7 +106,10 @@ def plain(texts: Sequence[str]) -> NDArray[np.float64]:
 def infer_notation(
     texts: Sequence[str], counts: NDArray[np.int64], decimal_comma: bool | None
 ) -> Notation | None:
-    """Return the notation with which the most rows of a column are numbers; None if none are numbers.
+    """Return the notation in which the largest number of rows in a column can be read as numbers.
+
+    The result is None if there is no such row. It is also None if numbers have a unit, such as "5 kg", and
+    the column has at most 20 distinct strings, which are then probably categories.
 
     Args:
         texts: Distinct strings of the column.

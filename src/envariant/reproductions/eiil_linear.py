@@ -122,7 +122,7 @@ def grouped(x: Tensor, y: Tensor, first: Tensor) -> Moments:
 def baselines(repetitions: int) -> dict[str, Any]:
     """Return the errors of "ERM" and of invariant causal prediction ("ICP"); see `Problems.errors`.
 
-    Both methods need no iterative training, and use all three environments.
+    Neither method needs iterative training, and both use all three environments.
     """
     problems = Problems.of([each.equations for each in draw(repetitions)])
     causal = predict_causally(problems.with_intercept, ROWS)
@@ -157,10 +157,11 @@ def inferred(repetitions: int, steps: int, inference_steps: int, references: lis
             effects have weight a. The ERM solution is always the first reference model; it is not listed.
 
     Returns:
-        Dictionary with four entries. "errors" contains the errors by reference model, whose name is "ERM" or
-        the number a. The other entries describe the inference from ERM: the sizes of both groups ("sizes"),
-        the share of each given environment that is assigned to the first group ("shares"), and the selected
-        weight of IRM's risk in each repetition ("regs").
+        Dictionary with four entries. "errors" contains the errors (see `Problems.errors`) by reference model,
+        whose name is "ERM" or the number a. The other entries describe the inference from ERM in each
+        repetition: the sizes of both groups ("sizes"), the share of the first and of the second given
+        environment that is assigned to the first group ("shares"), and the selected weight of IRM's risk
+        ("regs").
     """
     drawn = draw(repetitions)
     problems = Problems.of([each.equations for each in drawn])

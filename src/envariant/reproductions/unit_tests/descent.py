@@ -44,8 +44,8 @@ class Risks(ABC):
         """Return the product of every Hessian with a vector, at the weights of the last call of `gradients`.
 
         Args:
-            v: One vector per data draw, environment and run. It may contain fewer runs than the weights of
-                that call: n runs are then the first n.
+            v: One vector per data draw, environment and run. If it contains only n runs, they are the first n
+                runs of that call.
         """
 
 

@@ -28,7 +28,10 @@ def plot_runs(results: Sequence[TrainingResult]) -> Any:
 
 
 def plot_scores(table: ScoreTable) -> Any:
-    """Draw a table of scores, one row per method, with the average score of each replica as a dot."""
+    """Draw the average scores of a table, one row per method.
+
+    A dot is one replica's average over the environments that `table` averages.
+    """
     rows = [RankingRow(method, table.averages(method), {}) for method in table.values]
     return ranking(rows, f"{table.metric} in the test environments", {})
 

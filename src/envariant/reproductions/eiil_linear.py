@@ -39,7 +39,10 @@ class Repetition:
 
 
 def draw(repetitions: int) -> list[Repetition]:
-    """Draw the repetitions as the released program does with seed 0: all rows, then all initial logits."""
+    """Draw the rows and the initial logits of all repetitions, as the released program does with seed 0.
+
+    The rows of every repetition are drawn first, and then the initial logits of every repetition.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def normal() -> Tensor:
@@ -117,7 +120,10 @@ def grouped(x: Tensor, y: Tensor, first: Tensor) -> Moments:
 
 
 def baselines(repetitions: int) -> dict[str, Any]:
-    """Return the errors of ERM and invariant causal prediction, which need no iterative training."""
+    """Return the errors of "ERM" and of invariant causal prediction ("ICP"); see `Problems.errors`.
+
+    Neither method needs iterative training, and both use all three environments.
+    """
     problems = Problems.of([each.equations for each in draw(repetitions)])
     causal = predict_causally(problems.with_intercept, ROWS)
     return {
@@ -127,7 +133,9 @@ def baselines(repetitions: int) -> dict[str, Any]:
 
 
 def given(repetitions: int, steps: int) -> dict[str, list[float]]:
-    """Return the errors of IRM on the given environments.
+    """Return the errors of IRM on the given environments; see `Problems.errors`.
+
+    IRM trains on the first two environments and selects the weight of its risk by the error in the third.
 
     Args:
         repetitions: Number of repetitions.
@@ -149,10 +157,11 @@ def inferred(repetitions: int, steps: int, inference_steps: int, references: lis
             effects have weight a. The ERM solution is always the first reference model; it is not listed.
 
     Returns:
-        Dictionary with four entries. "errors" contains the errors by reference model, whose name is "ERM" or
-        the number a. The other entries describe the inference from ERM: the sizes of both groups ("sizes"),
-        the share of each given environment that is assigned to the first group ("shares"), and the selected
-        weight of IRM's risk in each repetition ("regs").
+        Dictionary with four entries. "errors" contains the errors (see `Problems.errors`) by reference model,
+        whose name is "ERM" or the number a. The other entries describe the inference from ERM in each
+        repetition: the sizes of both groups ("sizes"), the share of the first and of the second given
+        environment that is assigned to the first group ("shares"), and the selected weight of IRM's risk
+        ("regs").
     """
     drawn = draw(repetitions)
     problems = Problems.of([each.equations for each in drawn])

@@ -81,7 +81,7 @@ class Candidate:
         setting: Penalty weight, or log(1 − α) of EQRM; 0 for ERM.
         replica: Index of the replica.
         steps: Evaluated steps.
-        validation: Mean accuracy on validation rows, at each evaluated step.
+        validation: Accuracy on validation rows, averaged over training environments, at each evaluated step.
         test: Accuracy in the test environment, at each evaluated step.
         p_value: P-value of the invariance test at the last step.
     """
@@ -238,7 +238,9 @@ def heads_on_rich_features(
         groups: Heads to train, one group per method.
 
     Returns:
-        For each group: evaluated steps, accuracies by head and step, and p-values at the last step.
+        For each group, a dictionary with four entries: the evaluated steps ("steps"); the accuracies by head
+        and step, averaged over environments, on validation rows ("validation") and in test environments
+        ("test"); and the p-value of each head in the invariance test at the last step ("p_values").
     """
     import torch
 

@@ -70,13 +70,16 @@ def toy(method: ToyMethod, steps: int) -> list[list[float]]:
 
 
 def adjusted(with_intercept: Moments, baseline: Baseline) -> Moments:
-    """Return moments whose risk is r = R − b, where b is the baseline that a V-REx variant subtracts.
+    """Return moments without an intercept whose risk is r = R − b.
+
+    R is the mean squared error, and b is the baseline that a variant of V-REx subtracts.
 
     b is 0 (`REx_0`), Var(y) + Var(ŷ) (`REx_var`) or Var(y) − Var(ŷ) (`REx_var_diff`), with divisor n − 1. The
     variance of the prediction ŷ is a quadratic form in the weights, and so is r.
 
     Args:
-        with_intercept: Moments with an intercept, from which the means are read.
+        with_intercept: Moments of the same data with an intercept; they contain the means of inputs and
+            targets, from which the variances are computed.
         baseline: Name of the variant.
     """
     gram, cross, square = with_intercept.gram, with_intercept.cross, with_intercept.square

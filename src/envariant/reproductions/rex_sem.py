@@ -27,9 +27,9 @@ def toy(runner: Runner) -> Iterator[Finding]:
 
     A hybrid domain combines the inputs of one environment with the labels of another. There are three
     possible inputs x, each with its own logit. Only for the third input does P(y = 1 | x) differ between
-    environments. The first and the second input differ in label noise, and their frequencies differ between
-    environments. The stable predictor ignores the third input: its P(y = 1 | x) is 0.5, 0.75 and 0.5.
-    Expectations are computed exactly.
+    environments. Labels are noisier for the first input than for the second, and the frequencies of these two
+    inputs differ between environments. The stable predictor ignores the third input: for the three inputs, it
+    predicts P(y = 1 | x) = 0.5, 0.75 and 0.5. Expectations are computed exactly.
     """
     del runner
     paths = {method: rex_linear.toy(method, TOY_STEPS) for method in TOY_METHODS}

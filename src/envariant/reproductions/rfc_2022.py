@@ -201,12 +201,14 @@ SWITCH = {"CLOvE": 200}
 
 
 def unfrozen(runner: Runner, name: str, switch: int, steps: int, replicas: int, **settings: Any) -> Run:
-    """Return a run that trains all weights, and that uses the middle penalty weight from step `switch` on.
+    """Return a run that trains all parameters, with the full penalty weight from step `switch` on.
+
+    The full penalty weight is the middle one of the method's values in `rfc_heads.WEIGHTS`.
 
     Args:
         runner: Runner with the profile.
         name: Name of the method.
-        switch: Number of initial steps, in which the penalty coefficient is 1.
+        switch: Number of initial steps, in which the penalty weight is 1.
         steps: Number of updates.
         replicas: Number of restarts.
         settings: Other arguments of `train`.

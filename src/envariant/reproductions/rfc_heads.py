@@ -62,7 +62,7 @@ class Setting:
         return [*groups, {**erm, "steps": self.steps, "every": EVERY}]
 
     def long_groups(self, steps: int) -> list[dict[str, Any]]:
-        """Return heads with the middle weight of each method, trained for many steps."""
+        """Return one head per penalty, with its middle weight, to be trained for `steps` updates."""
         return [
             _group(name, (middle(weights),), self.l2, steps, EVERY_LONG)
             for name, weights in self.weights.items()
@@ -78,7 +78,7 @@ def _group(
 
 
 def middle(weights: Sequence[float]) -> float:
-    """Return the weight in the middle of a list."""
+    """Return the weight in the middle of a list, or the second of two weights in the middle."""
     return weights[len(weights) // 2]
 
 
@@ -125,11 +125,17 @@ class Curves:
         return tuple(curve[position] for curve in self.values[head])
 
     def best_last(self) -> int:
-        """Return the index of the head with the highest mean at the last step (oracle selection)."""
+        """Return the index of the head with the highest mean over restarts at the last step.
+
+        The accuracies are test accuracies, so this is oracle selection.
+        """
         return max(range(len(self.settings)), key=lambda head: self.mean(head)[-1])
 
     def best(self) -> tuple[int, int]:
-        """Return the head, and the position in `steps`, with the highest mean (oracle selection)."""
+        """Return the index of a head and a position in `steps`, chosen for the highest mean over restarts.
+
+        The accuracies are test accuracies, so this is oracle selection.
+        """
         pairs = [(head, k) for head in range(len(self.settings)) for k in range(len(self.steps))]
         means = [self.mean(head) for head in range(len(self.settings))]
         return max(pairs, key=lambda pair: means[pair[0]][pair[1]])
@@ -144,7 +150,7 @@ def frozen(
     long_restarts: int = 0,
     long_steps: int = 0,
 ) -> tuple[dict[str, Curves], dict[str, Curves], list[float]]:
-    """Return curves of all methods, curves of much longer training, and accuracies of the pretrained heads.
+    """Train heads on frozen features, and return their accuracy curves.
 
     Args:
         runner: Runner that stores one computation per restart.
@@ -154,6 +160,11 @@ def frozen(
         long_restarts: Number of restarts in which heads are also trained for `long_steps` updates; these are
             the first restarts.
         long_steps: Number of updates in long training.
+
+    Returns:
+        Three values: the curves of all heads by method; the curves of long training by method, which contain
+        only the head with the middle penalty weight; and for each restart, the minimum accuracy of the
+        pretrained head over the test environments.
     """
     results: list[dict[str, Any]] = []
     usual, more = setting.groups(), setting.long_groups(long_steps) if long_restarts else []

@@ -77,7 +77,7 @@ def initial_layers(inputs: int, runs: int, seed: int) -> Layers:
 def masked_gradients(layers: Layers, inputs: Tensor, labels: Tensor, thresholds: Tensor) -> Layers:
     """Return AND-mask's gradient of the cross-entropy, with every row of the batch as an environment.
 
-    Each masked tensor is divided by its share of unmasked entries.
+    Each tensor is divided by the share of its entries that the mask keeps.
 
     Args:
         layers: Weights.

@@ -45,7 +45,10 @@ class Problems:
         return cls(Moments.of(x, y), Moments.of(x, y, intercept=True), scramble, weights)
 
     def errors(self, estimate: Tensor) -> dict[str, list[float]]:
-        """Return the mean squared errors of the weights of causes and of effects, one per problem.
+        """Return the mean squared errors of the estimated weights, one per problem.
+
+        The estimate is unscrambled before it is compared with the true weights. The result has two lists: for
+        the weights of causes ("causal") and for those of effects ("non-causal").
 
         Args:
             estimate: Estimated weights of the (scrambled) inputs, of shape `[problems, d]`.

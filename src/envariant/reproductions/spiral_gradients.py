@@ -18,11 +18,12 @@ _POINT = 2
 def correlations(
     source: str, model: str, thresholds: Sequence[float], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """Correlate masked gradients with the gradients of the mechanism alone and of the shortcut alone.
+    """Correlate the mean gradient with the gradients of the mechanism alone and of the shortcut alone.
 
-    The gradient of the mechanism is the mean gradient on data whose signatures are permuted over the rows of
-    each environment; for the gradient of the shortcut, the points are permuted. Entries that the mask sets to
-    zero are left out. The mask keeps entries with |mean sign| ≥ τ; the reverse mask keeps the others.
+    Correlations are computed separately over the entries that AND-mask keeps, with |mean sign| ≥ τ, and over
+    those that it masks. Entries at which the mean gradient is exactly 0 are left out. The gradient of the
+    mechanism is the mean gradient on data whose signatures are permuted over the rows of each environment.
+    For the gradient of the shortcut, the points are permuted instead.
 
     Args:
         source: Name of the spiral data.
@@ -33,7 +34,7 @@ def correlations(
     Returns:
         For each key and threshold, a list of correlations, one per seed. A key such as "kept mechanism" names
         the entries ("kept" or "masked") and the gradient ("mechanism" or "shortcut"). A correlation is None
-        if there are fewer than two entries, or all entries are equal.
+        if there are fewer than two entries, or all entries of one of the two gradients are equal.
     """
     drawn = data.source(source).sample(0)
     rows = [(drawn[name].inputs, drawn[name].targets) for name in drawn.names if name not in drawn.test]

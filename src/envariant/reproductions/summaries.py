@@ -48,7 +48,8 @@ def id_score(result: TrainingResult, metric: str | None = None) -> Interval:
 def gain(result: TrainingResult, over: TrainingResult) -> Interval:
     """Return the paired difference of final test scores, `result` − `over`, with its confidence interval.
 
-    Replicas are the pairs. A replica that failed in either run is omitted.
+    Each replica of `result` is paired with the replica of `over` that has the same index. Pairs in which a
+    replica failed are omitted.
     """
     scores, others = (
         dict(zip(r.finished, r.final(only_test_environment(r), r.record.metric).values, strict=True))

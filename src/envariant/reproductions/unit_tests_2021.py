@@ -81,8 +81,8 @@ def _computed(
 def selected(validation: Array) -> tuple[int, Array]:
     """Return the run that the authors' rule selects, and the score of every run.
 
-    The score is the mean over data draws of the sum of the validation errors of all environments. Runs that
-    diverged are never selected.
+    The run with the lowest score is selected. The score is the mean over data draws of the sum of the
+    validation errors of all environments; it is infinite for runs that diverged.
 
     Args:
         validation: Validation errors `[runs, data seeds, environments]`.

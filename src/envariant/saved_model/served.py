@@ -45,8 +45,8 @@ class Served(Displayed):
         sets: Whether each class is in the prediction set of each row, `[rows, classes]`; None if there are no
             such sets.
         level: Requested coverage of the prediction sets, on average over new environments.
-        threshold: Largest conformal score of the classes or values in a prediction set or interval; None if
-            there are no sets or intervals.
+        threshold: Threshold of the conformal score: a prediction set or interval contains all classes or
+            values with scores up to the threshold. None if there are no sets or intervals.
         coverage: Coverage in each left-out environment, with the threshold computed from the other
             environments.
         score_name: Name of the estimated score, "accuracy" or "RMSE"; "" if there is no estimate.

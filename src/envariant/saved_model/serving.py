@@ -49,7 +49,8 @@ class Serving:
         """Return the threshold of conformal scores, and the coverage in each left-out environment.
 
         A class or value is in the prediction set if its conformal score is at most the threshold. The
-        coverage is empty if `same_environment` is True.
+        coverage in environment e is that of the threshold c q_{−e} in `held_out_threshold`, where q_{−e} is
+        computed from the other environments. If `same_environment` is True, no coverage is returned.
 
         Args:
             alpha: Allowed share of rows whose target is outside the prediction set.

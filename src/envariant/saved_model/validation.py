@@ -166,7 +166,7 @@ def check_density(density: InputDensity | None, width: int) -> None:
 
 
 def check_serving(serving: Serving | None, task: str) -> None:
-    """Check the temperature, the conformal scores and the reference accuracy (or RMSE) of a saved model.
+    """Check the temperature, the conformal scores, and the estimator of a batch's accuracy or RMSE.
 
     Raises:
         ValueError: If a number is outside its range, or array shapes do not match.

@@ -78,9 +78,10 @@ class StudyMeasurements:
         return [self.sample[name] for name, role in self.roles.items() if role != "train"]
 
     def scores(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
-        """Return the study's metric in each environment, unless training already records this metric.
+        """Return the values of `metric` in every validation and test environment.
 
-        If predictions are stored and rows have sample weights, the result also contains the weighted metric.
+        If `metric` is the default metric of the task, its values are left out, because training already
+        records them. If `weighted` is True, the values weighted by sampling weights are always included.
         """
         kinds = [] if self.metric.name == self.sample.task.metric else [False]
         kinds += [True] if self.weighted else []
@@ -93,15 +94,20 @@ class StudyMeasurements:
 
     @property
     def weighted(self) -> bool:
-        """Whether the metric is also computed with sampling weights."""
+        """Whether `metric` is also computed with sampling weights.
+
+        True if predictions are stored and the rows have sampling weights.
+        """
         return self.store_predictions and WEIGHT in self.sample.environments[0].attributes
 
     def importance(self, predict: Predict, runs: Sequence[int], step: int) -> list[HistoryRow]:
         """Return the metric before and after changing the values of one column at a time.
 
-        Each column is shuffled; in test environments, each column is also replaced. Shuffling a column within
-        an environment removes the column's information about individual rows. Replacing its values with
-        values from training environments also removes the column's information about the test environment.
+        It is measured on up to 500 rows each of up to 20 validation and 20 test environments. In all of them,
+        each column is shuffled within the environment, which removes its information about individual rows.
+        In test environments, each column is also replaced with values from training environments. This also
+        removes its information about the test environment. The result is empty if `store_predictions` is
+        False.
         """
         generator = torch.Generator().manual_seed(0)
         rows: list[HistoryRow] = []
@@ -144,9 +150,10 @@ class StudyMeasurements:
         return [each for each in self.untrained if each.name in some]
 
     def predictions(self, predict: Predict, runs: Sequence[int]) -> dict[int, tuple[Predictions, ...]]:
-        """Return each run's predictions for up to 1,000 rows per environment; all runs use the same rows.
+        """Return each run's predictions for up to 1,000 rows of every validation and test environment.
 
-        With more than 50 classes, predictions are returned for fewer rows.
+        All runs use the same rows. With more than 50 classes, predictions are returned for fewer rows. If
+        `store_predictions` is False, no predictions are returned.
         """
         most = min(_STORED_ROWS, max(1, _STORED_LOGITS // self.sample.task.outputs))
         stored: dict[int, list[Predictions]] = {run: [] for run in runs}

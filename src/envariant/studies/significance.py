@@ -2,9 +2,10 @@
 
 Runs are paired if they have the same data set, test environments and replica number. Paired runs use the same
 rows, initial weights and batches. For each replica, the differences from ERM are averaged over test
-environments. The averages are independent across replicas, and a t test compares their mean with zero. Unlike
-a rank test, a t test can be significant with only three replicas. The conclusion is valid only for these test
-environments.
+environments. The averages are independent across replicas, and a t test compares their mean with zero. With a
+single replica, the t test uses the differences themselves, one per data set and set of test environments.
+Unlike a rank test, a t test can be significant with only three values. The conclusion is valid only for these
+test environments.
 """
 
 import math
@@ -35,12 +36,14 @@ class AlgorithmScores:
             over replicas).
         worst: Mean score over replicas in the worst set of test environments.
         interquartile_mean: Interquartile mean of the scores over test environments and replicas.
-        gain: Mean paired difference from the baseline, with a confidence interval that excludes 0 if and only
-            if the corrected p-value is below 0.05. None for the baseline, or if there are no pairs.
-        improvement: Share of pairs in which the algorithm is better than the baseline; None if there are no
-            pairs.
-        p_value: P-value of the paired t test, Holm-corrected over all compared algorithms; None if there are
-            fewer than two pairs.
+        gain: Mean of the differences from the baseline in the t test, with a confidence interval that
+            excludes 0 if and only if `p_value` is below 0.05. None for the baseline, or if no run is paired
+            with a run of the baseline.
+        improvement: Share of paired runs in which the algorithm is better than the baseline; ties count half.
+            None if no runs are paired.
+        p_value: P-value of the paired t test, Holm-corrected over all tested algorithms. The test uses one
+            difference per replica, averaged over test environments. With a single replica, it uses one per
+            data set and set of test environments. None if there are fewer than two differences.
         n_missing: Number of combinations of test environments and replica for which no run was selected.
         missing_reason: Reason for the first missing selection; "" if none is missing.
     """

@@ -72,8 +72,8 @@ class Study(Displayed):
         seed: Base random seed of trials and replicas.
         settings: Training options of all runs, by name; `run_spec.SHARED` lists the allowed names.
         metric: Metric used to compare runs, such as AUROC; "" for the default metric of the task.
-        store_predictions: Whether to store predictions for up to 1,000 rows per environment and to measure
-            permutation importance.
+        store_predictions: Whether to store predictions for up to 1,000 rows of every validation and test
+            environment, and to measure permutation importance.
         importance_columns: Table columns whose permutation importance is measured; empty for all columns.
 
     Raises:

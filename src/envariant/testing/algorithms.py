@@ -170,7 +170,10 @@ def check_stacked_models(algorithm: Algorithm, problem: Problem) -> None:
 
 
 def check_stacked_replicas(algorithm: Algorithm, problem: Problem) -> None:
-    """Check that each replica has the same gradients in a stack as by itself; rows and seeds differ."""
+    """Check that each replica has the same gradients in a stack as by itself.
+
+    The replicas of the stack differ from each other in rows, seeds and parameters.
+    """
     batch = problem.batch
     other = problem.with_batch([(x.flip(0) + 1, y.flip(0)) for x, y in problem.environments()])
     replicas, contexts = [problem, other], [StepContext.at(4, seed=1), StepContext.at(4, seed=2)]

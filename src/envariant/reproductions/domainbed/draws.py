@@ -74,7 +74,7 @@ def draw_of(
         method: Name of the method in the published tables.
         draw: Number of the draw; draw 0 has the default values.
         trial: Number of the trial.
-        steps: Number of updates of a run. Steps at which a penalty sets in are scaled in proportion.
+        steps: Number of updates of a run. The step at which a penalty sets in is scaled in proportion to it.
         most_rows: Largest permitted batch size; a larger drawn size is reduced to it. Default: no limit.
         single: Whether there is only one training environment. If so, methods that compare environments are
             replaced by ERM.

@@ -34,13 +34,19 @@ def curves_of(result: TrainingResult) -> dict[str, dict[int, float]]:
 
 
 def training_domain(draws: Sequence[Curves], test: str) -> float:
-    """Return the test accuracy of the model that is best on the 20 % parts of the training environments."""
+    """Return the test accuracy at the draw and step with the best mean accuracy in training environments.
+
+    The mean is taken over the 20 % parts of the training environments.
+    """
     names = [name for name in draws[0] if name.endswith(OUT) and name != test + OUT]
     return _best(draws, test, lambda k, step: sum(draws[k][name][step] for name in names))
 
 
 def leave_one_domain_out(draws: Sequence[Curves], pairs: Mapping[str, Sequence[Curves]], test: str) -> float:
-    """Return the test accuracy of the draw and step with the best mean accuracy in left-out environments.
+    """Return the test accuracy at the draw and step with the best mean accuracy in left-out environments.
+
+    The mean is taken over the environments that are keys of `pairs`. The accuracy in such an environment is
+    measured on its 80 % part, for the run in which it is left out.
 
     Args:
         draws: Accuracies of the runs in which only the test environment is left out, one run per draw.

@@ -1,15 +1,17 @@
 """Full-batch gradient descent for many runs of linear models at once.
 
-For linear models, the updates of all methods are functions of the gradient g_e of each risk R_e and of
-products H_e v with its Hessian H_e. With weights w, whose last entry is the bias, E environments, penalty
-weight λ, penalty coefficient c and threshold τ, the updates are
+Every method combines the gradients g_e of the risks R_e, and products H_e v with their Hessians H_e, into
+one gradient. With weights w, whose last entry is the bias, E environments, penalty weight λ, penalty
+coefficient c and threshold τ, the combined gradients are
 
     ERM      mean_e g_e
     IRMv1    (1 − λ) mean_e g_e + λ Σ_e ∇[(w · g_e)² + (last entry of g_e)²]
              (derivatives with respect to a factor and an offset of the output)
     IGA      mean_e g_e + c Σ_e ∇‖g_e − mean g‖² = mean_e g_e + 2c Σ_e H_e (g_e − mean g)
-    ANDMask  mean_e g_e where |Σ_e sign g_e| > τE, else 0, by plain gradient descent
+    ANDMask  mean_e g_e where |Σ_e sign g_e| > τE, else 0
              (all entries of g_e except the bias are first scaled to a vector of length 1)
+
+ANDMask changes the weights by plain gradient descent, all other methods by Adam.
 """
 
 from abc import ABC, abstractmethod
@@ -42,8 +44,8 @@ class Risks(ABC):
         """Return the product of every Hessian with a vector, at the weights of the last call of `gradients`.
 
         Args:
-            v: Vectors for the first runs of the stack, one per data draw, environment and run. Products for
-                the other runs are not needed.
+            v: One vector per data draw, environment and run. If it contains only n runs, they are the first n
+                runs of that call.
         """
 
 

@@ -21,7 +21,7 @@ class SelectedRun:
         step: Number of updates after which the selected model was evaluated.
         algorithm: Name of the algorithm.
         trial: Number of the trial (hyperparameter configuration).
-        validation: Mean score on the validation rows of all training environments.
+        validation: Score on validation rows, averaged over training environments.
         test: Mean score over test environments.
         test_worst: Score in the worst test environment.
         p_value: P-value of the invariance test; None if there was no test.

@@ -13,7 +13,8 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 class Oracle(Selection):
     """Rule that selects the run with the best test score at its last step. Gulrajani & Lopez-Paz 2021.
 
-    As in DomainBed, only the last step of each run is considered, without early stopping.
+    The test score of a run is the mean over its test environments. As in DomainBed, only the last step of
+    each run is considered, without early stopping.
     """
 
     name: ClassVar[str] = "oracle"

@@ -11,7 +11,10 @@ from envariant.studies.selection.base import NoSelection, SelectedRun, Selection
 @final
 @dataclass(frozen=True)
 class TrainingValidation(Selection):
-    """Rule that selects a run and a step by the mean score on validation rows. Gulrajani & Lopez-Paz 2021."""
+    """Rule that selects the run and step with the best validation score. Gulrajani & Lopez-Paz 2021.
+
+    The validation score is the score on validation rows, averaged over training environments.
+    """
 
     name: ClassVar[str] = "training-domain validation"
     about: ClassVar[str] = "best score on validation rows of the training environments, at any step"

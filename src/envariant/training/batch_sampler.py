@@ -51,7 +51,8 @@ class Rows:
         sizes: Number of rows by environment.
         store: Input store of the first environment. All stores have the same encoding, so this store is used
             to decode the rows of all environments.
-        shares_batches: Whether replicas with equal batches share one tensor of inputs.
+        shares_batches: Whether replicas with equal batches can share one tensor of inputs. This requires that
+            all replicas share the rows, the rows are in memory, and the input store allows it.
         reader: Reader of rows that stay on disk; None if all rows are in memory.
         index_device: Device on which the row indices of a batch are sampled.
         bounds: Cumulative sampling weights of the training rows, normalized so that the values of environment
@@ -59,7 +60,8 @@ class Rows:
             None if rows have no weights.
 
     Raises:
-        StackingError: If environments differ in size between replicas.
+        StackingError: If environments differ between replicas in size, or in the encoding of their inputs.
+        EnvariantError: If some training environments have row weights and others have none.
     """
 
     def __init__(
@@ -167,8 +169,8 @@ class BatchSampler:
         seeds: Seed of the batch order of each replica.
         batch_size: Rows of each training environment per batch, sampled with replacement; None for all rows.
         augmentation: Augmentation of the inputs, or None.
-        dtype: Data type of the inputs if `batch_size` is None. Pass the model's data type to avoid a
-            conversion at each step.
+        dtype: Data type of the inputs if `batch_size` and `augmentation` are None; minibatches are float32.
+            Pass the model's data type to avoid a conversion at each step.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.
@@ -177,7 +179,7 @@ class BatchSampler:
             as many rows as the training environments.
 
     Raises:
-        EnvariantError: If rows have sampling weights and `batch_size` is None.
+        EnvariantError: If `batch_size` is None and rows have sampling weights or are on disk.
     """
 
     def __init__(
@@ -231,12 +233,13 @@ class BatchSampler:
             self._ahead = self._inputs.ahead(self._chosen, lambda step: self._draws(step)[0], count)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the batch of a step: inputs `[rows, *shape]` and targets `[rows, …]`.
+        """Return one batch: inputs `[rows, *shape]` and targets `[rows, …]`.
 
         Both have an additional first axis for the replicas, unless all replicas share them (see `axes`).
 
         Args:
-            step: Number of completed updates.
+            step: Number of the batch, from 0. Without gradient accumulation, each step has one batch, so this
+                is the number of completed updates.
         """
         whole, targets = self._inputs, self._targets
         if self._below is None and self._augmentation is None:
@@ -256,10 +259,10 @@ class BatchSampler:
         return inputs, targets
 
     def keys(self, step: int) -> Int[Tensor, " replicas"]:
-        """Return the random-number key of each replica for a step.
+        """Return the random-number key of each replica for one batch.
 
         Args:
-            step: Number of completed updates.
+            step: Number of the batch, from 0; see `at`.
         """
         return self._draws(step)[0].to(self._targets.device)
 

@@ -35,8 +35,9 @@ class TrainingState:
         labels: Name and settings of each replica, by index.
         replicas: Indices of the replicas; in a study, IDs of the runs.
         step: Number of completed updates.
-        rows: Metric values from this evaluation, one per row. Metrics reported by the algorithm have the role
-            "batch". Empty in `on_step`.
+        rows: Metric values, one per row: in `on_evaluation`, those of the evaluation that has just ended; in
+            `on_end`, those of the last evaluation; empty in `on_step`. Metrics reported by the algorithm have
+            the role "batch".
     """
 
     record: Record

@@ -73,7 +73,10 @@ class ReplicaState:
     waited: float = 0.0
 
     def completed(self, steps: int) -> bool:
-        """Return whether training ended as planned: after `steps` updates, or earlier by early stopping."""
+        """Return whether training ended as planned: after `steps` updates, or earlier because of a rule.
+
+        The rule is an early-stopping rule or an averaging rule, such as SWAD.
+        """
         updates = self.step if self.trained is None else self.trained
         return self.failure is None and (self.stopped is not None or updates >= steps)
 
@@ -85,7 +88,7 @@ class Checkpoint:
 
     Attributes:
         replicas: Indices of the replicas, in the order of the tensors' first axis.
-        step: Number of completed updates of replicas that have not diverged.
+        step: Number of completed updates of the replicas that have neither diverged nor stopped.
         measured: Step of the last measurement; -1 before the first.
         params: Trained parameters by name, `[replicas, *shape]` each.
         buffers: Buffers by name, `[replicas, *shape]` each.

@@ -15,10 +15,10 @@ class ColumnChange:
 
     Attributes:
         names: For each copy, the name of the changed column.
-        places: For each copy, the positions of the changed column in the inputs.
+        places: For each copy, the slice of input positions that contain the changed column.
         order: Permutation of the rows that is used to shuffle columns.
-        replacements: For each copy, the indices of the training rows whose values replace the column; None to
-            shuffle the column.
+        replacements: One entry for each copy: indices of the training rows whose values replace the column,
+            or None if the column of this copy is shuffled.
         pooled_inputs: Function that returns the inputs of all training rows.
         pooled_frame: Function that returns the raw columns of all training rows.
     """

@@ -57,7 +57,8 @@ class Evaluated:
         step: Number of completed updates.
         rows: Records of the metrics measured in this evaluation.
         checkpoint: Function that returns the current state; its result is valid until the next event.
-        finished: Whether these replicas have completed all steps, have stopped early or have diverged.
+        finished: Whether the training of all these replicas is over. A replica's training is over if it has
+            completed all steps, was stopped by a rule or has diverged.
         answers: Function that returns, for one environment, logits and targets, both of shape
             `[replicas, rows, …]`; see `ReplicaStack.answers`.
         notes: Deviations from the requested execution, for example that memory ran out and the stack was
@@ -120,7 +121,8 @@ def run(
 def is_done(checkpoint: Checkpoint, steps: int) -> bool:
     """Return whether no replica of a checkpoint needs further training.
 
-    The training of a replica is over if it has completed all steps, stopped early or diverged.
+    The training of a replica is over if it has completed all steps, was stopped by a rule or has diverged.
+    The rule is an early-stopping rule or an averaging rule, such as SWAD.
     """
     ended = len(checkpoint.failures) + len(checkpoint.stops)
     return checkpoint.measured >= steps or ended == len(checkpoint.replicas)

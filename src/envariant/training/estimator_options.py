@@ -66,8 +66,8 @@ def complete(options: Mapping[str, Any]) -> dict[str, Any]:
 def run_options(options: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Return the options of the run that `fit` starts.
 
-    If `batch_size`, `holdout_fraction` or `evaluate_every` is "auto" or None, it gets a concrete value.
-    Exception: if an option uses validation scores, `evaluate_every` stays None.
+    If `batch_size` is "auto", or `holdout_fraction` is None, the option gets a concrete value. The same holds
+    for `evaluate_every` if it is None and no option uses validation scores. Other options stay unchanged.
 
     Args:
         options: Options of the estimator by name.

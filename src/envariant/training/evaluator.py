@@ -45,9 +45,10 @@ class Forward(Protocol):
 
 
 class Adapt(Protocol):
-    """Test-time adaptation: function that adapts a model to unlabeled rows before predicting their targets.
+    """Test-time adaptation: function that returns a model's weights, adapted to given unlabeled rows.
 
-    The function must be pure, because stacked execution vectorizes it over replicas with `torch.func.vmap`.
+    The targets of the same rows are then predicted with the adapted weights. The function must be pure,
+    because stacked execution vectorizes it over replicas with `torch.func.vmap`.
     """
 
     def __call__(

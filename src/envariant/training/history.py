@@ -37,7 +37,9 @@ class HistoryRow:
         role: "train", "validation", "test", or "batch" for values of a training batch.
         metric: Name of the metric, such as "accuracy", "loss" or a metric of the algorithm.
         value: Measured value; accuracies are between 0 and 1.
-        kind: Kind of measurement: "full", "subsample", "shuffled" or "replaced".
+        kind: "full" for all rows of the environment or batch, "subsample" for a sample of the rows. For the
+            same sample, "shuffled" if the values of one column are shuffled, and "replaced" if they are
+            replaced by values of training rows.
         column: Name of the shuffled or replaced column, else "".
     """
 

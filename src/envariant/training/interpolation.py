@@ -29,8 +29,9 @@ def interpolated(
         before: θ₀, for example `state_dict()` of the pretrained network with a linear probe as head.
         after: θ₁, for example `state_dict()` of the fine-tuned network.
         share: α, weight of the fine-tuned network; the paper recommends 0.5 if there is no data for tuning α.
-        fisher_before: Diagonal Fisher information F₀ by name. Default: 1.
-        fisher_after: Diagonal Fisher information F₁ by name. Default: 1.
+        fisher_before: Diagonal Fisher information F₀, by name. It must contain every floating-point entry of
+            `before`, including buffers. Default: 1 for all entries.
+        fisher_after: Diagonal Fisher information F₁, in the same form. Default: 1 for all entries.
         floor: Smallest Fisher information.
 
     Returns:

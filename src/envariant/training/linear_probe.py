@@ -31,10 +31,10 @@ class LinearProbe(Initializer):
     """Linear probing, then fine-tuning (LP-FT). Kumar et al. 2022 (arXiv 2202.10054).
 
     The features of the initial, usually pretrained, featurizer are standardized with a single mean and
-    standard deviation over all features and rows. An ℓ2-regularized logistic regression is fitted to them for
-    many values of the inverse regularization strength C. The model with the best accuracy on a held-out fifth
-    of the training rows becomes the initial head, with the standardization merged into its weights. Training
-    then starts from the initial featurizer and this head.
+    standard deviation over all features and training rows. A random fifth of these rows is held out. For many
+    values of the inverse regularization strength C, an ℓ2-regularized logistic regression is fitted to the
+    other rows. The model with the best accuracy on the held-out rows becomes the initial head, with the
+    standardization merged into its weights. Training then starts from the initial featurizer and this head.
 
     Attributes:
         candidates: Number of values of C, spaced logarithmically from 1e-7 to 1e2.

@@ -81,7 +81,7 @@ class Need:
         return max(round(fixed + load(replicas) * each) for fixed, each, load in self.phases)
 
     def fit(self, budget: int, most: int) -> int:
-        """Return the largest number of replicas that fit in memory.
+        """Return the largest number of replicas that fit in memory; 0 if not even one fits.
 
         Args:
             budget: Available bytes.

@@ -124,12 +124,12 @@ class StackedOptimizer:
     def apply(
         self, gradients: Float[Tensor, "replicas numbers"], alive: Bool[Tensor, " replicas"], step: int
     ) -> None:
-        """Update all replicas that have not diverged; parameters of the others stay unchanged.
+        """Update the replicas that have neither diverged nor stopped; leave the others unchanged.
 
         Args:
             gradients: Gradient of each replica, `[replicas, numbers]`.
             alive: Mask of the replicas to update, `[replicas]`.
-            step: Number of completed updates.
+            step: Number of updates completed before this one.
         """
         if self._config.resets_at(step):
             self.load({})

@@ -160,7 +160,8 @@ def segmented(
 ) -> tuple[list[tuple[Value, ...]], list[tuple[float, ...]], list[int]]:
     """Merge adjacent parameters with the same learning rate and weight decay into segments.
 
-    The learning rate and weight decay must be the same within each replica, but may differ between replicas.
+    Two adjacent parameters are merged if, in every replica, they have the same learning rate and the same
+    weight decay. Different replicas may have different values.
 
     Args:
         assigned: Learning rate and weight decay of each parameter, for each replica.

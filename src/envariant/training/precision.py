@@ -20,8 +20,9 @@ Precision = Literal["float32", "bfloat16", "tf32"]
 def resolve(requested: str, device: torch.device, model: nn.Module, task: Task) -> Precision:
     """Return the precision for a device, model and task.
 
-    "auto" gives bfloat16 if the device supports it natively, the model has a weight of at least 128×128
-    elements and the task is classification, else float32. For regression, bfloat16 is not precise enough.
+    "auto" gives bfloat16 if the device supports it natively, the task is classification, and the model is
+    large: at least one parameter with two or more axes has at least 128² = 16,384 elements. Otherwise, "auto"
+    gives float32. For regression, bfloat16 is not precise enough.
 
     Args:
         requested: "auto", "float32", "bfloat16" or "tf32".

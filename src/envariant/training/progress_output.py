@@ -234,10 +234,11 @@ def _ticking(bars: _TickedBars, every: float, refresh: Callable[[], None]) -> Ge
 
 
 def tick_until(is_over: Callable[[float], bool], every: float, tick: Callable[[], None]) -> None:
-    """Call a function at regular intervals until the work is over.
+    """Call a function at regular intervals until `is_over` returns True.
 
     Args:
-        is_over: Function that waits for a number of seconds and returns whether the work is over.
+        is_over: Function that waits for at most the given number of seconds, and returns whether the work
+            whose progress is shown is over.
         every: Interval in seconds.
         tick: Function to call at each interval.
     """

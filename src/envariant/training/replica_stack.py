@@ -158,7 +158,7 @@ class ReplicaStack:
         return self._waited + sum(reader.waited for reader in readers.values() if reader is not None)
 
     def advance(self) -> None:
-        """Run one training step on every replica that has not diverged."""
+        """Run one training step on every replica that has neither diverged nor stopped."""
         step, count = self.step, self._config.accumulate
         batches = range(step * count, (step + 1) * count)
         outputs = accumulated(self._run, lambda batch: self._step_inputs(step, batch), batches)
@@ -190,10 +190,11 @@ class ReplicaStack:
         self._load(before)
 
     def measure(self) -> tuple[HistoryRow, ...]:
-        """Return loss, score and other metrics in all environments, for each replica that has not diverged.
+        """Return loss, score and other metrics in all environments, for each replica that still trains.
 
-        A replica that diverged since the last measurement is measured once more, with its weights from before
-        the step at which it diverged.
+        If this measurement finds that a replica has diverged or must stop, the replica is included for the
+        last time. A replica that has diverged is measured with its weights from before the step at which it
+        diverged, unless these weights have been measured already.
         """
         failed_at = self._failed_at.tolist()
         losses = self._evaluate_average()

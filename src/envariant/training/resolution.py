@@ -51,9 +51,11 @@ class ResolvedAlgorithm:
     Attributes:
         name: Name of the algorithm for tables.
         trained: Algorithm that trains a network, or predictor that is fitted instead of a network.
-        hyperparameters: All hyperparameters by name.
-        defaults: Default settings of the data set for the algorithm.
-        suggested: Default hyperparameters of the data set for the algorithm.
+        hyperparameters: All hyperparameters by name. For a recipe or an algorithm object, a single entry
+            "as built" identifies the algorithm; for a predictor, there is no entry.
+        defaults: Default settings of the data set for the algorithm, such as model, optimizer and steps.
+        suggested: Value that `hyperparameters` would have if the user had set none; empty for predictors and
+            algorithm objects.
         scaled: Remarks, one for each suggested schedule that was scaled to the number of steps.
     """
 
@@ -187,7 +189,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
     """Parse a string such as `vrex + coral(1.0)` into the recipe and settings of each term.
 
     Raises:
-        EnvariantError: If a name or a setting is unknown; the message may suggest a predictor.
+        EnvariantError: If a name or a setting is unknown, or the string is the name of a predictor.
     """
     try:
         return composing.terms(text)

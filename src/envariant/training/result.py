@@ -127,7 +127,10 @@ class TrainingResult(Displayed):
 
     @property
     def finished(self) -> tuple[int, ...]:
-        """Indices of the replicas that completed all steps or stopped early; summaries use only these."""
+        """Indices of the replicas that completed all steps or were stopped early by a rule.
+
+        Summaries use only these replicas. The rule is an early-stopping rule or an averaging rule.
+        """
         steps = self.record.spec.steps or 1
         return tuple(k for k, c in sorted(self.checkpoints.items()) if c.completed(steps))
 
@@ -179,7 +182,10 @@ class TrainingResult(Displayed):
         return Spread(tuple(last[replica] for replica in self.finished))
 
     def worst(self) -> tuple[Spread, tuple[str, ...]]:
-        """Return the worst score of each finished replica, and the environment in which it was measured."""
+        """Return each finished replica's worst score over all environments, and the environment that has it.
+
+        All environments include the training environments and the validation rows.
+        """
         metric, worst = self.record.metric, min if self.record.higher_is_better else max
         scores = {name: self.final(name, metric).values for name in self.record.roles}
         names = tuple(worst(scores, key=lambda name, k=k: scores[name][k]) for k in range(len(self.finished)))
@@ -268,8 +274,8 @@ class TrainingResult(Displayed):
     def summary(self) -> "pd.DataFrame":
         """Return a table with the mean and standard deviation of score and loss over replicas.
 
-        There is one row per environment. The row "worst" contains the score in the worst environment of each
-        replica.
+        There is one row per environment. The row "worst" summarizes each replica's worst score over all these
+        environments, including training environments and validation rows.
         """
         import pandas as pd
 
@@ -299,7 +305,8 @@ class TrainingResult(Displayed):
     def table(self) -> ScoreTable:
         """Return a table of the final scores by environment, for a paper.
 
-        The average in the table is over the test environments. For several runs, use `envariant.score_table`.
+        If there are several test environments, an additional column contains their average. For several runs,
+        use `envariant.score_table`.
         """
         record = self.record
         scores = {name: self.final(name, record.metric).values for name in record.roles}
@@ -397,7 +404,8 @@ def rebuilt(
 
     Args:
         model: Model as a string, such as "mlp(hidden=390)".
-        algorithm: Name of the algorithm. Names that are not in the library leave the model unchanged.
+        algorithm: Name of the algorithm, whose `wrap_model` is applied to the network. If the library has no
+            algorithm of this name, the network is returned without this change.
         hyperparameters: Hyperparameters of the algorithm.
         task: Task of the data; it determines the number of outputs.
         input_shape: Shape of one row of inputs.

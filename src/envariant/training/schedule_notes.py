@@ -22,7 +22,8 @@ def scaling_notes(before: Algorithm, after: Algorithm, length: int, steps: int |
         before: Algorithm with the suggested values.
         after: Algorithm with the scaled values.
         length: Number of steps for which the values are suggested.
-        steps: Number of steps of the run; None if unknown, in which case nothing was scaled.
+        steps: Number of steps of the run. If it is None (unknown), nothing was scaled, and the result is
+            empty.
     """
     if steps is None or not (isinstance(before, Composition) and isinstance(after, Composition)):
         return ()

@@ -41,9 +41,11 @@ class Soup(Displayed):
 
     Attributes:
         rule: Rule by which networks were selected: "uniform" or "greedy".
-        members: Labels of all candidate networks, in order of decreasing validation score.
+        members: Labels of all candidate networks, in order of decreasing validation score, averaged over
+            environments. Without validation rows, scores are averaged over all environments instead.
         selected: Labels of the networks whose weights were averaged.
-        scores: Score of the soup, and scores of all members, by environment label.
+        scores: For each environment label, a pair: score of the soup, and scores of all candidate networks in
+            the order of `members`.
         result: Result with the soup as its only replica, for example for `SavedModel.of`.
     """
 
@@ -197,6 +199,9 @@ def mean_of(weights: Sequence[Weights]) -> dict[str, Tensor]:
 def greedy(weights: Sequence[Weights], score: Callable[[Weights], float]) -> tuple[int, ...]:
     """Select networks for a greedy soup; return their indices in `weights`.
 
+    The first network is always selected. Each later network is selected if adding it to the selected networks
+    does not decrease the score of their averaged parameters.
+
     Args:
         weights: Parameters of all networks, in order of decreasing score.
         score: Function that maps averaged parameters to a score; higher is better.
@@ -211,7 +216,7 @@ def greedy(weights: Sequence[Weights], score: Callable[[Weights], float]) -> tup
 
 
 def sample_of(record: Record, source: EnvironmentSource) -> EnvironmentSet:
-    """Return the environments of a run.
+    """Return the environments of a run's first replica, including its validation rows.
 
     Args:
         record: Record of the run.

@@ -46,9 +46,9 @@ class StepInputs(NamedTuple):
         inputs: Inputs of the batch; they have no replica axis if all replicas share them.
         targets: Targets of the batch; they have no replica axis if all replicas share them.
         numbers: Numeric hyperparameters of the algorithm at this step.
-        keys: Keys of the random number generator for this step.
+        keys: Keys of the random number generator for this batch.
         rates: Learning rates at this step.
-        alive: Mask of the replicas that have not diverged.
+        alive: Mask of the replicas that have neither diverged nor stopped.
         failed_at: Step at which each replica diverged, or −1 if it has not diverged.
         step: Number of completed updates.
     """
@@ -71,11 +71,11 @@ class StepOutputs(NamedTuple):
     """Outputs of a step program.
 
     Attributes:
-        gradients: Concatenated gradients of all parameters; 0 for diverged replicas.
+        gradients: Concatenated gradients of all parameters; 0 for replicas that have diverged or stopped.
         buffers: New values of all buffers that change in a forward pass in training mode.
         state: New state of the algorithm.
         metrics: Metrics of the algorithm, in the order of `StepProgram.metrics`.
-        alive: Mask of the replicas that have not diverged up to and including this step.
+        alive: Mask of the replicas that have neither stopped before this step nor diverged by the end of it.
         failed_at: Step at which each replica diverged, or −1 if it has not diverged.
     """
 
@@ -294,10 +294,10 @@ def _each(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def chosen(alive: Tensor, new: Any, old: Any) -> Any:
-    """Return the new values of replicas that have not diverged, and the old values of the others.
+    """Return the new values of replicas that still train, and the old values of the others.
 
     Args:
-        alive: Mask of the replicas that have not diverged.
+        alive: Mask of the replicas that have neither diverged nor stopped.
         new: Tensor with one entry per replica, or a nested mapping of such tensors.
         old: Old values in the same form as `new`; additional keys are ignored.
     """

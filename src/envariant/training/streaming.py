@@ -123,7 +123,7 @@ class ReadAhead:
 
 @final
 class StreamedInputs:
-    """Inputs of adjacent environments, read from disk when they are used.
+    """Inputs of several environments, concatenated in order and read from disk when they are used.
 
     Args:
         reader: Reader of the rows.
@@ -157,11 +157,12 @@ class StreamedInputs:
     def ahead(
         self, index: Callable[[int], Int[Tensor, "replicas rows"]], keys: Callable[[int], Tensor], rows: int
     ) -> ReadAhead:
-        """Return an object that reads the batches of training steps before they are used.
+        """Return an object that reads training batches before they are used.
 
         Args:
-            index: Function that maps a step to the row indices of each replica, on the CPU.
-            keys: Function that maps a step to the random-number key of each replica, on the CPU.
+            index: Function that maps the number of a batch to the row indices of each replica, on the CPU.
+            keys: Function that maps the number of a batch to each replica's key for random transforms of the
+                rows, on the CPU.
             rows: Total number of rows in a batch, over all replicas.
         """
 

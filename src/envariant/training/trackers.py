@@ -337,8 +337,9 @@ def live_tracker(name: str, destination: str | None = None) -> LiveTracker:
 
     Args:
         name: "tensorboard", "mlflow" or "wandb".
-        destination: Log directory of TensorBoard (default: `tensorboard`), address of the MLflow server, or
-            name of the W&B project.
+        destination: Log directory of TensorBoard (default: `tensorboard`), address of the MLflow server
+            (default: the environment variable `MLFLOW_TRACKING_URI`), or name of the W&B project (default:
+            `envariant`).
 
     Raises:
         EnvariantError: If the tracker is unknown or not installed.

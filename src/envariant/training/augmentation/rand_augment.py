@@ -26,6 +26,8 @@ BINS = 31
 class RandAugment(Augmentation):
     """Random operations on each image, such as rotation, posterization or equalization, as in torchvision.
 
+    Each operation is chosen independently from 14 operations with equal probability, so that one may occur
+    several times. The direction of a change, such as a rotation, is random for each operation and image.
     Geometric operations use nearest-neighbor interpolation, and points outside the image become black.
 
     Attributes:

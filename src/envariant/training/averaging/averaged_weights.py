@@ -46,7 +46,7 @@ class AveragedWeights:
         Args:
             params: Parameters of all replicas.
             alive: Mask of the replicas that were updated.
-            step: Number of completed updates.
+            step: Number of completed updates, including this one.
         """
         new = self.rule.update(self.state, params, step)
         if alive.device.type != "cpu" or not bool(alive.all()):

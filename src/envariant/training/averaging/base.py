@@ -80,7 +80,7 @@ class Averaging(ABC):
         Args:
             state: State before the update.
             params: Weights after the update.
-            step: Number of completed updates, from 1.
+            step: Number of completed updates, including this one.
         """
 
     def evaluate(

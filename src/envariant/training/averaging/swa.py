@@ -14,11 +14,12 @@ from envariant.training.averaging.base import Averaging, State, running_mean
 @final
 @dataclass(frozen=True)
 class SWA(Averaging):
-    """Mean of the weights at the end of each cycle: θ̃ ← θ̃ + (θ − θ̃) / (n + 1), from update `start` on.
+    """Mean of the weights after updates `start`, `start` + `every`, `start` + 2·`every` and so on.
 
-    Izmailov et al. 2018, arXiv 1803.05407, where a cycle is an epoch. Before update `start`, the current
-    weights are used. To change the learning rate in the averaging phase, as the paper does, set the option
-    `learning_rate` of the run to a schedule.
+    Each of these updates changes the mean θ̃ to θ̃ + (θ − θ̃) / (n + 1), where θ are the current weights and
+    n is the number of weights averaged before. Izmailov et al. 2018, arXiv 1803.05407; in the paper, a cycle
+    is an epoch. Before update `start`, the current weights are used. To change the learning rate in the
+    averaging phase, as the paper does, set the option `learning_rate` of the run to a schedule.
 
     Attributes:
         start: First update whose weights are averaged: its number, counted from 1, or a share of the run.

@@ -297,7 +297,7 @@ class StoreReader(ABC):  # noqa: B024
         return tuple(job for (job,) in self._rows("SELECT id FROM jobs WHERE done = 0 ORDER BY id"))
 
     def members(self, job: int) -> tuple[StoredRun, ...]:
-        """Return the runs of a job, in training order."""
+        """Return the runs of a job, in ascending order of their IDs."""
         sets = self._test_sets()
         rows = self._rows(f"SELECT {_RUN} FROM runs WHERE job = ? ORDER BY id", (job,))
         return tuple(_stored(row, sets) for row in rows)

@@ -173,7 +173,11 @@ class Recorder:
         return checkpoints.kept_states(self._folder, {(row.replica, row.step) for row in self.rows})
 
     def finish(self, error: str | None = None) -> None:
-        """Mark the job as finished, and its unfinished runs as failed for the given reason."""
+        """Mark the job as finished, and its unfinished runs as failed.
+
+        Args:
+            error: Reason why the unfinished runs failed. Default: "training ended early".
+        """
         self._store.finish(self._job, error)
 
     def plan_again(self) -> None:

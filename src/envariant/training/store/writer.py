@@ -66,7 +66,8 @@ class Store(StoreReader):
         """Add planned runs; runs that are already stored are skipped.
 
         Raises:
-            EnvariantError: If a run with the same algorithm, trial and replica is stored with other settings.
+            EnvariantError: If a run with the same data, test environments, algorithm, trial and replica is
+                stored with other settings.
         """
         with self._transaction() as execute:
             # Read within the transaction, because another process may plan the same runs.
@@ -104,9 +105,13 @@ class Store(StoreReader):
     ) -> int | None:
         """Create a job from the earliest planned runs that can train together.
 
+        The first run of the job is the earliest planned run that this process can train. Further runs have
+        the same data, test environments and algorithm, and the same values of `options`.
+
         Args:
             among: Number of processes that share the work. A job takes at most the fraction 1 / `among` of
-                the planned runs, so that jobs become smaller and all processes end at about the same time.
+                all planned runs, rounded up. Jobs thus become smaller, and all processes end at about the
+                same time.
             declares: Function that returns whether this process can train runs of a given data set and
                 algorithm.
             options: Names of hyperparameters that must have the same value in all runs of a job.
@@ -203,7 +208,12 @@ class Store(StoreReader):
                 )
 
     def finish(self, job: int, error: str | None = None) -> None:
-        """Mark a job as finished, and its unfinished runs as failed for the given reason."""
+        """Mark a job as finished, and its unfinished runs as failed.
+
+        Args:
+            job: ID of the job.
+            error: Reason why the unfinished runs failed. Default: "training ended early".
+        """
         with self._transaction() as execute:
             execute("UPDATE jobs SET done = 1, checksum = NULL WHERE id = ?", (job,))
             execute(

@@ -8,7 +8,7 @@ import envariant
 from envariant.core.errors import EnvariantError
 from envariant.reporting import study_page as page
 from envariant.studies import Store, Study, begin, sweep
-from envariant.studies.selection import SELECTIONS, select
+from envariant.studies.selection import SELECTIONS, SelectedRun, SelectionResult, select
 from envariant.training.history import HistoryRow
 from envariant.training.store import RunOutcome
 from reporting.sample_pages import stored_study
@@ -113,3 +113,10 @@ def test_page_says_why_no_run_was_selected(tmp_path, record):
         text = page.render(store)
     assert "No run has a score on validation rows." in text
     assert "No run was selected." in text
+
+
+@pytest.mark.parametrize(("higher_is_better", "worst"), [(True, 0.2), (False, 0.7)])
+def test_worst_score_of_a_rule_follows_the_direction_of_the_metric(higher_is_better, worst):
+    runs = [SelectedRun(k, 10, "erm", 0, 0.5, 0.4, score, None) for k, score in enumerate((0.2, 0.7))]
+    selected = [SelectionResult("d", ("t",), "erm", k, run) for k, run in enumerate(runs)]
+    assert page.to_dict(selected, higher_is_better=higher_is_better)["worst"] == worst

@@ -213,17 +213,18 @@ def write(store: Store, path: Path) -> None:
     write_text(render(store), path)
 
 
-def to_dict(selected: Sequence[SelectionResult]) -> dict[str, Any]:
+def to_dict(selected: Sequence[SelectionResult], *, higher_is_better: bool) -> dict[str, Any]:
     """Return a JSON-compatible dictionary with the runs that one rule selects, and their test scores.
 
-    "test" is the mean test score of these runs, and "worst" the smallest of their scores in the worst test
-    environment. "choices" lists, for each combination of data, test environments and replica, the selected
+    "test" is the mean test score of these runs, and "worst" the worst of their scores in a test environment.
+    "choices" lists, for each combination of data, test environments and replica, the selected
     run or the reason why no run was selected.
     """
     runs = runs_of(selected)
+    worst = min if higher_is_better else max
     return {
         "test": mean([run.test for run in runs]),
-        "worst": min((run.test_worst for run in runs), default=math.nan),
+        "worst": worst((run.test_worst for run in runs), default=math.nan),
         "choices": [
             {
                 "data": each.data,
@@ -241,7 +242,8 @@ def overview(store: Store) -> tuple[TextTable, dict[str, Any]]:
     table = store.table()
     rules = [rule() for rule in SELECTIONS.values()]
     pooled = {rule.name: select(table, rule, pooled=True) for rule in rules}
-    selections = {name: to_dict(selected) for name, selected in pooled.items()}
+    better = bool(finished(table)["higher_is_better"].iloc[0])
+    selections = {name: to_dict(selected, higher_is_better=better) for name, selected in pooled.items()}
     return summary(pooled, rules, store.networks()), selections
 
 

@@ -47,8 +47,8 @@ class EnvironmentShift:
         kinds: Detected kinds of shift, with the most consequential one first; empty if none is detected.
         label_p: P-value of the test that P(Y) is unchanged.
         inputs_p: P-value of the test that P(X) is unchanged.
-        inputs_given_label_p: P-value of the test that P(X | Y) is unchanged, which corrections for label
-            shift assume.
+        inputs_given_label_p: P-value of the test that P(X | Y) is unchanged. Methods that correct for label
+            shift assume that it is.
         intercept_p: P-value of the test that the intercept of P(Y | X) is unchanged; 1 if the test was
             skipped because P(X | Y) and P(Y) are unchanged in all environments.
         slopes_p: P-value of the test that the slopes of P(Y | X) are unchanged; 1 if the test was skipped for

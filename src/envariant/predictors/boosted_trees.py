@@ -23,7 +23,7 @@ _TREES, _MOST_TREES = 100, 300
 @final
 @dataclass(frozen=True)
 class BoostedTrees(Predictor):
-    """Histogram-based gradient boosting of scikit-learn, inspired by LightGBM (Ke et al. 2017).
+    """scikit-learn's histogram-based gradient boosting, which is inspired by LightGBM (Ke et al. 2017).
 
     A leaf has at least 20 training rows or, if there are fewer than 200 in total, at least a tenth of them.
     With more than 1,000 rows, early stopping chooses the number of trees, up to 300; otherwise, there are 100

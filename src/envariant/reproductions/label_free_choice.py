@@ -76,9 +76,9 @@ class Candidate:
     """Candidate model of one replica.
 
     Attributes:
-        start: Start of the training, "ERM start" or "rich features".
+        start: Starting point of training: "ERM start" or "rich features".
         method: Name of the method.
-        setting: Penalty weight, or log(1 − α) of EQRM; 0 for ERM.
+        setting: Penalty weight; for EQRM, log(1 − α); for ERM, 0.
         replica: Index of the replica.
         steps: Evaluated steps.
         validation: Accuracy on validation rows, averaged over training environments, at each evaluated step.

@@ -1,4 +1,4 @@
-"""Deterministic computations of the REx paper: a problem with three inputs, and V-REx for linear models.
+"""Repeat the deterministic computations in the REx paper: a toy problem, and V-REx for linear models.
 
 Krueger et al. 2021, Out-of-Distribution Generalization via Risk Extrapolation.
 """

@@ -60,8 +60,8 @@ class OptimizerConfig(ABC):
 
         Args:
             params: Tensors to update.
-            rate: Learning rate; 1 if the optimizer is stackable.
-            decay: Weight decay; 0 if the optimizer is stackable.
+            rate: Learning rate. Callers pass 1 if the optimizer is stackable.
+            decay: Weight decay. Callers pass 0 if the optimizer is stackable.
         """
 
     def resets_at(self, step: int) -> bool:

@@ -65,7 +65,7 @@ class TerminalBars(Bars):
     """Progress bars on a terminal.
 
     Args:
-        bars: A `rich.progress.Progress` display with a custom field named "scores", which shows notes.
+        bars: A `rich.progress.Progress` display with a custom field "scores", which shows text.
     """
 
     def __init__(self, bars: Progress) -> None:

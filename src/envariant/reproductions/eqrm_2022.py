@@ -16,8 +16,9 @@ from envariant.reporting.tables import NONE, TextTable, mean_sd
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.eqrm_regression import regression
 from envariant.reproductions.runner import Run, Runner
-from envariant.reproductions.summaries import short
+from envariant.reproductions.summaries import curves, short
 from envariant.reproductions.verdicts import beyond, statement
+from envariant.training.history import GRADIENT_RMS
 from envariant.training.result import TrainingResult
 
 FLIPS = tuple(k / 10 for k in range(11))
@@ -29,6 +30,7 @@ VALIDATION = tuple(f"logged-flip-{flip:g}" for flip in TRAIN_FLIPS)
 SHIFTED = 0.9
 
 START, RATE, BATCH = 400, 1e-4, 25_000
+EPSILON = 1e-8
 GOAL, CLOSE, GAINED, LOW = 0.70, 0.01, 0.10, 0.35
 
 
@@ -112,7 +114,7 @@ def _score(result: TrainingResult) -> Interval:
 
 def _gap(first: TrainingResult, second: TrainingResult) -> Interval:
     """Return the paired difference in accuracy at flip 0.9, first minus second, over their common seeds."""
-    ours, others = (dict(zip(r.finished, _values(r, SHIFTED), strict=True)) for r in (first, second))
+    ours, others = _by_replica(first), _by_replica(second)
     common = [k for k in ours if k in others]
     return difference([ours[k] for k in common], [others[k] for k in common])
 
@@ -187,9 +189,10 @@ def ten_seeds(runner: Runner) -> Iterator[Finding]:
         f"EQRM − V-REx at flip {SHIFTED}: {gap}, paired by seed",
     )
     yield (
-        "The code divides EQRM's loss by a constant, the ratio of two gradient norms. Adam's updates do not "
-        "depend on a constant factor, apart from its ε = 10⁻⁸, so the division is left out. With two "
-        "environments and α < 0, EQRM is MM-REx: R̄ + κ|R₁ − R₂| with κ = 0.6525·√(−2α)."
+        "The code divides EQRM's loss by a constant ρ, the ratio of two gradient norms. Adam's updates do "
+        "not depend on a constant factor, apart from its ε = 10⁻⁸, so the division is left out here. The "
+        "section `gradient-ratio` measures its effect. With two environments and α < 0, EQRM is MM-REx: "
+        "R̄ + κ|R₁ − R₂| with κ = 0.6525·√(−2α)."
     )
 
 
@@ -306,6 +309,71 @@ def baselines(runner: Runner) -> Iterator[Finding]:
     )
 
 
+@section("gradient-ratio", "EQRM's loss divided by the ratio of two gradient norms")
+def gradient_ratio(runner: Runner) -> Iterator[Finding]:
+    """Check that the constant divisor ρ of EQRM's loss in the released code hardly changes the accuracy.
+
+    After an ERM start, the code divides the loss by ρ: the norm of EQRM's gradient at the first update with
+    the penalty, divided by the norm of ERM's gradient at the first update of all. The other sections do not
+    divide. Adam's update from gradients g is proportional to m/(√v + ε), where m and v are moving means of g
+    and g². Division of the loss by ρ divides m and √v by ρ, which has the same effect as replacing ε by ρ·ε.
+    The runs with division therefore set Adam's ε to ρ·10⁻⁸, with the ρ of each seed.
+    """
+    method = METHODS["EQRM"]
+    ratios = {
+        setting: _ratios(runner, _penalized(runner, method, setting), _start(runner))
+        for setting in runner.pick(quick=method.settings[::2], full=method.settings)
+    }
+    rows = [(short(a), _mean_sd(list(each.values())), str(len(each))) for a, each in ratios.items()]
+    notes = ("± is the standard deviation over seeds (divisor n − 1).",)
+    yield CaptionedTable("ratios", TextTable(("α", "ρ", "seeds"), tuple(rows), notes), "Divisor ρ by setting")
+    plain = runner.train(_penalized(runner, method, method.middle))
+    runs = {
+        k: _divided(runner, method, method.middle, k, ratio) for k, ratio in ratios[method.middle].items()
+    }
+    divided = {k: _by_replica(result) for k, result in runner.sweep(runs).items()}
+    without = _by_replica(plain)
+    common = [k for k in divided if k in divided[k] and k in without]
+    gap = difference([divided[k][k] for k in common], [without[k] for k in common])
+    yield statement(
+        f"Division of EQRM's loss by ρ changes the accuracy at flip {SHIFTED} by less than one point.",
+        _both(beyond(gap, above=-CLOSE), beyond(gap, below=CLOSE)),
+        f"with minus without division, α = {short(method.middle)}: {gap}, {gap.count} seeds, paired by seed",
+    )
+
+
+def _ratios(runner: Runner, run: Run, start: Run) -> dict[int, float]:
+    """Return the ratio ρ of two gradient norms for each replica of a run that begins with an ERM start.
+
+    Args:
+        runner: Runner of the reproduction.
+        run: Run with the penalty. The norm of its first gradient is the numerator.
+        start: ERM start of this run. The norm of its first gradient is the denominator.
+    """
+    penalized, first = (
+        # Runs of one step, because the metric is that of the last update before a measurement.
+        curves(runner.train(each.but(steps=1, evaluate_every=1)), "*", GRADIENT_RMS)
+        for each in (run, start.but(replicas=run.settings["replicas"]))
+    )
+    # Both gradients have the same number of entries, so their root mean squares have the ratio of the norms.
+    return {k: values[-1] / first[k][1][-1] for k, (_, values) in penalized.items() if k in first}
+
+
+def _divided(runner: Runner, method: Method, setting: float, replica: int, ratio: float) -> Run:
+    """Return a run from the ERM start in which one replica is trained as if its loss were divided by `ratio`.
+
+    All replicas of a run share ε, and replicas are numbered from 0. The run therefore contains the replicas
+    with smaller numbers as well, with an ε that is not theirs.
+    """
+    run = _penalized(runner, method, setting, replica + 1)
+    return run.but(optimizer=f"adam(epsilon={ratio * EPSILON})")
+
+
+def _by_replica(result: TrainingResult) -> dict[int, float]:
+    """Return the final accuracy at flip 0.9 by replica index."""
+    return dict(zip(result.finished, _values(result, SHIFTED), strict=True))
+
+
 def _both(first: bool | None, second: bool | None) -> bool | None:
     if first is None or second is None:
         return None
@@ -326,5 +394,5 @@ REPRODUCTION = Reproduction(
         "full": "Ten seeds for one setting of V-REx and EQRM, three seeds for everything else. The paper has "
         "ten seeds for every setting and both starts.",
     },
-    sections=(ten_seeds, settings, start, baselines, regression),
+    sections=(ten_seeds, settings, start, baselines, gradient_ratio, regression),
 )

@@ -360,10 +360,17 @@ def _ratios(runner: Runner, run: Run, start: Run) -> dict[int, float]:
 
 
 def _divided(runner: Runner, method: Method, setting: float, replica: int, ratio: float) -> Run:
-    """Return a run from the ERM start in which one replica is trained as if its loss were divided by `ratio`.
+    """Return a run from the ERM start whose last replica is trained as if its loss were divided by ρ.
 
-    All replicas of a run share ε, and replicas are numbered from 0. The run therefore contains the replicas
-    with smaller numbers as well, with an ε that is not theirs.
+    ρ is different in every replica, but all replicas of a run have the same ε. Only the last replica is
+    therefore to be used.
+
+    Args:
+        runner: Runner of the reproduction.
+        method: Method of the run.
+        setting: Setting of the method.
+        replica: Index of the last replica, from 0.
+        ratio: ρ of this replica.
     """
     run = _penalized(runner, method, setting, replica + 1)
     return run.but(optimizer=f"adam(epsilon={ratio * EPSILON})")

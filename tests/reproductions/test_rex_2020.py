@@ -4,7 +4,15 @@ import pytest
 
 from envariant import published
 from envariant.data import ColoredMNIST
-from envariant.reproductions import reproduction, rex_2020, rex_protocols, rex_sem, rex_variants
+from envariant.reproductions import (
+    reproduction,
+    rex_2020,
+    rex_finance_training,
+    rex_hybrid,
+    rex_protocols,
+    rex_sem,
+    rex_variants,
+)
 from envariant.reproductions.rex_protocols import PAPER, README
 from envariant.reproductions.runner import Run, Runner
 from envariant.training.resolution import resolve
@@ -18,6 +26,9 @@ def small(monkeypatch):
     """Train all declared runs on colored digits, with a network 2 wide, for a few steps."""
     monkeypatch.setattr(rex_2020, "GRAY", "flip-0.9")
     monkeypatch.setattr(rex_sem, "STEPS", 50)
+    monkeypatch.setattr(rex_hybrid, "DATA", {"CMNIST": "colored-digits", "hetero-CMNIST": "colored-digits"})
+    monkeypatch.setattr(rex_hybrid, "SIZES", {"hidden": 2, "steps": 2, "label_steps": 2, "batch": 4})
+    monkeypatch.delenv(rex_finance_training.FOLDER_VARIABLE, raising=False)
     train_as_declared = Runner.train
 
     def train(self, run):

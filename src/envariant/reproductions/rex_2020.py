@@ -12,6 +12,8 @@ from envariant import published
 from envariant.core.printable import number_of
 from envariant.reporting.tables import TextTable, mean_sd
 from envariant.reproductions.base import CaptionedTable, Finding, Reproduction, section
+from envariant.reproductions.rex_finance import finance
+from envariant.reproductions.rex_hybrid import hybrid
 from envariant.reproductions.rex_protocols import GRAY, METHODS, PAPER, README, TEST, Protocol
 from envariant.reproductions.rex_sem import linear, toy
 from envariant.reproductions.rex_variants import covariate_shift, memory, onset, range_of_shifts
@@ -123,14 +125,14 @@ REPRODUCTION = Reproduction(
     title="Out-of-distribution generalization via risk extrapolation, reproduced",
     lead="The REx paper (Krueger et al., ICML 2021) penalizes differences between the risks of environments: "
     "V-REx by their variance, MM-REx by their largest difference. Not repeated here: PACS, which needs its "
-    "images and a pretrained network; reinforcement learning; the search over 340 random settings; the "
-    "variants with hybrid domains on images; and the data on stock prices, which may not be distributed.",
+    "images and a pretrained network; reinforcement learning; and the search over 340 random settings. The "
+    "section on stock prices needs files that cannot be distributed with this library.",
     conditions={
         "quick": "one restart of each row of the table; fewer values in each sweep; 400 steps of "
-        "memorization.",
+        "memorization; one restart with hybrid domains; four of twenty tasks with stock prices.",
         "full": "ten restarts of each row of the table, as published; three trials with covariate shift; "
         "every fifth of the paper's steps T, with two runs instead of five; 5,000 steps of memorization "
-        "instead of 25,000.",
+        "instead of 25,000; five restarts with hybrid domains; ten of twenty tasks with stock prices.",
     },
-    sections=(readme, paper, range_of_shifts, covariate_shift, onset, memory, toy, linear),
+    sections=(readme, paper, range_of_shifts, covariate_shift, onset, memory, toy, hybrid, linear, finance),
 )

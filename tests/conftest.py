@@ -1,6 +1,7 @@
 """Setup for all tests: one thread per process and run-time checks of shape annotations."""
 
 import ast
+import gc
 import os
 import subprocess
 import sys
@@ -20,6 +21,9 @@ import pytest
 from beartype import BeartypeConf, beartype
 from hypothesis import settings
 from jaxtyping import jaxtyped
+
+# Collecting the tests creates a million objects that stay, and searching them for garbage takes seconds.
+gc.disable()
 
 # No test depends on the speed of the machine.
 settings.register_profile("any-machine", deadline=None)
@@ -95,6 +99,12 @@ class _Finder(PathFinder):
 
 # During tests only. Nothing may import the package before this line.
 sys.meta_path.insert(0, _Finder)
+
+
+def pytest_collection_finish() -> None:
+    """Search only the objects of the tests themselves for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -313,7 +313,7 @@ def test_only_the_shifted_column_is_reported(rows, models):
     assert older.kind == "different"
     assert older.differing == ("age",)
     assert older.verdict.startswith(
-        "New rows differ in age, more than training environments differ: age (distance 0."
+        "New rows differ in age, by more than training environments differ from each other: age (distance 0."
     )
     moved = model.resembles(fresh.assign(ward=np.where(fresh.index % 2, "A&E", "new"), age=np.nan))
     assert moved.differing == ("age", "ward")
@@ -339,7 +339,7 @@ def test_differences_between_training_environments_raise_no_alarm():
     assert age.standing == "within"
     assert drift.kind == "alike"
     assert drift.verdict == (
-        "New rows resemble the training environments; differences in age are no larger than between training environments"
+        "New rows resemble the training environments; differences in age are no larger than those between training environments"
     )
 
 

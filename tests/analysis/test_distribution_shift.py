@@ -136,7 +136,7 @@ def test_shifts_are_reproducible_and_cover_all_pairs():
 def test_too_few_rows_environments_or_trials_are_rejected():
     few = Environment("a", torch.zeros(9, 2), torch.zeros(9))
     other = Environment("b", torch.zeros(9, 2), torch.zeros(9))
-    with pytest.raises(EnvariantError, match="'a' and 'b' need at least 40 rows"):
+    with pytest.raises(EnvariantError, match="must have at least 40 rows; the environments are 'a' and 'b'"):
         pairwise_shifts(EnvironmentSet("few", (few, other), Binary(), test=("b",)))
     with pytest.raises(EnvariantError, match="shift needs at least two environments, got one"):
         pairwise_shifts(EnvironmentSet("one", (few,), Binary()))

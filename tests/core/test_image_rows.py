@@ -137,7 +137,9 @@ def test_random_targets_are_said_and_repeated_nan_is_not():
         def __getitem__(self, k):
             return self.rows[k], random.randint(0, 10**9)
 
-    with pytest.warns(EnvariantWarning, match=r"'a': its transforms are random, but .* option augmentation"):
+    with pytest.warns(
+        EnvariantWarning, match=r"'a': its transforms are random, but .* option 'augmentation'"
+    ):
         EnvironmentSet.from_datasets({"a": Labels(), "b": Pairs()})
     with warnings.catch_warnings(record=True) as found, pytest.raises(EnvariantError, match="hold NaN"):
         EnvironmentSet.from_datasets({"a": Pairs(lambda row: row * float("nan")), "b": Pairs()})

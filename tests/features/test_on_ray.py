@@ -147,7 +147,7 @@ def test_executor_is_a_setting_but_not_part_of_the_identity(tmp_path):
     named = data.source("features(colored-digits, 'mlp(hidden=4)', executor=ray, address=auto)")
     assert isinstance(named, Features)
     assert (named.executor, named.address) == ("ray", "auto")
-    with pytest.raises(EnvariantError, match="address needs executor='ray'"):
+    with pytest.raises(EnvariantError, match="the option 'address' requires executor='ray'"):
         Features(rows(), BACKBONE, address="auto")
     with pytest.raises(EnvariantError, match="executor"):
         Features(rows(), BACKBONE, executor="dask")

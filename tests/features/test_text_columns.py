@@ -121,7 +121,7 @@ def test_drift_of_a_text_column_is_reported_for_the_column_as_a_whole(tmp_path, 
     drift = model.serve(new).drift
     assert drift.differing == ("review",)
     assert re.fullmatch(
-        r"New rows differ in review, more than training environments differ: review \(distance 0\.\d\d, at "
+        r"New rows differ in review, by more than training environments differ from each other: review \(distance 0\.\d\d, at "
         r"most 0\.\d\d between training environments\)",
         drift.verdict,
     )

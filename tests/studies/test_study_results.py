@@ -94,7 +94,7 @@ def test_the_command_line_reports_the_same_numbers(results, here):
     [
         ({"workers": 0}, "workers must be in"),
         ({"executor": "slurm"}, "executor must be 'local' or 'ray', got 'slurm'"),
-        ({"address": "here"}, "address needs executor='ray'"),
+        ({"address": "here"}, "the option 'address' requires executor='ray'"),
         ({"out": "/dev/null/study"}, "cannot be written"),
     ],
 )

@@ -101,8 +101,8 @@ def test_invalid_value_is_one_sentence(options, message):
     ("options", "message"),
     [
         ({"accumulate": 2}, 'accumulate: batch_size is "full", so all batches of an update would be equal'),
-        ({"algorithm": "dann", "accumulate": 2, "batch_size": 5}, "leave optimizer, weight_decay and accumulate out"),
-        ({"algorithm": "dann", "clip": 1}, "leave optimizer, weight_decay and clip out"),
+        ({"algorithm": "dann", "accumulate": 2, "batch_size": 5}, "remove optimizer, weight_decay and accumulate"),
+        ({"algorithm": "dann", "clip": 1}, "remove optimizer, weight_decay and clip"),
         ({"algorithm": "majority-class", "clip": 1, "accumulate": 2}, "remove them: clip, accumulate"),
     ],
 )  # fmt: skip

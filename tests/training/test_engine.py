@@ -315,7 +315,7 @@ def test_evaluation_covers_whole_environments_at_the_requested_steps():
     [
         ({"algorithm": "imr"}, "did you mean 'irm'"),
         ({"algorithm": "fish", "optimizer": "sgd"}, "fish: has a built-in optimizer, which uses the run's learning rate"),
-        ({"algorithm": "dann", "weight_decay": 0.1}, "leave optimizer and weight_decay out"),
+        ({"algorithm": "dann", "weight_decay": 0.1}, "remove optimizer and weight_decay"),
         ({"data": "colored-digts"}, "did you mean 'colored-digits'"),
         ({"algorithm": "irm", "test_environments": ["flip-0.1", "flip-0.9"]}, "irm: needs at least 2 training"),
         ({"test_environments": ["flip-0.8"]}, "unknown environment 'flip-0.8'"),

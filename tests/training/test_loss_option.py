@@ -149,7 +149,7 @@ def test_predictors_take_no_loss():
 def test_quantiles_are_remarked_on():
     data = EnvironmentSet.from_arrays(X, X[:, 0], WHERE, test="c")
     with pytest.warns(
-        envariant.core.errors.EnvariantWarning, match="^loss quantile: the score is the squared"
+        envariant.core.errors.EnvariantWarning, match="^loss quantile: the score is still the squared"
     ):
         envariant.train(data, "erm", loss="quantile(0.9)", **QUICK)
 

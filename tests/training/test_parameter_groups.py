@@ -225,7 +225,7 @@ def test_equal_values_in_all_groups_keep_the_bits_of_one_value():
 
 
 def test_steps_that_update_weights_themselves_take_no_groups():
-    with pytest.raises(EnvariantError, match="leave optimizer, weight_decay and learning rates by group out"):
+    with pytest.raises(EnvariantError, match="remove optimizer, weight_decay and learning rates by group"):
         envariant.train("colored-digits", "dann", learning_rate={"head": 0.1, "others": 0.1}, progress=False)
 
 

@@ -110,7 +110,7 @@ def test_augmentations_are_named_and_checked():
     assert augmentation("affine(rotation=5)") == RandomAffine(rotation=5)
     with pytest.raises(EnvariantError, match="rotation must be in"):
         augmentation("affine(rotation=400)")
-    with pytest.raises(EnvariantError, match="needs images"):
+    with pytest.raises(EnvariantError, match="requires channels-first images"):
         RandomAffine()(torch.zeros(3, 4), torch.Generator())
 
 

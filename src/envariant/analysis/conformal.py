@@ -186,7 +186,7 @@ def new_environment_threshold(scores: ArrayLike, environments: ArrayLike, alpha:
     Example:
         >>> scores, hospital = [0.1, 0.3, 0.2, 0.4, 0.6, 0.8], ["A", "A", "B", "B", "C", "C"]
         >>> print(new_environment_threshold(scores, hospital, alpha=0.3))
-        0.8 for 70% coverage (a new environment exchangeable with the 3 others)
+        0.8 for 70% coverage (for a new environment that is exchangeable with the 3 others)
         >>> print(new_environment_threshold(scores, hospital, alpha=0.1))
         no finite threshold for 90.0% coverage; at most 75.0% is attainable
     """
@@ -226,7 +226,7 @@ def held_out_threshold(
         >>> scores, hospital = [0.1, 0.3, 0.2, 0.4, 0.6, 0.8], ["A", "A", "B", "B", "C", "C"]
         >>> threshold, coverage = held_out_threshold(scores, hospital, alpha=0.3)
         >>> print(threshold)
-        1.2 for 70% coverage (a new environment, on average over 3 environments left out in turn)
+        1.2 for 70% coverage (for a new environment, on average over 3 environments left out in turn)
         >>> coverage
         {'A': 1.0, 'B': 1.0, 'C': 0.5}
     """

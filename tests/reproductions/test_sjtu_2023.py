@@ -28,7 +28,7 @@ def small(monkeypatch):
         settings = {k: v for k, v in run.settings.items() if k != "augmentation"}
         settings |= {
             "model": "mlp(hidden=4)",
-            "evaluate_every": 1,
+            "evaluate_every": 2,
             "steps": min(settings.get("steps", 12), 14),
         }
         settings |= {"batch_size": 16 if "augmentation" in run.settings else "full"}

@@ -326,7 +326,7 @@ def test_diverged_replica_is_frozen_also_after_resumption(how, optimizer, record
     if recorded:
         monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1)
     source = made(Binary(), 1)
-    shared = plan(normed, optimizer=optimizer_config(optimizer), evaluate_every=4)
+    shared = plan(normed, optimizer=optimizer_config(optimizer), steps=6, evaluate_every=3)
     algorithm = recipe("vrex").build({"coefficient": 1.0})
     members = [Replica(k, Seeds.of(7, k), algorithm, 0.01, 0.1) for k in range(3)]
     sick = replace(members[1], learning_rate=1e38, weight_decay=0.0)

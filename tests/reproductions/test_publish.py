@@ -88,6 +88,7 @@ def test_page_has_every_section_in_order_and_escapes_texts(tmp_path):
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "- **undecided**: It does not. (0 < 1)" in markdown
     assert "| a\\|b | c |" in markdown
+    assert re.search(r"## Machine and versions\n\nsystem .*, torch .*: \d+ results?\.", markdown)
     header, line = csv.reader(
         (tmp_path / "tables" / "second-table.csv").read_text(encoding="utf-8").splitlines()
     )

@@ -135,7 +135,9 @@ def perform(
         found = [(each, rendered[name]) for name, each in results.items()]
         page = _page(reproduction, profile, found, runs, computed)
         write_text(render_page(page), out / "report.html")
-        write_text(_markdown(reproduction, list(results.values()), profile), out / "report.md")
+        provenance = _provenance(runs, computed)
+        text = _markdown(reproduction, list(results.values()), profile, provenance)
+        write_text(text, out / "report.md")
         yield result
 
 
@@ -242,7 +244,9 @@ def _render(result: SectionResult, out: Path) -> list[Block]:
     return blocks
 
 
-def _markdown(reproduction: Reproduction, results: Sequence[SectionResult], profile: Profile) -> str:
+def _markdown(
+    reproduction: Reproduction, results: Sequence[SectionResult], profile: Profile, provenance: Sequence[str]
+) -> str:
     """Return the report as Markdown."""
     lines = [f"# {reproduction.title}", "", reproduction.lead, "",
              f"Profile **{profile}**: {reproduction.conditions[profile]}", ""]  # fmt: skip
@@ -263,6 +267,7 @@ def _markdown(reproduction: Reproduction, results: Sequence[SectionResult], prof
                     lines += [finding, ""]
         if not result.done:
             lines += ["Not run yet.", ""]
+    lines += ["## Machine and versions", "", *(text for line in provenance for text in (line, ""))]
     return "\n".join(lines)
 
 

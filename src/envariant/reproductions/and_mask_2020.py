@@ -307,8 +307,8 @@ REPRODUCTION = Reproduction(
         "AND-mask; one strength of L1 and of L2; up to 32 environments; 5 random networks; 4 thresholds with "
         "one seed for random labels. About 40 minutes of one core.",
         "full": "50 runs of AND-mask on spirals, 10 of every other method, 5 of every other threshold; "
-        "three strengths of L1 and of L2; up to 2,048 environments; 10 random networks; 7 thresholds with two "
-        "seeds for random labels. About 8 hours of one core.",
+        "three strengths of L1 and of L2; up to 2,048 environments; 10 random networks; 7 thresholds with "
+        "two seeds for random labels. About 8 hours of one core.",
     },
     (spirals, regularizers, environments, spirals_paper, gradients, linear, random_labels),
 )

@@ -68,14 +68,14 @@ def environments(runner: Runner) -> Iterator[Finding]:
     yield CaptionedTable("accuracy", TextTable(header, rows), caption)
     yield from _claims(best)
     yield (
-        f"The largest number of environments on this page is {max(counts):,}; the paper goes to 4,096. Settings "
-        "are those of the released program's README, with 1,024 rows per environment and a weight decay of "
-        f"1e-3, for {steps:,} updates. However, an update has at most {LARGEST_BATCH:,} rows. From 128 "
-        "environments on, it therefore uses fewer rows of each environment than in the README, and a run has "
-        "fewer passes through the data. With the README's batches, a run with 1,024 environments would cost 16 "
-        "times as much. The settings of the paper's figure are not known to us, nor the accuracy that counts "
-        f"as success there; here, it is {NEARLY}. Cost: 5 minutes of one core in the quick profile, 2.5 hours "
-        "in the full profile (estimates)."
+        f"The largest number of environments on this page is {max(counts):,}; the paper goes to 4,096. "
+        "Settings are those of the released program's README, with 1,024 rows per environment and a weight "
+        f"decay of 1e-3, for {steps:,} updates. However, an update has at most {LARGEST_BATCH:,} rows. From "
+        "128 environments on, it therefore uses fewer rows of each environment than the README does, and a "
+        "run has fewer passes through the data. With the README's batches, a run with 1,024 environments "
+        "would cost 16 times as much. The settings of the paper's figure are not known to us, nor the "
+        f"accuracy that counts as success there; here, it is {NEARLY}. Cost: 5 minutes of one core in the "
+        "quick profile, 2.5 hours in the full profile (estimates)."
     )
 
 

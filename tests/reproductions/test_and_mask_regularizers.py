@@ -72,7 +72,7 @@ def small(monkeypatch):
             else "mlp(4, 1)"
         )
         settings = {**run.settings, "steps": 2, "batch_size": 4, "model": model, "evaluate_every": 2}
-        settings |= {"learning_rate": "step(1e-2, 1e-3, at=1)", "replicas": 2}
+        settings |= {"learning_rate": "step(1e-2, 1e-3, at=1)", "replicas": 1}
         return train(
             self, Run("spirals(environments=2, signature=2, rows=8, test_rows=8)", run.algorithm, settings)
         )

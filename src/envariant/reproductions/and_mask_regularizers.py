@@ -49,10 +49,10 @@ def regularizers(runner: Runner) -> Iterator[Finding]:
     yield (
         "Where a penalty has several strengths, claims about AND-mask use the strength with the highest test "
         "accuracy (oracle selection). Robustness is measured here by the mean test accuracy over runs. L1 "
-        "adds coefficient · sign(θ) to the gradient of every weight and bias θ, and Adam receives the sum. Batch "
-        f"norm comes before the activations, and dropout (probability {_DROPOUT}) after them. The paper "
-        "searches over combinations of regularizers, learning rates and network sizes; this page does not. "
-        "Cost: 10 minutes of one core in the quick profile, 2.5 hours in the full profile (estimates)."
+        "adds coefficient · sign(θ) to the gradient of every weight and bias θ, and Adam receives the sum. "
+        f"Batch norm comes before the activations, and dropout (probability {_DROPOUT}) after them. The "
+        "paper searches over combinations of regularizers, learning rates and network sizes; this page does "
+        "not. Cost: 10 minutes of one core in the quick profile, 2.5 hours in the full profile (estimates)."
     )
 
 
@@ -78,7 +78,7 @@ def _runs(runner: Runner, *, mask: bool) -> dict[str, Run]:
     steps = STEPS if mask else runner.pick(quick=SHORT, full=STEPS)
     algorithm = "and-mask(threshold=1)" if mask else "erm"
     return {
-        # The section on the README's settings has the same run, with more replicas.
+        # The run with the README's weight decay is shared with the section on the README's settings.
         label: spirals_run(algorithm, shared if own == _README else count, steps=steps, **own)
         for label, own in settings.items()
     }
@@ -93,13 +93,13 @@ def _plain_claims(plain: Mapping[str, TrainingResult]) -> Iterator[Finding]:
     for kind in (NONE, f"dropout {_DROPOUT}", "batch norm", "L1", "L2"):
         group = {label: result for label, result in plain.items() if label.startswith(kind)}
         tests, trains = ([score(result) for result in group.values()] for score in (ood_score, id_score))
-        at = f" at {len(group)} strengths" if len(group) > 1 else ""
+        each = f" or more at each of {len(group)} strengths" if len(group) > 1 else ""
         yield statement(
             f"Adam with {kind} learns the training environments (accuracy above {NEARLY}) and stays at "
             f"chance in the test environment (below {CHANCE}).",
             all_hold([*(beyond(t, below=CHANCE) for t in tests), *(beyond(t, above=NEARLY) for t in trains)]),
             f"highest test accuracy {max(tests, key=lambda t: t.mean)}, lowest training accuracy "
-            f"{min(t.mean for t in trains):.3f}{at}, {tests[0].count} runs or more per setting",
+            f"{min(t.mean for t in trains):.3f}; {min(t.count for t in tests)} runs{each}",
         )
 
 

@@ -89,7 +89,7 @@ WRONG = [
     (f"{TRAIN} --model ''", "--model: its value is empty"),
     (f"{TRAIN} --model 'mlp 8'", "cannot read 'mlp 8': expected name or name(key=value, …) for the model"),
     (f"{TRAIN} --model 'mlp(8'", "cannot read 'mlp(8'"),
-    (f"{TRAIN} --model 'mlp(width=8)'", "mlp: unknown setting 'width'", "known: activation, depth, dropout, dropout_position, hidden, init"),
+    (f"{TRAIN} --model 'mlp(width=8)'", "mlp: unknown setting 'width'", "known: activation, batch_norm, depth, dropout, dropout_position, hidden, init"),
     (f"{TRAIN} --model 'mlp(hidden=0)'", "mlp: hidden widths must be whole numbers of at least 1; got 0"),
     (f"{TRAIN} --model 'mlp(hidden=(8,0))'", "mlp: hidden widths must be whole numbers of at least 1; got (8, 0)"),
     (f"{TRAIN} --model 'mlp(hidden=())'", "mlp: hidden widths must be whole numbers of at least 1; got ()"),

@@ -461,7 +461,7 @@ WRONG = [
     ('models.LeNet().build((3,), 1)', 'lenet: requires square, channels-first images [channels, height, width] of at least 12×12 pixels; got inputs of shape (3,) (mlp accepts any shape)'),
     ('models.MNISTCNN().build((4,), 1)', 'mnist-cnn: requires channels-first images [channels, height, width]; got inputs of shape (4,)'),
     ('models.model_config("mpl")', "unknown model 'mpl'; did you mean 'mlp'? known: efficientnet-lite0, lenet, linear, mlp, mnist-cnn, timm"),
-    ('models.model_config("mlp(widht=3)")', "mlp: unknown setting 'widht'; known: activation, depth, dropout, dropout_position, hidden, init"),
+    ('models.model_config("mlp(widht=3)")', "mlp: unknown setting 'widht'; known: activation, batch_norm, depth, dropout, dropout_position, hidden, init"),
     ('models.model_config(3)', 'expected text such as name or name(key=value, …); got 3 for the model'),
     ('models.Timm(architecture=3)', 'timm: architecture must be a word; got 3'),
     ('Adam(beta1=2)', 'adam: beta1 must be in [0, 1), got 2'),

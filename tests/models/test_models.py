@@ -195,7 +195,7 @@ def test_settings_may_go_without_a_key():
         ),
         (
             "mlp(hiden=3)",
-            "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: activation, depth, dropout, dropout_position, hidden, init",
+            "mlp: unknown setting 'hiden'; did you mean 'hidden'? known: activation, batch_norm, depth, dropout, dropout_position, hidden, init",
         ),
         ("mlp(hidden=0)", "mlp: hidden widths must be whole numbers of at least 1; got 0"),
         ("mlp(hidden=())", "mlp: hidden widths must be whole numbers of at least 1; got ()"),

@@ -29,6 +29,8 @@ class MLP(ModelConfig):
     Attributes:
         hidden: Width of every hidden layer, or a tuple with the width of each.
         depth: Number of hidden layers; ignored if `hidden` is a tuple.
+        batch_norm: Whether to normalize the inputs of every activation with the mean and variance of the
+            batch (Ioffe & Szegedy 2015), and in evaluation with running means of both.
         activation: Activation of the hidden layers: "relu", "leaky-relu" (slope 0.01) or "tanh".
         dropout: Probability that a hidden activation is set to zero in training.
         dropout_position: Whether dropout comes "after" or "before" the activation.
@@ -39,6 +41,7 @@ class MLP(ModelConfig):
     name: ClassVar[str] = "mlp"
     hidden: int | tuple[int, ...] = 390
     depth: Annotated[int, Field(ge=1, le=_DEEPEST)] = 2
+    batch_norm: bool = field(default=False, kw_only=True)
     activation: Literal["relu", "leaky-relu", "tanh"] = field(default="relu", kw_only=True)
     dropout: Annotated[float, Field(ge=0, lt=1)] = field(default=0.0, kw_only=True)
     dropout_position: Literal["after", "before"] = field(default="after", kw_only=True)
@@ -60,7 +63,7 @@ class MLP(ModelConfig):
         widths = (math.prod(input_shape), *self.widths)
         layers: list[nn.Module] = [nn.Flatten()]
         for wide, narrow in pairwise(widths):
-            layers += [self._layer(wide, narrow), *self._between()]
+            layers += [self._layer(wide, narrow), *self._between(narrow)]
         return FeaturizerAndHead(nn.Sequential(*layers), self._layer(widths[-1], outputs))
 
     def _layer(self, inputs: int, outputs: int) -> nn.Linear:
@@ -72,9 +75,8 @@ class MLP(ModelConfig):
             nn.init.constant_(layer.bias, 0.01)
         return layer
 
-    def _between(self) -> list[nn.Module]:
-        activation = _ACTIVATIONS[self.activation]()
-        if not self.dropout:
-            return [activation]
-        dropout = Dropout(self.dropout)
-        return [dropout, activation] if self.dropout_position == "before" else [activation, dropout]
+    def _between(self, width: int) -> list[nn.Module]:
+        parts: list[nn.Module] = [_ACTIVATIONS[self.activation]()]
+        if self.dropout:
+            parts.insert(self.dropout_position == "after", Dropout(self.dropout))
+        return [nn.BatchNorm1d(width), *parts] if self.batch_norm else parts

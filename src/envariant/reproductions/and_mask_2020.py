@@ -4,19 +4,30 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from envariant import published
 from envariant.analysis.statistics import Interval, difference
 from envariant.reporting import charts
 from envariant.reporting.tables import TextTable
 from envariant.reproductions import spiral_gradients
+from envariant.reproductions.and_mask_environments import environments
 from envariant.reproductions.and_mask_labels import random_labels
 from envariant.reproductions.and_mask_linear import linear
+from envariant.reproductions.and_mask_regularizers import regularizers
+from envariant.reproductions.and_mask_spirals import (
+    CHANCE,
+    EPOCH,
+    MODEL,
+    NEARLY,
+    PAPER,
+    SHORT,
+    STEPS,
+    accuracies,
+    spirals_run,
+)
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.summaries import (
     gain,
     id_score,
-    mean_curve,
     only_test_environment,
     ood_score,
     signed,
@@ -25,18 +36,7 @@ from envariant.reproductions.summaries import (
 from envariant.reproductions.verdicts import beyond, statement
 from envariant.training.result import TrainingResult
 
-PAPER = published.claims("and_mask")
-MODEL = "mlp(hidden=256, depth=3, activation='leaky-relu', init='kaiming-normal')"
 DROPOUT = "mlp(hidden=256, depth=3, activation='leaky-relu', init='kaiming-normal', dropout=0.5)"
-EPOCH = 4
-"""Updates per epoch at the README's settings: 1,024 rows in batches of 256."""
-STEPS, EVERY = 150 * EPOCH, 10 * EPOCH
-SHORT = 50 * EPOCH
-"""Updates of the other methods in the quick profile: they learn the shortcut within 10 epochs."""
-README: dict[str, Any] = {
-    "model": MODEL, "steps": STEPS, "batch_size": 256, "weight_decay": 1e-3, "evaluate_every": EVERY,
-    "learning_rate": f"step(1e-2, 1e-3, at={112 * EPOCH})",
-}  # fmt: skip
 PAPER_DATA = (
     f"spirals(environments={PAPER['synthetic_environments']}, "
     f"signature={PAPER['synthetic_dimensions']['shortcut']}, deviation=0.1, "
@@ -51,12 +51,6 @@ PAPER_RUN: dict[str, Any] = {
     "evaluate_every": 3 * PAPER_EPOCH,
 }  # fmt: skip
 CUT = f"stages(1e-2, 1e-3, 1e-4, at=({46 * PAPER_EPOCH}, {69 * PAPER_EPOCH}))"
-CHANCE, NEARLY = 0.6, 0.95
-"""Bounds of test accuracy: below the first, a method is at chance; a run at or above the second is solved."""
-
-
-def _spirals(algorithm: str, replicas: int, **settings: Any) -> Run:
-    return Run("spirals", algorithm, {**README, "replicas": replicas, **settings})
 
 
 @section("spirals", "Spirals at the settings of the released program")
@@ -73,16 +67,16 @@ def spirals(runner: Runner) -> Iterator[Finding]:
     many, few = runner.pick(quick=2, full=50), runner.pick(quick=2, full=10)
     late, steps = 4 * EPOCH, runner.pick(quick=SHORT, full=STEPS)
     runs = {
-        "AND-mask, τ = 1": _spirals("and-mask(threshold=1)", many),
-        "Adam (τ = 0)": _spirals("erm", few, steps=steps),
-        "IRM": _spirals(f"irm(coefficient=step(0, 100, at={late}))", few, steps=steps),
-        "V-REx": _spirals(f"vrex(coefficient=step(0, 100, at={late}))", few, steps=steps),
+        "AND-mask, τ = 1": spirals_run("and-mask(threshold=1)", many),
+        "Adam (τ = 0)": spirals_run("erm", few, steps=steps),
+        "IRM": spirals_run(f"irm(coefficient=step(0, 100, at={late}))", few, steps=steps),
+        "V-REx": spirals_run(f"vrex(coefficient=step(0, 100, at={late}))", few, steps=steps),
         # DANN has optimizers of its own, without weight decay.
-        "DANN": _spirals("dann(weight=1)", few, steps=steps, weight_decay=0.0),
-        "Adam, dropout 0.5": _spirals("erm", few, model=DROPOUT, steps=steps),
+        "DANN": spirals_run("dann(weight=1)", few, steps=steps, weight_decay=0.0),
+        "Adam, dropout 0.5": spirals_run("erm", few, model=DROPOUT, steps=steps),
     }
     results = runner.sweep(runs)
-    yield from _accuracies(results, f"Mean over runs, by update ({EPOCH} per epoch).")
+    yield from accuracies(results, f"Mean over runs, by update ({EPOCH} per epoch).")
     mask, adam = results["AND-mask, τ = 1"], results["Adam (τ = 0)"]
     advantage = gain(mask, adam)
     yield statement(
@@ -107,33 +101,13 @@ def spirals(runner: Runner) -> Iterator[Finding]:
     yield _DIFFERENCES
 
 
-def _accuracies(results: Mapping[str, TrainingResult], caption: str) -> Iterator[Finding]:
-    """Yield a figure of the test accuracy during training, and a table of final accuracies."""
-    series = {
-        name: mean_curve(result, [only_test_environment(result)], "accuracy")
-        for name, result in results.items()
-    }
-    chart = charts.lines(series, "update", "test accuracy", marks={"chance": 0.5})
-    yield CaptionedFigure("curves", chart, f"Test accuracy during training. {caption}")
-    rows: list[tuple[str, ...]] = []
-    for name, result in results.items():
-        tests, train = result.final(only_test_environment(result), "accuracy").values, id_score(result)
-        spread = f" ± {statistics.stdev(tests):.3f}" if len(tests) > 1 else ""
-        updates = f"{result.record.spec.steps:,}"
-        rows.append(
-            (name, f"{statistics.fmean(tests):.3f}{spread}", f"{train.mean:.3f}", str(len(tests)), updates)
-        )
-    header = ("method", "test accuracy", "training accuracy", "runs", "updates")
-    yield CaptionedTable("scores", TextTable(header, tuple(rows)), "Final accuracy: mean ± sd over runs")
-
-
 def _threshold(runner: Runner, results: Mapping[str, TrainingResult]) -> Iterator[Finding]:
     """Yield a figure of final accuracy by threshold τ of the mask, and the claim that τ = 1 is best."""
     between = runner.pick(quick=(0.75,), full=(0.25, 0.5, 0.75, 0.875))
     sweep = {
         0.0: results["Adam (τ = 0)"],
         **runner.sweep(
-            {t: _spirals(f"and-mask(threshold={t:g})", runner.pick(quick=2, full=5)) for t in between}
+            {t: spirals_run(f"and-mask(threshold={t:g})", runner.pick(quick=2, full=5)) for t in between}
         ),
         1.0: results["AND-mask, τ = 1"],
     }
@@ -162,12 +136,7 @@ _DIFFERENCES = (
     "changes only the data; and accuracy is measured after an update, whereas the program tests at the start "
     "of an epoch and never tests the last one. IRM, V-REx and DANN have one setting each (IRM and V-REx: "
     "coefficient 100 from epoch 4 on; DANN: weight 1, without weight decay), whereas the paper searches; "
-    "this page does not show their results at other settings. Not run: batch norm and L1, which the "
-    "library's networks and optimizers do not offer; the comparison of AND-mask's robustness with that of L1 "
-    "and L2; and training with "
-    f"{PAPER['synthetic_baseline_first_succeeds_at_environments']:,} environments, the number at which the "
-    "baseline first succeeds, because such a run would cost 64 times as much as one here. No run was chosen "
-    "by its test accuracy."
+    "this page does not show their results at other settings. No run was chosen by its test accuracy."
 )
 
 
@@ -201,7 +170,7 @@ def spirals_paper(runner: Runner) -> Iterator[Finding]:
             ),
         }
     )
-    yield from _accuracies(results, f"Mean over runs, by update ({PAPER_EPOCH} per epoch).")
+    yield from accuracies(results, f"Mean over runs, by update ({PAPER_EPOCH} per epoch).")
     masked = {name: result for name, result in results.items() if "Adam" not in name}
     yield from _starts(masked)
     for name, result in masked.items():
@@ -335,10 +304,11 @@ REPRODUCTION = Reproduction(
     "temporal AND-mask.",
     {
         "quick": "2 runs per setting of the spirals, with a third of the updates for methods other than "
-        "AND-mask; 5 random networks; 4 thresholds with one seed for random labels. About 20 minutes of "
-        "one core.",
-        "full": "50 runs of AND-mask on spirals, 10 of every other method, 5 of every other threshold; 10 "
-        "random networks; 7 thresholds with two seeds for random labels. About 3 hours of one core.",
+        "AND-mask; one strength of L1 and of L2; up to 32 environments; 5 random networks; 4 thresholds with "
+        "one seed for random labels. About 40 minutes of one core.",
+        "full": "50 runs of AND-mask on spirals, 10 of every other method, 5 of every other threshold; "
+        "three strengths of L1 and of L2; up to 2,048 environments; 10 random networks; 7 thresholds with "
+        "two seeds for random labels. About 8 hours of one core.",
     },
-    (spirals, spirals_paper, gradients, linear, random_labels),
+    (spirals, regularizers, environments, spirals_paper, gradients, linear, random_labels),
 )

@@ -18,6 +18,7 @@ from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.reproductions import computations
+from envariant.training.option_text import text_of
 from envariant.training.result import TrainingResult
 from envariant.training.store.reader import FILE
 from envariant.training.stored_start import FromRun
@@ -203,6 +204,9 @@ class Runner:
 def _folder(run: Run, settings: Mapping[str, Any]) -> str:
     """Return the name of a run's folder: the algorithm, and a hash of the run's description."""
     start = () if run.start is None else (_folder(run.start, run.start.settings),)
-    declaration = json.dumps([run.data, run.algorithm, dict(settings), *start], sort_keys=True)
+    # A setting may be an object, such as an optimizer of the reproduction.
+    declaration = json.dumps(
+        [run.data, run.algorithm, dict(settings), *start], sort_keys=True, default=text_of
+    )
     digest = hashlib.blake2b(declaration.encode(), digest_size=5).hexdigest()
     return f"{specs.parse(run.algorithm).name}-{digest}"

@@ -3,10 +3,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from envariant.core.errors import EnvariantError
-from envariant.reproductions.runner import Runner, RunNotStoredError
+from envariant.reproductions.runner import Run, Runner, RunNotStoredError, _folder
 
 
 def test_a_computation_is_performed_once_and_its_result_is_the_same_when_loaded(tmp_path):
@@ -62,3 +63,9 @@ def test_a_result_that_is_not_json_is_rejected_and_nothing_is_stored(tmp_path):
     with pytest.raises(EnvariantError, match="sum: the result must consist of"):
         Runner(tmp_path, "quick").compute("sum", {"x": 1}, lambda x: object())
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_might_have_equal_texts_are_refused():
+    for setting in (object(), np.int64(3), lambda: 0):
+        with pytest.raises(TypeError, match="must be a number, a string or an optimizer"):
+            _folder(Run("colored-digits", "erm", {"steps": setting}), {"steps": setting})

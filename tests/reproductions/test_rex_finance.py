@@ -251,7 +251,36 @@ def test_an_unknown_size_is_refused(tmp_path, monkeypatch):
 
 
 def test_few_tasks_show_no_absence_of_differences():
-    around, above = [-0.1, 0.1] * 5, [0.1, 0.11] * 5
+    around, above = [-0.1, 0.1] * 10, [0.1, 0.11] * 10
     assert within_noise([interval(around)]) is True
     assert within_noise([interval(around), interval(above)]) is False
     assert within_noise([interval(around[:4])]) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "verdicts"),
+    [
+        ("full", ["holds", "not reproduced", "not reproduced"]),
+        ("reduced", ["undecided", "undecided", "undecided"]),
+    ],
+)
+def test_verdicts_follow_the_scores_and_only_the_full_size_contradicts(size, verdicts):
+    noise = [-0.01, 0.01] * 10
+    levels = {"ERM, as run": 0.55, "REx": 0.55, "IRM": 0.55, "ERM": 0.52}
+    # The noise of REx and IRM is opposite, so that their differences from the program's ERM have a spread.
+    signs = {"ERM, as run": 0, "REx": 1, "IRM": -1, "ERM": 0}
+    scores = {
+        (name, d): [level + signs[name] * e for e in noise]
+        for name, level in levels.items()
+        for d in ("on", "off")
+    }
+    claims = rex_finance._claims(scores, rex_finance_training.SIZES[size])
+    assert [claim.verdict for claim in claims] == verdicts
+
+
+def test_a_worst_task_below_chance_is_found_at_any_size():
+    scores = {
+        (name, d): [0.4, *[0.55, 0.56] * 4] for name in rex_finance_training.METHODS for d in ("on", "off")
+    }
+    *_, worst = rex_finance._claims(scores, rex_finance_training.SIZES["reduced"])
+    assert worst.verdict == "holds"

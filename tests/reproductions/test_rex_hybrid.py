@@ -125,3 +125,9 @@ def test_alike_needs_the_whole_interval():
     assert alike(interval([0.01, 0.0, 0.02])) is True
     assert alike(interval([0.1, 0.11, 0.1])) is False
     assert alike(interval([0.1, -0.1, 0.05])) is None
+
+
+def test_a_restart_without_an_allowed_step_is_left_out_of_the_table():
+    own = {method: {"train": [0.5, 0.6], "test": [0.7, 0.8]} for method in rex_hybrid.METHODS}
+    (row, _) = rex_hybrid._table({"made": [{**own, "shape only": 0.75}] * 2}).table.rows
+    assert row[4:] == ("–", "0.750")

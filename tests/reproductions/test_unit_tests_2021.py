@@ -145,6 +145,7 @@ def test_data_draws_in_several_processes_give_the_same_errors(monkeypatch):
     arguments = "example2s", 3, 5, [("ERM", 1), ("IRMv1", 2), ("Oracle", 1)], [0, 1, 2]
     alone = errors(*arguments, steps=20, rows=200)
     monkeypatch.setattr(errors_module, "_LONG", 1)
+    monkeypatch.setattr(errors_module, "cores", lambda: 2)
     assert errors(*arguments, steps=20, rows=200) == alone
 
 

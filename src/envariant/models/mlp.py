@@ -30,7 +30,8 @@ class MLP(ModelConfig):
         hidden: Width of every hidden layer, or a tuple with the width of each.
         depth: Number of hidden layers; ignored if `hidden` is a tuple.
         batch_norm: Whether to normalize the inputs of every activation with the mean and variance of the
-            batch (Ioffe & Szegedy 2015), and in evaluation with running means of both.
+            rows that pass together (Ioffe & Szegedy 2015), and in evaluation with running means of both.
+            Algorithms with a gradient per environment pass each environment separately.
         activation: Activation of the hidden layers: "relu", "leaky-relu" (slope 0.01) or "tanh".
         dropout: Probability that a hidden activation is set to zero in training.
         dropout_position: Whether dropout comes "after" or "before" the activation.

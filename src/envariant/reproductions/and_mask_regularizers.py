@@ -48,8 +48,9 @@ def regularizers(runner: Runner) -> Iterator[Finding]:
     yield from _masked_claims(masked, plain)
     yield (
         "Where a penalty has several strengths, claims about AND-mask use the strength with the highest test "
-        "accuracy (oracle selection). Robustness is measured here by the mean test accuracy over runs. L1 "
-        "adds coefficient · sign(θ) to the gradient of every weight and bias θ, and Adam receives the sum. "
+        "accuracy (oracle selection), so the intervals of these claims are optimistic. Here, "
+        "robustness means the mean test accuracy over runs. L1 adds coefficient · sign(θ) to the gradient of "
+        "every weight and bias θ, and Adam receives the sum. "
         f"Batch norm comes before the activations, and dropout (probability {_DROPOUT}) after them. The "
         "paper searches over combinations of regularizers, learning rates and network sizes; this page does "
         "not. Cost: 10 minutes of one core in the quick profile, 2.5 hours in the full profile (estimates)."

@@ -17,7 +17,7 @@ from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Findin
 from envariant.reproductions.eqrm_regression import regression
 from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.summaries import curves, short
-from envariant.reproductions.verdicts import beyond, statement
+from envariant.reproductions.verdicts import all_hold, beyond, statement
 from envariant.training.history import GRADIENT_RMS
 from envariant.training.result import TrainingResult
 
@@ -185,7 +185,7 @@ def ten_seeds(runner: Runner) -> Iterator[Finding]:
     gap = _gap(eqrm, vrex)
     yield statement(
         "V-REx and EQRM differ by less than one point.",
-        _both(beyond(gap, above=-CLOSE), beyond(gap, below=CLOSE)),
+        all_hold((beyond(gap, above=-CLOSE), beyond(gap, below=CLOSE))),
         f"EQRM − V-REx at flip {SHIFTED}: {gap}, paired by seed",
     )
     yield (
@@ -337,7 +337,7 @@ def gradient_ratio(runner: Runner) -> Iterator[Finding]:
     gap = difference([divided[k][k] for k in common], [without[k] for k in common])
     yield statement(
         f"Division of EQRM's loss by ρ changes the accuracy at flip {SHIFTED} by less than one point.",
-        _both(beyond(gap, above=-CLOSE), beyond(gap, below=CLOSE)),
+        all_hold((beyond(gap, above=-CLOSE), beyond(gap, below=CLOSE))),
         f"with minus without division, α = {short(method.middle)}: {gap}, {gap.count} seeds, paired by seed",
     )
 
@@ -379,12 +379,6 @@ def _divided(runner: Runner, method: Method, setting: float, replica: int, ratio
 def _by_replica(result: TrainingResult) -> dict[int, float]:
     """Return the final accuracy at flip 0.9 by replica index."""
     return dict(zip(result.finished, _values(result, SHIFTED), strict=True))
-
-
-def _both(first: bool | None, second: bool | None) -> bool | None:
-    if first is None or second is None:
-        return None
-    return first and second
 
 
 REPRODUCTION = Reproduction(

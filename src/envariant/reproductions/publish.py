@@ -267,7 +267,8 @@ def _markdown(
                     lines += [finding, ""]
         if not result.done:
             lines += ["Not run yet.", ""]
-    lines += ["## Machine and versions", "", *(text for line in provenance for text in (line, ""))]
+    if provenance:
+        lines += ["## Machine and versions", "", *(text for line in provenance for text in (line, ""))]
     return "\n".join(lines)
 
 

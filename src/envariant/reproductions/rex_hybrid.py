@@ -8,7 +8,7 @@ over the soft labels of all networks.
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from math import inf, nan
+from math import inf, isnan, nan
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from envariant.analysis.statistics import Interval, difference
 from envariant.core.environments import EnvironmentSource
 from envariant.core.printable import number_of
 from envariant.reporting import charts
-from envariant.reporting.tables import TextTable, mean_sd
+from envariant.reporting.tables import NONE, TextTable, mean_sd
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, section
 from envariant.reproductions.runner import Runner
 from envariant.reproductions.stacked_mlp import initial, logits
@@ -268,7 +268,8 @@ def _table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> CaptionedTable
             curves = [(each[method]["train"], each[method]["test"]) for each in own]
             last = ([a[-1] for a, _ in curves], [b[-1] for _, b in curves])
             best = [best_allowed(a, b) for a, b in curves]
-            rows.append((name, method, *map(_mean_sd, (*last, best)), f"{shape:.3f}"))
+            allowed = [value for value in best if not isnan(value)]
+            rows.append((name, method, *map(_mean_sd, (*last, allowed)), f"{shape:.3f}"))
     notes = (
         f"± is the standard deviation (divisor n − 1) over {_count(results)}.",
         "Best step: highest test accuracy among steps at which training accuracy is at least as high; it is "
@@ -284,4 +285,6 @@ def _count(results: Mapping[str, Sequence[Any]]) -> str:
 
 
 def _mean_sd(values: Sequence[float]) -> str:
+    if not values:
+        return NONE
     return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)

@@ -18,6 +18,7 @@ from envariant.core import specs
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
 from envariant.reproductions import computations
+from envariant.training.optimizers import OptimizerConfig
 from envariant.training.option_text import text_of
 from envariant.training.result import TrainingResult
 from envariant.training.store.reader import FILE
@@ -204,9 +205,15 @@ class Runner:
 def _folder(run: Run, settings: Mapping[str, Any]) -> str:
     """Return the name of a run's folder: the algorithm, and a hash of the run's description."""
     start = () if run.start is None else (_folder(run.start, run.start.settings),)
-    # A setting may be an object, such as an optimizer of the reproduction.
     declaration = json.dumps(
-        [run.data, run.algorithm, dict(settings), *start], sort_keys=True, default=text_of
+        [run.data, run.algorithm, dict(settings), *start], sort_keys=True, default=_optimizer_text
     )
     digest = hashlib.blake2b(declaration.encode(), digest_size=5).hexdigest()
     return f"{specs.parse(run.algorithm).name}-{digest}"
+
+
+def _optimizer_text(setting: object) -> str:
+    """Return the text of an optimizer of the reproduction; other objects might have equal texts."""
+    if isinstance(setting, OptimizerConfig):
+        return text_of(setting)
+    raise TypeError(f"setting {setting!r}: must be a number, a string or an optimizer")

@@ -19,7 +19,7 @@ from envariant.reproductions.runner import Runner
 from envariant.reproductions.unit_tests.descent import Array
 from envariant.reproductions.unit_tests.errors import ROWS, STEPS, errors
 from envariant.reproductions.unit_tests.hyperparameters import METHODS, MODEL_SEEDS, Method
-from envariant.reproductions.verdicts import Claim, PublishedMean, beyond, statement
+from envariant.reproductions.verdicts import Claim, PublishedMean, all_hold, beyond, statement
 
 QUADRATIC, LOGISTIC = PROBLEMS[:2], PROBLEMS[2:]
 DRAWS, QUICK_DRAWS, SELECTION_DRAWS, SWEEP_DRAWS, CHUNK = 50, 5, 10, 5, 10
@@ -278,7 +278,7 @@ def statements(runner: Runner) -> Iterator[Finding]:
     for p, scrambled in pairs:
         text = f"ANDMask is the best method on {p.capitalize()}, and worse when inputs are scrambled."
         worse = difference(*(tests[q]["ANDMask"].mean(axis=1).tolist() for q in (scrambled, p)))
-        holds = _both(_best(tests[p], "ANDMask"), beyond(worse, above=0))
+        holds = all_hold((_best(tests[p], "ANDMask"), beyond(worse, above=0)))
         yield statement(text, holds, f"{_ranking(means[p])}; scrambled {means[scrambled]['ANDMask']:.4f}")
     best = _best(tests["example1s"], "IRMv1")
     ranking = _ranking(means["example1s"])
@@ -292,19 +292,13 @@ def statements(runner: Runner) -> Iterator[Finding]:
     )
 
 
-def _both(first: bool | None, second: bool | None) -> bool | None:
-    if first is False or second is False:
-        return False
-    return None if first is None or second is None else True
-
-
 def _best(tests: Errors, method: Method) -> bool | None:
     """Return whether a method has smaller errors than all others except the oracle, paired by data draw."""
     holds: bool | None = True
     for other in METHODS:
         if other not in (method, "Oracle"):
             pair = (tests[m].mean(axis=1).tolist() for m in (method, other))
-            holds = _both(holds, beyond(difference(*pair), below=0))
+            holds = all_hold((holds, beyond(difference(*pair), below=0)))
     return holds
 
 

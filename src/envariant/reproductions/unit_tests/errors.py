@@ -6,6 +6,7 @@ from typing import Any
 import joblib
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from envariant.core.machine import cores
 from envariant.data.linear_unit_tests import LinearUnitTests, Problem
@@ -91,7 +92,7 @@ def _logistic(
     # Each data draw uses one core, because its matrix products are too small for several threads. Threads of
     # one process would mostly wait for each other's turn in Python; a new process takes seconds to start.
     processes = min(cores(), len(data_seeds)) if steps * source.rows >= _LONG else 1
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+    with threadpool_limits(1), joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         found: Any = joblib.Parallel(n_jobs=processes)(
             joblib.delayed(_trained)(source, described, start, seed, steps) for seed in data_seeds
         )

@@ -19,8 +19,13 @@ def files(tmp_path_factory):
     return write_all(tmp_path_factory.mktemp("pages"))
 
 
+# In milliseconds: long enough for a busy machine, short enough to end a page that never loads.
+PATIENCE = 600_000
+
+
 @pytest.fixture(scope="module")
 def browser():
+    sync_api.expect.set_options(timeout=PATIENCE)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield browser
@@ -35,6 +40,7 @@ def show(files, browser):
     def opened(kind, *, width=1300, scheme="light"):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
+        context.set_default_timeout(PATIENCE)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         page = context.new_page()
         page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
@@ -148,6 +154,7 @@ def test_commands_are_copied_and_data_are_downloaded(show):
 
 def test_page_can_be_read_without_javascript(files, browser):
     context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(files["runs"].as_uri())
     assert page.locator(".headline").is_visible()

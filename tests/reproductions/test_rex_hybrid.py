@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from envariant import data as sources
 from envariant.analysis.statistics import interval
 from envariant.reproductions import rex_hybrid
 from envariant.reproductions.rex_hybrid import (
-    alike,
     best_allowed,
     hybrid,
     hybrid_risks,
@@ -121,10 +121,23 @@ def test_the_best_step_needs_a_training_accuracy_at_least_as_high():
     assert math.isnan(best_allowed([0.5], [0.6]))
 
 
-def test_alike_needs_the_whole_interval():
-    assert alike(interval([0.01, 0.0, 0.02])) is True
-    assert alike(interval([0.1, 0.11, 0.1])) is False
-    assert alike(interval([0.1, -0.1, 0.05])) is None
+def test_verdicts_follow_the_differences_of_their_own_data():
+    higher, near = interval([0.1, 0.11, 0.1]), interval([0.01, 0.0, 0.02])
+    verdicts = [claim.verdict for claim in rex_hybrid._claims({"hetero-CMNIST": higher, "CMNIST": near})]
+    assert verdicts == ["holds", "holds"]
+    swapped = {"hetero-CMNIST": interval([-0.1, -0.11, -0.1]), "CMNIST": higher}
+    assert [claim.verdict for claim in rex_hybrid._claims(swapped)] == ["not reproduced"] * 2
+
+
+def test_both_methods_start_from_the_same_weights():
+    source = sources.source("colored-digits")
+    first, second = (
+        rex_hybrid.trained(source, "colored-digits", k, hidden=4, steps=2, label_steps=1, batch=8)
+        for k in (0, 1)
+    )
+    for found in (first, second):
+        assert found["V-REx"]["train"][0] == found["V-REx-HD"]["train"][0]
+    assert first["V-REx"]["train"] != second["V-REx"]["train"]
 
 
 def test_a_restart_without_an_allowed_step_is_left_out_of_the_table():

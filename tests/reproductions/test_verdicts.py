@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from envariant import published
 from envariant.analysis.statistics import Interval
 from envariant.core.errors import EnvariantError
-from envariant.reproductions.verdicts import PublishedMean, agreement, beyond, statement
+from envariant.reproductions.verdicts import PublishedMean, agreement, beyond, statement, within
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=12)
 
@@ -66,3 +66,12 @@ def test_an_interval_that_contains_the_bound_decides_nothing():
     assert beyond(interval, above=0.45) is None
     with pytest.raises(EnvariantError, match="exactly one"):
         beyond(interval)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(-0.04, 0.04, True), (0.06, 0.2, False), (-0.2, -0.06, False), (0.0, 0.06, None), (-0.06, 0.0, None),
+     (-0.2, 0.2, None)],
+)  # fmt: skip
+def test_a_difference_is_within_a_margin_only_with_its_whole_interval(low, high, expected):
+    assert within(Interval((low + high) / 2, low, high, 5), 0.05) is expected

@@ -1,6 +1,5 @@
 """Settings, runs and tables shared by the sections on spirals of the AND-mask reproduction."""
 
-import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ from envariant.reporting import charts
 from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding
 from envariant.reproductions.runner import Run
-from envariant.reproductions.summaries import id_score, mean_curve, only_test_environment
+from envariant.reproductions.summaries import id_score, mean_and_sd, mean_curve, only_test_environment
 from envariant.training.result import TrainingResult
 
 PAPER = published.claims("and_mask")
@@ -56,11 +55,8 @@ def accuracies(results: Mapping[str, TrainingResult], caption: str, prefix: str 
     rows: list[tuple[str, ...]] = []
     for name, result in results.items():
         tests, train = result.final(only_test_environment(result), "accuracy").values, id_score(result)
-        spread = f" ± {statistics.stdev(tests):.3f}" if len(tests) > 1 else ""
         updates = f"{result.record.spec.steps:,}"
-        rows.append(
-            (name, f"{statistics.fmean(tests):.3f}{spread}", f"{train.mean:.3f}", str(len(tests)), updates)
-        )
+        rows.append((name, mean_and_sd(tests), f"{train.mean:.3f}", str(len(tests)), updates))
     header = ("method", "test accuracy", "training accuracy", "runs", "updates")
     table = TextTable(header, tuple(rows))
     yield CaptionedTable(f"{prefix}scores", table, "Final accuracy: mean ± sd over runs")

@@ -7,12 +7,12 @@ from typing import Any
 from envariant import published
 from envariant.core.schedules import Step
 from envariant.reporting import charts
-from envariant.reporting.tables import NONE, TextTable, mean_sd
+from envariant.reporting.tables import NONE, TextTable
 from envariant.reproductions import eiil_linear
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.sem import ERRORS
-from envariant.reproductions.summaries import ood_score
+from envariant.reproductions.summaries import mean_and_sd, ood_score
 from envariant.reproductions.verdicts import Claim, all_hold, beyond, statement
 from envariant.training.result import TrainingResult
 
@@ -81,11 +81,11 @@ def _table(errors: Mapping[str, Errors]) -> CaptionedTable:
     tables = {kind: published.table(name) for kind, name in TABLES.items()}
     rows: list[tuple[str, ...]] = []
     for name, own in errors.items():
-        ours = [mean_sd(statistics.fmean(own[k]), statistics.stdev(own[k])) for k in ERRORS]
+        ours = [mean_and_sd(own[k]) for k in ERRORS]
         papers: list[str] = []
         for kind in ERRORS:
             row = tables[kind].rows.get(name)
-            mean = row and mean_sd(statistics.fmean(row.mean), statistics.stdev(row.mean))
+            mean = row and mean_and_sd(row.mean)
             papers.append(mean or NONE)
         rows.append((name, *ours, *papers))
     header = ("method", *ERRORS, *(f"published {kind}" for kind in ERRORS))

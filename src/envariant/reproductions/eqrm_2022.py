@@ -4,7 +4,7 @@ All penalized runs of a seed start from the same 400 steps of ERM, which are tra
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -12,12 +12,12 @@ from typing import Any, final
 from envariant.analysis.statistics import Interval, difference, interval
 from envariant.data.colored.eqrm import LOGGED
 from envariant.reporting import charts
-from envariant.reporting.tables import NONE, TextTable, mean_sd
+from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.eqrm_regression import regression
 from envariant.reproductions.runner import Run, Runner
-from envariant.reproductions.summaries import curves, short
-from envariant.reproductions.verdicts import all_hold, beyond, statement
+from envariant.reproductions.summaries import curves, mean_and_sd, short
+from envariant.reproductions.verdicts import beyond, statement, within
 from envariant.training.history import GRADIENT_RMS
 from envariant.training.result import TrainingResult
 
@@ -124,7 +124,7 @@ def _table(results: Mapping[str, TrainingResult], name: str, caption: str) -> Ca
     rows = [
         (
             label,
-            *(_mean_sd(_values(result, flip)) for flip in FLIPS),
+            *(mean_and_sd(_values(result, flip)) for flip in FLIPS),
             f"{_validated(result):.3f}",
             str(len(result.finished)),
         )
@@ -137,12 +137,6 @@ def _table(results: Mapping[str, TrainingResult], name: str, caption: str) -> Ca
     )
     header = ("method", *(f"{flip:g}" for flip in FLIPS), "validation", "seeds")
     return CaptionedTable(name, TextTable(header, tuple(rows), notes), caption)
-
-
-def _mean_sd(values: Sequence[float]) -> str:
-    if not values:
-        return NONE
-    return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 @section("ten-seeds", "V-REx and EQRM from an ERM start, ten seeds")
@@ -179,13 +173,13 @@ def ten_seeds(runner: Runner) -> Iterator[Finding]:
         yield statement(
             f"{name} from the ERM start: accuracy of {GOAL:.2f} or more at flip {SHIFTED}.",
             beyond(_score(result), above=GOAL),
-            f"{_mean_sd(_values(result, SHIFTED))}, 95 % interval {_score(result)}, "
+            f"{mean_and_sd(_values(result, SHIFTED))}, 95 % interval {_score(result)}, "
             f"{len(result.finished)} seeds; no selection",
         )
     gap = _gap(eqrm, vrex)
     yield statement(
         "V-REx and EQRM differ by less than one point.",
-        all_hold((beyond(gap, above=-CLOSE), beyond(gap, below=CLOSE))),
+        within(gap, CLOSE),
         f"EQRM − V-REx at flip {SHIFTED}: {gap}, paired by seed",
     )
     yield (
@@ -324,7 +318,7 @@ def gradient_ratio(runner: Runner) -> Iterator[Finding]:
         setting: _ratios(runner, _penalized(runner, method, setting), _start(runner))
         for setting in runner.pick(quick=method.settings[::2], full=method.settings)
     }
-    rows = [(short(a), _mean_sd(list(each.values())), str(len(each))) for a, each in ratios.items()]
+    rows = [(short(a), mean_and_sd(list(each.values())), str(len(each))) for a, each in ratios.items()]
     notes = ("± is the standard deviation over seeds (divisor n − 1).",)
     yield CaptionedTable("ratios", TextTable(("α", "ρ", "seeds"), tuple(rows), notes), "Divisor ρ by setting")
     plain = runner.train(_penalized(runner, method, method.middle))
@@ -337,7 +331,7 @@ def gradient_ratio(runner: Runner) -> Iterator[Finding]:
     gap = difference([divided[k][k] for k in common], [without[k] for k in common])
     yield statement(
         f"Division of EQRM's loss by ρ changes the accuracy at flip {SHIFTED} by less than one point.",
-        all_hold((beyond(gap, above=-CLOSE), beyond(gap, below=CLOSE))),
+        within(gap, CLOSE),
         f"with minus without division, α = {short(method.middle)}: {gap}, {gap.count} seeds, paired by seed",
     )
 

@@ -16,7 +16,12 @@ from envariant.reproductions import sem
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.runner import Run, Runner
 from envariant.reproductions.sem import ERRORS, METHODS
-from envariant.reproductions.summaries import only_test_environment, show_runs, training_environments
+from envariant.reproductions.summaries import (
+    mean_and_sd,
+    only_test_environment,
+    show_runs,
+    training_environments,
+)
 from envariant.reproductions.verdicts import Claim, PublishedMean, agreement, all_hold, beyond, statement
 from envariant.training.result import TrainingResult
 
@@ -80,7 +85,7 @@ def _table(solved: Mapping[str, Errors], kind: str) -> CaptionedTable:
     rows: list[tuple[str, ...]] = []
     for method in METHODS:
         cells = [solved[setup][method][kind] for setup in SETUPS]
-        rows.append((method, *(_mean_sd(values) for values in cells)))
+        rows.append((method, *(mean_and_sd(values, 5) for values in cells)))
         papers = [PublishedMean.of(TABLES[kind], method, setup) for setup in SETUPS]
         rows.append((f"{method}, published", *(mean_sd(p.mean, p.sd, 5) for p in papers)))
         rows.append((f"{method}, median", *(f"{statistics.median(values):.5f}" for values in cells)))
@@ -88,10 +93,6 @@ def _table(solved: Mapping[str, Errors], kind: str) -> CaptionedTable:
     notes = (f"± is the standard deviation over seeds (divisor n − 1); published: {SEEDS} seeds.",)
     caption = f"Mean squared {kind} weight error over {count} seeds"
     return CaptionedTable(kind, TextTable(("method", *SETUPS), tuple(rows), notes), caption)
-
-
-def _mean_sd(values: list[float]) -> str:
-    return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, 5)
 
 
 def _lines(solved: Mapping[str, Errors], method: str) -> Claim:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, final
 
 from envariant.analysis.statistics import Interval, difference, interval
 from envariant.core.environments import EnvironmentSource
-from envariant.reporting.tables import TextTable, mean_sd
+from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.eqrm_2022 import RATE, START
 from envariant.reproductions.rfc_heads import COLORED
 from envariant.reproductions.rfc_heads import RATE as RICH_RATE
 from envariant.reproductions.runner import Run, Runner
-from envariant.reproductions.summaries import short
+from envariant.reproductions.summaries import mean_and_sd, short
 from envariant.reproductions.verdicts import beyond, statement
 from envariant.studies.selection import Invariance, Oracle, SelectedRun, Selection, TrainingValidation, select
 from envariant.training.history import FULL
@@ -304,10 +304,6 @@ def chosen(pool: Sequence[Candidate], rule: Selection) -> dict[int, SelectedRun]
     return {k: choice for k, choice in sorted(choices.items()) if isinstance(choice, SelectedRun)}
 
 
-def _mean_sd(values: Sequence[float]) -> str:
-    return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
 def _tests(choices: Mapping[int, SelectedRun]) -> list[float]:
     return [choice.test for choice in choices.values()]
 
@@ -374,7 +370,7 @@ def _pools_table(pool: Sequence[Candidate]) -> CaptionedTable:
     for name, part in parts.items():
         own = {rule.name: chosen(part, rule) for rule in RULES}
         gap = _gap(own[INVARIANCE], own[ORACLE])
-        tests = (_mean_sd(_tests(own[rule.name])) for rule in RULES)
+        tests = (mean_and_sd(_tests(own[rule.name])) for rule in RULES)
         count = len({c.label for c in part})
         rows.append((name, f"{count}", *tests, f"{gap}", f"{len(own[ORACLE])}"))
     header = ("candidates", "number", *(rule.name for rule in RULES), "oracle − invariance", "replicas")
@@ -397,7 +393,7 @@ def _choices_table(
         own = [c for c in pool if c.label == label]
         counts = (sum(labels[each.run] == label for each in by.values()) for by in choices.values())
         passed = sum(c.p_value >= 0.05 for c in own)
-        scores = (_mean_sd([c.validation[-1] for c in own]), _mean_sd([c.test[-1] for c in own]))
+        scores = (mean_and_sd([c.validation[-1] for c in own]), mean_and_sd([c.test[-1] for c in own]))
         rows.append((label, *scores, f"{passed} of {len(own)}", *map(str, counts)))
     header = ("candidate", "validation", "flip 0.9", "not rejected", *(f"chosen: {name}" for name in choices))
     caption = "Candidates at the last step, and the number of replicas in which each rule chose them"

@@ -5,7 +5,6 @@ the commands in the code's readme pass none of them, so that the defaults of the
 are run here.
 """
 
-import statistics
 from collections.abc import Iterator, Mapping
 
 from envariant import published
@@ -18,7 +17,7 @@ from envariant.reproductions.rex_protocols import GRAY, METHODS, PAPER, README, 
 from envariant.reproductions.rex_sem import linear, toy
 from envariant.reproductions.rex_variants import covariate_shift, memory, onset, range_of_shifts
 from envariant.reproductions.runner import Runner
-from envariant.reproductions.summaries import training_environments
+from envariant.reproductions.summaries import mean_and_sd, training_environments
 from envariant.reproductions.verdicts import Claim, PublishedMean, agreement, statement
 from envariant.training.result import TrainingResult
 
@@ -57,10 +56,6 @@ def _train(result: TrainingResult) -> list[float]:
     return [sum(each) / len(each) for each in zip(*values, strict=True)]
 
 
-def _cell(values: list[float]) -> str:
-    return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
 def _rows(runner: Runner, protocol: Protocol) -> Iterator[Finding]:
     """Yield the table of all methods under one protocol, and the claims on its rows."""
     results = runner.sweep({method: protocol.run(method, replicas=_restarts(runner)) for method in METHODS})
@@ -69,7 +64,7 @@ def _rows(runner: Runner, protocol: Protocol) -> Iterator[Finding]:
     for method, result in results.items():
         paper = [mean_sd(*table.fraction(method, column)) for column in ("train", "test")]
         ours = (_train(result), _final(result, TEST), highest(result, TEST), _final(result, GRAY))
-        lines.append((method, *map(_cell, ours), *paper))
+        lines.append((method, *map(mean_and_sd, ours), *paper))
     header = ("method", "train", "test, final", "test, highest", "gray, final", "train, paper", "test, paper")
     source = published.source(table.source)
     notes = (

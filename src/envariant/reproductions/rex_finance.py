@@ -5,7 +5,6 @@ Environments are years: three for training and two for testing. The user provide
 """
 
 import os
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from envariant.analysis.statistics import Interval, difference
 from envariant.core.errors import unknown_name
 from envariant.reporting import charts
-from envariant.reporting.tables import TextTable, mean_sd
+from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, section
 from envariant.reproductions.rex_finance_training import (
     FILES,
@@ -28,7 +27,7 @@ from envariant.reproductions.rex_finance_training import (
     trained,
 )
 from envariant.reproductions.runner import Runner
-from envariant.reproductions.summaries import signed
+from envariant.reproductions.summaries import mean_and_sd, signed
 from envariant.reproductions.verdicts import statement
 
 SIZE_VARIABLE = "ENVARIANT_FINANCE_SIZE"
@@ -153,8 +152,7 @@ def _table(scores: Mapping[tuple[str, str], list[float]], size: Size) -> Caption
 
 
 def _cells(values: Sequence[float]) -> tuple[str, str, str]:
-    mean = mean_sd(statistics.fmean(values), statistics.stdev(values))
-    return mean, f"{min(values):.3f}", f"{max(values):.3f}"
+    return mean_and_sd(values), f"{min(values):.3f}", f"{max(values):.3f}"
 
 
 def _notes(scores: Mapping[tuple[str, str], list[float]], size: Size) -> Iterator[Finding]:

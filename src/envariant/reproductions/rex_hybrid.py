@@ -20,12 +20,12 @@ from envariant.analysis.statistics import Interval, difference
 from envariant.core.environments import EnvironmentSource
 from envariant.core.printable import number_of
 from envariant.reporting import charts
-from envariant.reporting.tables import NONE, TextTable, mean_sd
+from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, section
 from envariant.reproductions.runner import Runner
 from envariant.reproductions.stacked_mlp import initial, logits
-from envariant.reproductions.summaries import signed
-from envariant.reproductions.verdicts import beyond, statement
+from envariant.reproductions.summaries import mean_and_sd, signed
+from envariant.reproductions.verdicts import beyond, statement, within
 
 DATA: Mapping[str, str] = {"CMNIST": "colored-mnist", "hetero-CMNIST": "colored-mnist-hetero"}
 METHODS = ("V-REx", "V-REx-HD")
@@ -108,9 +108,8 @@ def train(
     targets: Tensor,
     sizes: Sequence[int],
     test: tuple[Tensor, Tensor],
-    hidden: int,
+    start: Sequence[Tensor],
     steps: int,
-    rng: np.random.Generator,
 ) -> dict[str, list[float]]:
     """Train one network without dropout on all training rows, and return its accuracies at every step.
 
@@ -120,14 +119,13 @@ def train(
         targets: True labels for the training accuracy, `[rows]`.
         sizes: Number of rows of each environment.
         test: Inputs and labels of the test environment.
-        hidden: Width of both hidden layers.
+        start: Initial parameters, as returned by `initial`; they are not changed.
         steps: Number of updates.
-        rng: Random number generator of the initial weights.
 
     Returns:
         Training accuracy before each update ("train"), and test accuracy after it ("test").
     """
-    params = initial((inputs.shape[1], hidden, hidden, 1), 1, rng)
+    params = [param.detach().clone().requires_grad_() for param in start]
     optimizer = torch.optim.Adam(params, lr=RATE)
     curves: dict[str, list[float]] = {"train": [], "test": []}
     for step in range(steps):
@@ -148,7 +146,7 @@ def _accuracy(z: Tensor, targets: Tensor) -> float:
 def trained(
     source: EnvironmentSource, data: str, restart: int, hidden: int, steps: int, label_steps: int, batch: int
 ) -> dict[str, Any]:
-    """Train V-REx with the true labels and V-REx-HD with soft labels, in one restart.
+    """Train V-REx with the true labels and V-REx-HD with soft labels, from the same initial weights.
 
     Args:
         source: Data source, with one test environment.
@@ -169,7 +167,8 @@ def trained(
     test = parts.pop(sample.test[0])
     sizes = [len(targets) for _, targets in parts.values()]
     inputs, targets = (torch.cat(each) for each in zip(*parts.values(), strict=True))
-    first, second, *rngs = np.random.default_rng(restart).spawn(2 + len(parts))
+    *rngs, weights = map(np.random.default_rng, np.random.SeedSequence(restart).spawn(1 + len(parts)))
+    start = initial((inputs.shape[1], hidden, hidden, 1), 1, weights)
     soft: list[Tensor] = []
     for part, rng in zip(parts.values(), rngs, strict=True):
         params = label_model(*part, hidden, label_steps, batch, rng)
@@ -177,8 +176,8 @@ def trained(
             # Dropout stays on while soft labels are computed, as in the released program.
             soft.append(logits(params, inputs, torch.relu, rng)[0].sigmoid())
     return {
-        "V-REx": train(inputs, targets[None], targets, sizes, test, hidden, steps, first),
-        "V-REx-HD": train(inputs, torch.stack(soft), targets, sizes, test, hidden, steps, second),
+        "V-REx": train(inputs, targets[None], targets, sizes, test, start, steps),
+        "V-REx-HD": train(inputs, torch.stack(soft), targets, sizes, test, start, steps),
         "shape only": sample.known.optimum,
     }
 
@@ -221,12 +220,18 @@ def hybrid(runner: Runner) -> Iterator[Finding]:
         "mean risk of one environment; V-REx with true labels uses the same division. The program's variant "
         "of IRM with hybrid domains is not repeated here."
     )
-    gains = {
-        name: difference(
-            [each["V-REx-HD"]["test"][-1] for each in own], [each["V-REx"]["test"][-1] for each in own]
-        )
-        for name, own in results.items()
-    }
+    yield from _claims(
+        {
+            name: difference(
+                [each["V-REx-HD"]["test"][-1] for each in own], [each["V-REx"]["test"][-1] for each in own]
+            )
+            for name, own in results.items()
+        }
+    )
+
+
+def _claims(gains: Mapping[str, Interval]) -> Iterator[Finding]:
+    """Yield the claims about the difference in accuracy, V-REx-HD minus V-REx, by data set."""
     texts = {name: f"V-REx-HD − V-REx: {signed(each)}" for name, each in gains.items()}
     yield statement(
         "On hetero-CMNIST with different shares of digits, V-REx-HD is more accurate than V-REx in the test "
@@ -236,18 +241,9 @@ def hybrid(runner: Runner) -> Iterator[Finding]:
     )
     yield statement(
         f"On CMNIST, the test accuracies of V-REx-HD and V-REx differ by less than {_ALIKE:g}.",
-        alike(gains["CMNIST"]),
+        within(gains["CMNIST"], _ALIKE),
         texts["CMNIST"],
     )
-
-
-def alike(gain: Interval) -> bool | None:
-    """Return True if a confidence interval of a difference lies within ±0.05, False if it lies outside.
-
-    None is returned if the interval contains 0.05 or −0.05.
-    """
-    below, above = beyond(gain, below=_ALIKE), beyond(gain, above=-_ALIKE)
-    return False if False in (below, above) else None if None in (below, above) else True
 
 
 def _curves(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> CaptionedFigure:
@@ -269,7 +265,7 @@ def _table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> CaptionedTable
             last = ([a[-1] for a, _ in curves], [b[-1] for _, b in curves])
             best = [best_allowed(a, b) for a, b in curves]
             allowed = [value for value in best if not isnan(value)]
-            rows.append((name, method, *map(_mean_sd, (*last, allowed)), f"{shape:.3f}"))
+            rows.append((name, method, *map(mean_and_sd, (*last, allowed)), f"{shape:.3f}"))
     notes = (
         f"± is the standard deviation (divisor n − 1) over {_count(results)}.",
         "Best step: highest test accuracy among steps at which training accuracy is at least as high; it is "
@@ -282,9 +278,3 @@ def _table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> CaptionedTable
 
 def _count(results: Mapping[str, Sequence[Any]]) -> str:
     return number_of(len(next(iter(results.values()))), "restart")
-
-
-def _mean_sd(values: Sequence[float]) -> str:
-    if not values:
-        return NONE
-    return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)

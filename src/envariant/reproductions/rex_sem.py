@@ -7,12 +7,13 @@ from typing import Any
 from envariant.analysis.statistics import Interval, difference, interval
 from envariant.data.linear_sem import SETUPS
 from envariant.reporting import charts
-from envariant.reporting.tables import TextTable, mean_sd
+from envariant.reporting.tables import TextTable
 from envariant.reproductions import rex_linear
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, section
 from envariant.reproductions.rex_linear import BASELINES, STABLE, TOY_METHODS, TOY_STEPS
 from envariant.reproductions.runner import Runner
 from envariant.reproductions.sem import ERRORS
+from envariant.reproductions.summaries import mean_and_sd
 from envariant.reproductions.verdicts import all_hold, beyond, statement
 
 STEPS, REPETITIONS, REPETITIONS_QUICK = 100_000, 10, 3
@@ -102,7 +103,7 @@ def linear(runner: Runner) -> Iterator[Finding]:
 
 def _table(errors: Mapping[str, Any], kind: str) -> CaptionedTable:
     rows = tuple(
-        (name, *(_mean_sd(errors[setup][key][kind]) for setup in SETUPS))
+        (name, *(mean_and_sd(errors[setup][key][kind], 4) for setup in SETUPS))
         for key, name in ((*((m, m) for m in METHODS), ("zero", "weights of 0")))
     )
     count = len(errors["FOU"]["IRM"][kind])
@@ -111,17 +112,13 @@ def _table(errors: Mapping[str, Any], kind: str) -> CaptionedTable:
     return CaptionedTable(kind, TextTable(("method", *SETUPS), rows, notes), caption)
 
 
-def _mean_sd(values: list[float]) -> str:
-    return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, 4)
-
-
 def _printed(errors: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield a table of the errors in setups with scrambled inputs, as the released program computes them."""
     scrambled = [s for s in SETUPS if s[2] == "S"]
     rows: list[tuple[str, ...]] = []
     for method in METHODS:
         printed = [rex_linear.as_printed(errors[s][method], scrambled=True) for s in scrambled]
-        rows += [(f"{method}, {kind}", *(_mean_sd(own[kind]) for own in printed)) for kind in ERRORS]
+        rows += [(f"{method}, {kind}", *(mean_and_sd(own[kind], 4) for own in printed)) for kind in ERRORS]
     caption = "Scrambled setups, as the released program computes the errors"
     yield CaptionedTable("printed", TextTable(("error", *scrambled), tuple(rows)), caption)
     yield (

@@ -6,7 +6,7 @@ from typing import Any
 
 from envariant.analysis.statistics import Interval, interval
 from envariant.reporting import charts
-from envariant.reporting.tables import TextTable, mean_sd
+from envariant.reporting.tables import TextTable
 from envariant.reproductions.base import CaptionedFigure, CaptionedTable, Finding, Reproduction, section
 from envariant.reproductions.rfc_heads import (
     COLORED,
@@ -20,8 +20,8 @@ from envariant.reproductions.rfc_heads import (
     middle,
 )
 from envariant.reproductions.runner import Run, Runner
-from envariant.reproductions.summaries import curves, short
-from envariant.reproductions.verdicts import PublishedMean, agreement, all_hold, beyond, statement
+from envariant.reproductions.summaries import curves, mean_and_sd, short
+from envariant.reproductions.verdicts import PublishedMean, agreement, beyond, statement, within
 from envariant.training.result import TrainingResult
 
 MODEL = "mlp(hidden=390)"
@@ -48,10 +48,6 @@ def _frozen(runner: Runner) -> tuple[dict[str, Curves], dict[str, Curves], list[
     )  # fmt: skip
 
 
-def _mean_sd(values: Sequence[float]) -> str:
-    return mean_sd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
 def _interval(values: Sequence[float]) -> Interval:
     return interval(values).clipped(0, 1)
 
@@ -74,7 +70,7 @@ def on_frozen(runner: Runner) -> Iterator[Finding]:
     yield from _readings(results, FROZEN, "RFC(cf)", {name: name for name in results})
     yield (
         "Before any training, the mean of the imitating heads has a test accuracy of "
-        f"{_mean_sd(starts)} over {len(starts)} restarts."
+        f"{mean_and_sd(starts)} over {len(starts)} restarts."
     )
     for name in ("IRMv1", "vREx", "IGA", "Fishr"):
         values = _last(results[name])
@@ -98,7 +94,7 @@ def _spectral_decoupling(sd: Curves) -> Iterator[Finding]:
         f"The published accuracy of SD is not one of the last step, where SD stays below {LOST}.",
         beyond(_interval(last), below=LOST),
         f"last step: {_interval(last)} at the best weight, {short(sd.settings[sd.best_last()])}; best step: "
-        f"{_mean_sd(best)} at step {step}, weight {short(sd.settings[head])}",
+        f"{mean_and_sd(best)} at step {step}, weight {short(sd.settings[head])}",
     )
     early, late = statistics.fmean(best), statistics.fmean(last)
     reached = (
@@ -137,7 +133,8 @@ def _readings(
             own.at(best, position),
         )
         chosen = (short(own.settings[best]), f"{own.steps[position]:,}")
-        reading = (_mean_sd(last), short(own.settings[head]), f"{own.steps[-1]:,}", _mean_sd(top), *chosen)
+        weight = short(own.settings[head])
+        reading = (mean_and_sd(last), weight, f"{own.steps[-1]:,}", mean_and_sd(top), *chosen)
         rows.append((name, str(paper), *reading, str(len(last))))
         if name == "SD":
             text = f"SD: the published accuracy is that of the best step (oracle), {chosen[1]}."
@@ -159,7 +156,7 @@ def _by_weight(results: Mapping[str, Curves]) -> CaptionedTable:
         for head, setting in enumerate(own.settings):
             mean = own.mean(head)
             k = mean.index(max(mean))
-            reading = (_mean_sd(own.at(head, -1)), _mean_sd(own.at(head, k)), f"{own.steps[k]:,}")
+            reading = (mean_and_sd(own.at(head, -1)), mean_and_sd(own.at(head, k)), f"{own.steps[k]:,}")
             rows.append((name, short(setting), *reading))
     header = ("method", "weight", "last step", "best step (oracle)", "step")
     return CaptionedTable("weights", TextTable(header, tuple(rows)), "Test accuracy by weight; ERM: by l2")
@@ -265,8 +262,8 @@ def starts(runner: Runner) -> Iterator[Finding]:
     claims: list[Finding] = []
     for (name, start), own in read.items():
         paper, last, (_, position) = PublishedMean.of(FROZEN, name, start), own.at(0, -1), own.best()
-        best = (_mean_sd(own.at(0, position)), f"{own.steps[position]:,}")
-        rows.append((name, start, str(paper), _mean_sd(last), *best, str(len(last))))
+        best = (mean_and_sd(own.at(0, position)), f"{own.steps[position]:,}")
+        rows.append((name, start, str(paper), mean_and_sd(last), *best, str(len(last))))
         if start == "ERM":
             text = f"{name} from the ERM start: the published accuracy is that of the last step."
             claims.append(agreement(text, paper, last))
@@ -316,8 +313,8 @@ def long(runner: Runner) -> Iterator[Finding]:
         change = interval([b - a for a, b in zip(early, last, strict=True)])
         yield statement(
             f"{name}: accuracy changes by less than {STABLE} between steps {EARLY:,} and {own.steps[-1]:,}.",
-            all_hold((beyond(change, above=-STABLE), beyond(change, below=STABLE))),
-            f"{_mean_sd(early)} to {_mean_sd(last)}, change {change}",
+            within(change, STABLE),
+            f"{mean_and_sd(early)} to {mean_and_sd(last)}, change {change}",
         )
     sd = _interval(results["SD"].at(0, results["SD"].steps.index(EARLY)))
     yield statement(f"SD is below {LEFT} after {EARLY:,} steps.", beyond(sd, below=LEFT), f"{sd}")
@@ -325,7 +322,7 @@ def long(runner: Runner) -> Iterator[Finding]:
     for name, run in perfect_runs(runner).items():
         own = least(runner.train(run))
         last = _interval(own.at(0, -1))
-        rows.append((name, *(_mean_sd(own.at(0, k)) for k in (0, len(own.steps) // 2, -1))))
+        rows.append((name, *(mean_and_sd(own.at(0, k)) for k in (0, len(own.steps) // 2, -1))))
         yield statement(
             f"{name} from the perfect start falls below {LEFT} within {PERFECT_STEPS:,} steps.",
             beyond(last, below=LEFT),

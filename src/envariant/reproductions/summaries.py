@@ -4,7 +4,7 @@ Replicas are paired by their index: replica k has the same data in every run.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -158,6 +158,19 @@ def score_table(
     steps = " or ".join(dict.fromkeys(f"{r.record.spec.steps:,}" for r in results.values()))
     table = replace(tables.scores(list(results.values()), list(results)), notes=())
     return CaptionedTable(f"{name}-scores", table, caption or f"After {steps} steps")
+
+
+def mean_and_sd(values: Sequence[float], digits: int = 3) -> str:
+    """Format the mean and standard deviation (divisor n − 1) of values, such as `0.669 ± 0.025`.
+
+    Args:
+        values: Values of one quantity. A single value is formatted alone; without values, the result is "–".
+        digits: Number of decimal places.
+    """
+    if not values:
+        return tables.NONE
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return tables.mean_sd(statistics.fmean(values), deviation, digits)
 
 
 def short(value: float) -> str:

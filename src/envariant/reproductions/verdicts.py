@@ -173,6 +173,20 @@ def beyond(interval: Interval, *, above: float | None = None, below: float | Non
     return (interval.low > bound) == (above is not None)
 
 
+def within(interval: Interval, margin: float) -> bool | None:
+    """Return whether a confidence interval lies between −margin and margin.
+
+    Args:
+        interval: Confidence interval of a difference.
+        margin: Positive bound.
+
+    Returns:
+        True if the whole interval is between the bounds, False if it is wholly outside, None if it contains
+        a bound.
+    """
+    return all_hold((beyond(interval, above=-margin), beyond(interval, below=margin)))
+
+
 def all_hold(parts: Iterable[bool | None]) -> bool | None:
     """Return False if any part of a statement is false; otherwise None if any is undecided, else True.
 

@@ -123,3 +123,11 @@ def test_statistics_are_those_of_one_pass_per_step_on_the_batch(algorithm, passe
         plain.train()(torch.cat([source[e].inputs for e in "ab"]))
         for name, value in plain.named_buffers():
             torch.testing.assert_close(result.checkpoints[0].buffers[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_of_one_row_per_environment_is_one_clear_error():
+    settings = {"model": "mlp(hidden=4, batch_norm=true)", "batch_size": 1, "steps": 1}
+    with pytest.raises(
+        EnvariantError, match="BatchNorm layers need at least two rows .* increase batch_size"
+    ):
+        envariant.train("colored-digits", "and-mask", **settings)

@@ -248,8 +248,16 @@ class Network:
     def _of_block(
         self, names: Mapping[str, Tensor], block: Tensor, numbers: MaskNumbers | None, layers: Sequence[str]
     ) -> tuple[Tensor, ...]:
-        with masks(self._dropout, numbers):
-            return functional_call(self._both, dict(names), (block, layers))
+        try:
+            with masks(self._dropout, numbers):
+                return functional_call(self._both, dict(names), (block, layers))
+        except ValueError as error:
+            if len(block) > 1 or not (self._both.training and self.changing):
+                raise
+            raise EnvariantError(
+                f"model {type(self.module).__name__}: BatchNorm layers need at least two rows in a pass of "
+                f"training, but got one; increase batch_size"
+            ) from error
 
     def _mask_numbers(self, device: torch.device, key: Tensor | None, number: int) -> MaskNumbers | None:
         """Return the random numbers of the dropout masks in one pass; None without dropout layers."""

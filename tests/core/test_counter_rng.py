@@ -66,11 +66,11 @@ def test_integers_stay_below_their_bounds_and_reach_all_of_them():
 def test_coins_are_16_bits_of_the_numbers_of_a_row():
     key = step_keys([3], 7, 1, torch.device("cpu"))[0, 0]
     drawn = coins(key, 5, 4, 6, 0.3, first_row=2)
-    # Six values per row need two numbers per row; the highest 16 bits come first, as signed numbers.
+    # Six values per row need two numbers per row; the lowest 16 bits come first, as signed numbers.
     for row in range(4):
         for column in range(6):
             word = mixed(int(key) + 0x9E3779B97F4A7C15 * ((2 + row) * 2 + column // 4 + 1 + (5 << 32)))
-            lane = (word >> (48 - 16 * (column % 4))) & 0xFFFF
+            lane = (word >> (16 * (column % 4))) & 0xFFFF
             signed = lane - 0x10000 if lane >= 0x8000 else lane
             assert bool(drawn[row, column]) == (signed < round(0.3 * 2**16) - 2**15)
     many = coins(key, 6, 300, 1001, 0.3)

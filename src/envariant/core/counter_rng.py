@@ -9,6 +9,7 @@ signed integers, because PyTorch lacks many operations on unsigned integers.
 import random
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 # Truth values per random number.
 _LANES = 4
+# Random numbers that are computed together. On a CPU, the intermediate results of a block stay in its cache.
+_BLOCK, _GPU_BLOCK = 1 << 14, 1 << 28
 
 
 def mixed(z: int) -> int:
@@ -88,11 +91,45 @@ def coins(
         first_row: Index of the first row.
     """
     words = -(-width // _LANES)
-    bits = _drawn(key, stream, rows * words, first=first_row * words).view(rows, words, 1)
-    lanes = torch.arange(0, 64, 64 // _LANES, device=key.device)
-    # Signed numbers are compared by their highest 16 bits, since the other bits of the limit are 0.
-    limit = (round(probability * 2**16) << 48) - 2**63
-    return ((bits << lanes) < limit).view(rows, words * _LANES)[:, :width]
+    limit = round(probability * 2**16) - 2**15
+    return _coin_operation()(key, (stream << 32) + first_row * words, rows, words, limit)[:, :width]
+
+
+@cache
+def _coin_operation() -> Any:
+    """Register `_coins` as one operation of PyTorch, and return it.
+
+    A recorded step then has one node per mask instead of a dozen per block.
+    """
+    name = "envariant::coins"
+    torch.library.define(name, "(Tensor keys, int first, int rows, int words, int limit) -> Tensor")
+    torch.library.impl(name, "CompositeExplicitAutograd")(_coins)
+    operation = torch.ops.envariant.coins
+
+    def shape(keys: Tensor, first: int, rows: int, words: int, limit: int) -> Tensor:
+        return keys.new_empty((*keys.shape, rows, words * _LANES), dtype=torch.bool)
+
+    def over_keys(info: Any, axes: tuple[int, ...], keys: Tensor, *numbers: int) -> tuple[Tensor, int]:
+        return operation(keys.movedim(axes[0], 0), *numbers), 0
+
+    torch.library.register_fake(name)(shape)
+    torch.library.register_vmap(name, over_keys)
+    return operation
+
+
+def _coins(keys: Tensor, first: int, rows: int, words: int, limit: int) -> Tensor:
+    """Return truth values for every key, `[*keys, rows, 4 · words]`, from the position `first` on."""
+    shape = (*keys.shape, rows, words * _LANES)
+    drawn = torch.empty(shape, dtype=torch.bool, device=keys.device)
+    block = _BLOCK if keys.device.type == "cpu" else _GPU_BLOCK
+    height = max(1, block // max(1, keys.numel() * words))
+    ramp = torch.arange(1, min(height, rows) * words + 1, device=keys.device).mul_(_signed(_GOLDEN))
+    for start in range(0, rows, height):
+        some = drawn[..., start : start + height, :]
+        origin = keys + _signed((first + start * words) * _GOLDEN & _MASK)
+        bits = _mixed(origin[..., None] + ramp[: some.shape[-2] * words])
+        torch.lt(bits.view(torch.int16).view(some.shape), limit, out=some)
+    return drawn
 
 
 def default_generator(device: torch.device) -> torch.Generator:
@@ -131,18 +168,19 @@ def other_generators() -> tuple[object, ...]:
 def _drawn(keys: Tensor, stream: int, count: int, first: int = 0) -> Tensor:
     # Streams are 2³² positions apart: no step uses that many numbers of one stream.
     positions = torch.arange(first + 1, first + count + 1, device=keys.device) + (stream << 32)
-    return _mixed(keys[..., None] + positions * _signed(_GOLDEN))
+    return _mixed(keys[..., None] + positions.mul_(_signed(_GOLDEN)))
 
 
 def _mixed(z: Tensor) -> Tensor:
-    z = (z ^ _shifted(z, 30)) * _signed(_FIRST)
-    z = (z ^ _shifted(z, 27)) * _signed(_SECOND)
-    return z ^ _shifted(z, 31)
+    """Apply the finalizer of splitmix64 to all numbers of a tensor, in place."""
+    z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(_FIRST))
+    z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(_SECOND))
+    return z.bitwise_xor_(_shifted(z, 31))
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
     """Shift the bits of unsigned numbers to the right, filling with zeros."""
-    return (z >> by).bitwise_and((1 << (64 - by)) - 1)
+    return (z >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _signed(unsigned: int) -> int:

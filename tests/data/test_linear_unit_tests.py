@@ -8,7 +8,8 @@ from envariant.data import LinearUnitTests, source
 from envariant.data.linear_unit_tests import PROBLEMS, SPLITS
 
 # First values of row 0 of E0; sums over the rows of E0, E1, E2 in train, validation and test: of inputs (x) or
-# targets (y). Numbers of the released program at data seed 0.
+# targets (y). Numbers of the released program at data seed 0; a product of matrices that scrambles the inputs
+# rounds differently on different processors.
 ROWS = {
     "example1": (-0.0838315, 0.0000892, 0.0841894),
     "example1s": (0.867600, 0.510768, 1.537765),
@@ -30,9 +31,9 @@ def test_rows_are_those_of_the_released_program(problem):
     assert tuple(drawn) == SPLITS
     x, y = drawn["train"][0]
     expected = ROWS.get(problem, ())
-    assert x[0, : len(expected)].tolist() == pytest.approx(expected, abs=6e-7)
+    assert x[0, : len(expected)].tolist() == pytest.approx(expected, abs=1.1e-6)
     if problem.startswith("example1"):
-        assert y[0].item() == pytest.approx({"example1": 0.023439, "example1s": -0.028649}[problem], abs=6e-7)
+        assert y[0].item() == pytest.approx({"example1": 0.023439, "example1s": -0.028649}[problem], abs=1.1e-6)
     if problem in SUMS:
         kind, *sums = SUMS[problem]
         parts = [part for split in SPLITS for part in drawn[split]]

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import cache
 from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any, cast
 
@@ -80,6 +81,8 @@ def _describe(value: Any) -> str:
             return content if isinstance(content, str) else f"{_class(type(value))}{_describe(content[:3])}"
 
 
+# Python reads and parses the whole file to find the source code of a class.
+@cache
 def _class(cls: type[Any]) -> str:
     if _origin(cls) == "envariant":
         return cls.__qualname__

@@ -33,7 +33,9 @@ def test_rows_are_those_of_the_released_program(problem):
     expected = ROWS.get(problem, ())
     assert x[0, : len(expected)].tolist() == pytest.approx(expected, abs=1.1e-6)
     if problem.startswith("example1"):
-        assert y[0].item() == pytest.approx({"example1": 0.023439, "example1s": -0.028649}[problem], abs=1.1e-6)
+        assert y[0].item() == pytest.approx(
+            {"example1": 0.023439, "example1s": -0.028649}[problem], abs=1.1e-6
+        )
     if problem in SUMS:
         kind, *sums = SUMS[problem]
         parts = [part for split in SPLITS for part in drawn[split]]

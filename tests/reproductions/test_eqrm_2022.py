@@ -56,7 +56,7 @@ def test_every_section_runs_to_its_end_and_shares_the_start(small, tmp_path):
 
 def test_the_learning_rate_after_the_start_is_that_of_the_code():
     """The first update has the full rate; the k-th after it has ½·1e-4·(1 + cos(πk/K)), K = 200."""
-    (run,) = [eqrm_2022._penalized(Runner(None, "full"), eqrm_2022.METHODS["EQRM"], -1000.0)]
+    (run,) = [eqrm_2022.penalized(Runner(None, "full"), eqrm_2022.METHODS["EQRM"], -1000.0)]
     rate = schedule(run.settings["learning_rate"]).resolve(run.settings["steps"])
     k = torch.arange(200, dtype=torch.float64)
     expected = 0.5e-4 * (1 + torch.cos(torch.pi * k / 200))
@@ -127,7 +127,7 @@ def test_the_ratio_and_the_divided_run_are_those_of_a_plain_loop(monkeypatch, tm
         monkeypatch.setattr(eqrm_2022, name, value)
     runner, replica, steps, alpha = Runner(tmp_path, "full"), 1, 4, -1000.0
     method = eqrm_2022.Method("eqrm(quantile={}, burn_in=0)", "α", (alpha,), steps)
-    start, run = eqrm_2022._start(runner).but(replicas=2), eqrm_2022._penalized(runner, method, alpha, 2)
+    start, run = eqrm_2022.erm_start(runner).but(replicas=2), eqrm_2022.penalized(runner, method, alpha, 2)
 
     def layers(result):
         parts = [m for m in result.model(replica).modules() if isinstance(m, torch.nn.Linear)]
@@ -145,7 +145,7 @@ def test_the_ratio_and_the_divided_run_are_those_of_a_plain_loop(monkeypatch, tm
     initial = layers(runner.train(start.but(steps=1, evaluate_every=1, learning_rate=1e-30)))
     weights = layers(result)
     ratio = _norm(_gradient(weights, environments, alpha)) / _norm(_gradient(initial, environments, None))
-    monkeypatch.setattr(eqrm_2022, "_start", lambda runner: start)
+    monkeypatch.setattr(eqrm_2022, "erm_start", lambda runner, replicas: start)
     ratios = eqrm_2022._ratios(runner, run, start)
     assert ratios[replica] == pytest.approx(ratio, rel=1e-4)
     assert ratios[0] != pytest.approx(ratio, rel=1e-2)

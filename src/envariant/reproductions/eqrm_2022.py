@@ -70,23 +70,41 @@ OTHERS: Mapping[str, Method] = {
 }
 
 
+def width(runner: Runner) -> int:
+    """Return the number of hidden units per layer in the profile of a runner."""
+    return runner.pick(quick=128, full=390)
+
+
 def _run(runner: Runner, algorithm: str, steps: int, data: str | None = None, **settings: Any) -> Run:
-    width = runner.pick(quick=128, full=390)
-    model = f"mlp(hidden={width}, depth=3, dropout=0.2, dropout_position=before)"
+    model = f"mlp(hidden={width(runner)}, depth=3, dropout=0.2, dropout_position=before)"
     common: dict[str, Any] = {
         "model": model, "batch_size": BATCH, "steps": steps, "learning_rate": RATE, "evaluate_every": steps
     }  # fmt: skip
     return Run(data or DATA, algorithm, {**common, **settings})
 
 
-def _start(runner: Runner) -> Run:
-    return _run(runner, "erm", START, replicas=runner.pick(quick=1, full=10))
+def erm_start(runner: Runner, replicas: int | None = None) -> Run:
+    """Return the ERM run whose weights are the start of the penalized runs.
+
+    Args:
+        runner: Runner with the profile.
+        replicas: Number of seeds. Default: 1 in the quick profile, 10 in the full profile.
+    """
+    return _run(runner, "erm", START, replicas=replicas or runner.pick(quick=1, full=10))
 
 
-def _penalized(
+def penalized(
     runner: Runner, method: Method, setting: float, replicas: int | None = None, *, from_erm: bool = True
 ) -> Run:
-    """Return a run of a method from the ERM start, or from random weights with equally many updates."""
+    """Return a run of a method from the ERM start, or from random weights with equally many updates.
+
+    Args:
+        runner: Runner with the profile.
+        method: Method.
+        setting: Setting of the method.
+        replicas: Number of seeds. Default: 1 in the quick profile, 3 in the full profile.
+        from_erm: Whether to start from the weights of `erm_start`.
+    """
     run = partial(
         _run, runner, method.algorithm.format(setting), learning_rate=f"cosine({RATE})",
         replicas=replicas or runner.pick(quick=1, full=3),
@@ -94,11 +112,17 @@ def _penalized(
     if not from_erm:
         return run(START + method.steps)
     described = run(method.steps)
-    return Run(described.data, described.algorithm, described.settings, _start(runner))
+    start = erm_start(runner, runner.pick(quick=replicas, full=None))
+    return Run(described.data, described.algorithm, described.settings, start)
 
 
-def _values(result: TrainingResult, flip: float) -> tuple[float, ...]:
-    """Return the final accuracy of each replica on MNIST's test digits, colored with a flip probability."""
+def accuracies(result: TrainingResult, flip: float) -> tuple[float, ...]:
+    """Return the final accuracy of each replica on MNIST's test digits, colored with a flip probability.
+
+    Args:
+        result: Result of a run on `DATA`.
+        flip: Color flip probability.
+    """
     names = (f"test-flip-{flip:g}", f"flip-{flip:g}")
     return result.final(next(name for name in names if name in result.record.roles), "accuracy").values
 
@@ -109,7 +133,7 @@ def _validated(result: TrainingResult) -> float:
 
 
 def _score(result: TrainingResult) -> Interval:
-    return interval(_values(result, SHIFTED)).clipped(0, 1)
+    return interval(accuracies(result, SHIFTED)).clipped(0, 1)
 
 
 def _gap(first: TrainingResult, second: TrainingResult) -> Interval:
@@ -124,7 +148,7 @@ def _table(results: Mapping[str, TrainingResult], name: str, caption: str) -> Ca
     rows = [
         (
             label,
-            *(mean_and_sd(_values(result, flip)) for flip in FLIPS),
+            *(mean_and_sd(accuracies(result, flip)) for flip in FLIPS),
             f"{_validated(result):.3f}",
             str(len(result.finished)),
         )
@@ -148,16 +172,16 @@ def ten_seeds(runner: Runner) -> Iterator[Finding]:
     ones of the lists in the released code, λ = 10⁴ and α = −1000: no result was used to choose them.
     """
     seeds = runner.pick(quick=1, full=10)
-    results = runner.sweep({"ERM start": _start(runner)}) | runner.sweep(
+    results = runner.sweep({"ERM start": erm_start(runner)}) | runner.sweep(
         {
-            f"{name}, {METHODS[name].symbol} = {short(METHODS[name].middle)}": _penalized(
+            f"{name}, {METHODS[name].symbol} = {short(METHODS[name].middle)}": penalized(
                 runner, METHODS[name], METHODS[name].middle, seeds
             )
             for name in ("V-REx", "EQRM")
         }
     )
     means = {
-        name: (FLIPS, [statistics.fmean(_values(result, flip)) for flip in FLIPS])
+        name: (FLIPS, [statistics.fmean(accuracies(result, flip)) for flip in FLIPS])
         for name, result in results.items()
     }
     chart = charts.lines(means, "color flip probability", "accuracy", marks={"label noise": 0.75})
@@ -173,7 +197,7 @@ def ten_seeds(runner: Runner) -> Iterator[Finding]:
         yield statement(
             f"{name} from the ERM start: accuracy of {GOAL:.2f} or more at flip {SHIFTED}.",
             beyond(_score(result), above=GOAL),
-            f"{mean_and_sd(_values(result, SHIFTED))}, 95 % interval {_score(result)}, "
+            f"{mean_and_sd(accuracies(result, SHIFTED))}, 95 % interval {_score(result)}, "
             f"{len(result.finished)} seeds; no selection",
         )
     gap = _gap(eqrm, vrex)
@@ -201,7 +225,7 @@ def settings(runner: Runner) -> Iterator[Finding]:
     results = {
         name: runner.sweep(
             {
-                setting: _penalized(runner, method, setting)
+                setting: penalized(runner, method, setting)
                 for setting in runner.pick(quick=method.settings[::2], full=method.settings)
             }
         )
@@ -251,7 +275,7 @@ def start(runner: Runner) -> Iterator[Finding]:
         method = METHODS[name]
         pair = runner.sweep(
             {
-                f"{name}, {word} start": _penalized(runner, method, method.middle, from_erm=word == "ERM")
+                f"{name}, {word} start": penalized(runner, method, method.middle, from_erm=word == "ERM")
                 for word in ("random", "ERM")
             }
         )
@@ -274,9 +298,9 @@ def baselines(runner: Runner) -> Iterator[Finding]:
     """
     oracle = _run(runner, "erm", START, ORACLE, replicas=runner.pick(quick=1, full=3))
     others = runner.pick(quick={}, full=OTHERS)
-    results = runner.sweep({"ERM": _start(runner), "oracle": oracle}) | runner.sweep(
+    results = runner.sweep({"ERM": erm_start(runner), "oracle": oracle}) | runner.sweep(
         {
-            f"{name}, {method.symbol} = {short(method.middle)}": _penalized(runner, method, method.middle)
+            f"{name}, {method.symbol} = {short(method.middle)}": penalized(runner, method, method.middle)
             for name, method in {**METHODS, **others}.items()
         }
     )
@@ -315,13 +339,13 @@ def gradient_ratio(runner: Runner) -> Iterator[Finding]:
     """
     method = METHODS["EQRM"]
     ratios = {
-        setting: _ratios(runner, _penalized(runner, method, setting), _start(runner))
+        setting: _ratios(runner, penalized(runner, method, setting), erm_start(runner))
         for setting in runner.pick(quick=method.settings[::2], full=method.settings)
     }
     rows = [(short(a), mean_and_sd(list(each.values())), str(len(each))) for a, each in ratios.items()]
     notes = ("± is the standard deviation over seeds (divisor n − 1).",)
     yield CaptionedTable("ratios", TextTable(("α", "ρ", "seeds"), tuple(rows), notes), "Divisor ρ by setting")
-    plain = runner.train(_penalized(runner, method, method.middle))
+    plain = runner.train(penalized(runner, method, method.middle))
     runs = {
         k: _divided(runner, method, method.middle, k, ratio) for k, ratio in ratios[method.middle].items()
     }
@@ -366,13 +390,13 @@ def _divided(runner: Runner, method: Method, setting: float, replica: int, ratio
         replica: Index of the last replica, from 0.
         ratio: ρ of this replica.
     """
-    run = _penalized(runner, method, setting, replica + 1)
+    run = penalized(runner, method, setting, replica + 1)
     return run.but(optimizer=f"adam(epsilon={ratio * EPSILON})")
 
 
 def _by_replica(result: TrainingResult) -> dict[int, float]:
     """Return the final accuracy at flip 0.9 by replica index."""
-    return dict(zip(result.finished, _values(result, SHIFTED), strict=True))
+    return dict(zip(result.finished, accuracies(result, SHIFTED), strict=True))
 
 
 REPRODUCTION = Reproduction(

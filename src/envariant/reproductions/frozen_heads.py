@@ -82,7 +82,15 @@ class RichFeatures:
         Args:
             role: "train", "validation" or "test".
         """
-        own = [e for e in self.sample.environments if self.roles[e.name] == role]
+        return self.rows_of([name for name, own in self.roles.items() if own == role])
+
+    def rows_of(self, names: Sequence[str]) -> Rows:
+        """Return the features and labels of some environments.
+
+        Args:
+            names: Names of environments with equal numbers of rows.
+        """
+        own = [self.sample[name] for name in names]
         targets = torch.stack([e.targets for e in own]).float()
         return Rows(torch.stack([self._features(e) for e in own]), targets.to(self.head.device))
 

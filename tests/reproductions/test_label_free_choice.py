@@ -34,8 +34,11 @@ def small(monkeypatch):
 
 
 def test_the_page_runs_to_its_end(small, tmp_path):
-    (result,) = perform(CHOICE, tmp_path, "quick")
-    assert len(result.claims) == 4
+    first, result = perform(CHOICE, tmp_path, "quick")
+    assert [len(each.claims) for each in (first, result)] == [4, 4]
+    rules, table = (f.table for f in first.findings if hasattr(f, "table"))
+    assert [row[:2] for row in rules.rows] == [("all", "5")]
+    assert {row[0].split(",")[0] for row in table.rows} == {"ERM", "IRM", "V-REx", "Fishr", "EQRM"}
     rules, table = (f.table for f in result.findings if hasattr(f, "table"))
     assert [row[0] for row in rules.rows] == [
         "all", "ERM start", "rich features", "IRM", "V-REx", "Fishr", "EQRM"
@@ -57,7 +60,9 @@ def test_the_page_runs_to_its_end(small, tmp_path):
         np.array([e for e, _ in rows]),
     ).p_value
     (own,) = [
-        c for c in page.candidates(runner) if (c.start, c.method, c.replica) == (page.FROM_ERM, "V-REx", 1)
+        c
+        for c in page.candidates(runner, rich=True)
+        if (c.start, c.method, c.replica) == (page.FROM_ERM, "V-REx", 1)
     ]
     assert own.p_value == pytest.approx(expected, rel=1e-5)
     right = [((score > 0) == (label > 0)).mean() for score, label in zip(logits, targets, strict=True)]

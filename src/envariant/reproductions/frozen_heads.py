@@ -38,8 +38,9 @@ class Rows:
 
     def logits(self, heads: Tensor) -> Tensor:
         """Return the logits `[environments, rows, heads]` of heads `[features + 1, heads]`."""
-        flat = self.features.flatten(0, 1) @ heads
-        return flat.reshape(*self.targets.shape, -1)
+        # With few heads, products whose long axis comes last are several times as fast, also in the gradient.
+        flat = heads.T.contiguous() @ self.features.flatten(0, 1).T
+        return flat.T.unflatten(0, self.targets.shape)
 
     def accuracy(self, heads: Tensor) -> Tensor:
         """Return the accuracy of each head in each environment, `[environments, heads]`."""
@@ -245,12 +246,17 @@ def _sd(inside: _Predicted) -> Tensor:
 
 
 def _iga(inside: _Predicted) -> Tensor:
-    return _spread(inside.features.mT @ inside.residuals / inside.logits.shape[1])
+    return _spread(_moments(inside.features, inside.residuals))
 
 
 def _fishr(inside: _Predicted) -> Tensor:
     # Second moments of the gradients of rows; the code does not subtract the means.
-    return _spread(inside.squares.mT @ inside.residuals.square() / inside.logits.shape[1])
+    return _spread(_moments(inside.squares, inside.residuals.square()))
+
+
+def _moments(features: Tensor, factors: Tensor) -> Tensor:
+    """Return the mean over rows of feature times factor, `[environments, features + 1, heads]`."""
+    return (factors.mT @ features).mT / factors.shape[1]
 
 
 def _spread(values: Tensor) -> Tensor:

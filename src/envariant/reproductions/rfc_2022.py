@@ -17,6 +17,7 @@ from envariant.reproductions.rfc_heads import (
     Curves,
     Setting,
     frozen,
+    frozen_for_long,
     middle,
 )
 from envariant.reproductions.runner import Run, Runner
@@ -41,11 +42,8 @@ ORACLE_NOTE = (
 )
 
 
-def _frozen(runner: Runner) -> tuple[dict[str, Curves], dict[str, Curves], list[float]]:
-    return frozen(
-        runner, COLORED, MODEL, runner.pick(quick=2, full=10),
-        long_restarts=runner.pick(quick=0, full=LONG_RESTARTS), long_steps=LONG_STEPS,
-    )  # fmt: skip
+def _frozen(runner: Runner) -> tuple[dict[str, Curves], list[float]]:
+    return frozen(runner, COLORED, MODEL, runner.pick(quick=2, full=10))
 
 
 def _interval(values: Sequence[float]) -> Interval:
@@ -66,7 +64,7 @@ def on_frozen(runner: Runner) -> Iterator[Finding]:
     has two heads, which imitate the first and the second network. Only a linear head is then trained on the
     features of the third network; its initial value is the mean of the two imitating heads.
     """
-    results, _, starts = _frozen(runner)
+    results, starts = _frozen(runner)
     yield from _readings(results, FROZEN, "RFC(cf)", {name: name for name in results})
     yield (
         "Before any training, the mean of the imitating heads has a test accuracy of "
@@ -173,7 +171,7 @@ def inverse(runner: Runner) -> Iterator[Finding]:
         yield "Not in the quick profile, because rich features have to be constructed again for these data."
         return
     setting: Setting = INVERSE
-    results, _, _ = frozen(runner, setting, MODEL, 5)
+    results, _ = frozen(runner, setting, MODEL, 5)
     names = {name: f"{_INVERSE_ROWS.get(name, name)}(cf)" for name in results}
     yield from _readings(results, INVERSE_TABLE, "InverseColoredMNIST", names)
     yield (
@@ -302,7 +300,7 @@ def long(runner: Runner) -> Iterator[Finding]:
     if runner.profile == "quick":
         yield "Not in the quick profile."
         return
-    results = _frozen(runner)[1]
+    results = frozen_for_long(runner, COLORED, MODEL, LONG_RESTARTS, LONG_STEPS)
     yield CaptionedFigure(
         "long", charts.lines({n: (list(c.steps), c.mean(0)) for n, c in results.items()}, "step", "accuracy"),
         f"Least test accuracy on frozen rich features, mean of {LONG_RESTARTS} restarts.",

@@ -142,45 +142,56 @@ class Curves:
 
 
 def frozen(
-    runner: Runner,
-    setting: Setting,
-    model: str,
-    restarts: int,
-    *,
-    long_restarts: int = 0,
-    long_steps: int = 0,
-) -> tuple[dict[str, Curves], dict[str, Curves], list[float]]:
-    """Train heads on frozen features, and return their accuracy curves.
+    runner: Runner, setting: Setting, model: str, restarts: int
+) -> tuple[dict[str, Curves], list[float]]:
+    """Train heads on frozen features.
 
     Args:
         runner: Runner that stores one computation per restart.
         setting: Experiment.
         model: Network.
         restarts: Number of restarts; restart r has data seed r, as in the code.
-        long_restarts: Number of restarts in which heads are also trained for `long_steps` updates; these are
-            the first restarts.
-        long_steps: Number of updates in long training.
 
     Returns:
-        Three values: the curves of all heads by method; the curves of long training by method, which contain
-        only the head with the middle penalty weight; and for each restart, the minimum accuracy of the
-        pretrained head over the test environments.
+        The curves of all heads by method, and for each restart, the minimum accuracy of the pretrained head
+        over the test environments.
     """
-    results: list[dict[str, Any]] = []
-    usual, more = setting.groups(), setting.long_groups(long_steps) if long_restarts else []
-    source = runner.source(setting.data)
+    groups = setting.groups()
+    results = _computed(runner, setting, model, restarts, groups)
+    return _curves(groups, [each["curves"] for each in results]), [each["start"] for each in results]
+
+
+def frozen_for_long(
+    runner: Runner, setting: Setting, model: str, restarts: int, steps: int
+) -> dict[str, Curves]:
+    """Train heads with the middle penalty weights for many steps, and return their curves by method.
+
+    Args:
+        runner: Runner that stores one computation per restart.
+        setting: Experiment.
+        model: Network.
+        restarts: Number of restarts; these are the first restarts of `frozen`.
+        steps: Number of updates.
+    """
+    groups = setting.long_groups(steps)
+    results = _computed(runner, setting, model, restarts, groups)
+    return _curves(groups, [each["curves"] for each in results])
+
+
+def _computed(
+    runner: Runner, setting: Setting, model: str, restarts: int, groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    source, results = runner.source(setting.data), list[dict[str, Any]]()
     for restart in range(restarts):
-        inputs: dict[str, Any] = {
+        inputs = {
             "data": setting.data,
             "model": model,
             "init": setting.init,
             "restart": restart,
-            "groups": usual + (more if restart < long_restarts else []),
+            "groups": groups,
         }
         results.append(runner.compute("rich-heads", inputs, partial(trained, source)))
-    first = _curves(usual, [each["curves"][: len(usual)] for each in results])
-    long = _curves(more, [each["curves"][len(usual) :] for each in results[:long_restarts]])
-    return first, long, [each["start"] for each in results]
+    return results
 
 
 def _curves(groups: list[dict[str, Any]], by_restart: list[list[dict[str, Any]]]) -> dict[str, Curves]:

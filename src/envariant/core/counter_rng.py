@@ -165,9 +165,9 @@ def other_generators() -> tuple[object, ...]:
     return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"]
 
 
-def _drawn(keys: Tensor, stream: int, count: int, first: int = 0) -> Tensor:
+def _drawn(keys: Tensor, stream: int, count: int) -> Tensor:
     # Streams are 2³² positions apart: no step uses that many numbers of one stream.
-    positions = torch.arange(first + 1, first + count + 1, device=keys.device) + (stream << 32)
+    positions = torch.arange(1, count + 1, device=keys.device) + (stream << 32)
     return _mixed(keys[..., None] + positions.mul_(_signed(_GOLDEN)))
 
 

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from envariant.core import counter_rng, step_context
@@ -21,6 +21,7 @@ from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.training.augmentation import Augmentation, check_unit_range
 from envariant.training.streaming import ReadAhead, Reader, StreamedInputs
+from envariant.training.zero_columns import RowGroups, row_groups
 
 
 @final
@@ -171,12 +172,14 @@ class BatchSampler:
         augmentation: Augmentation of the inputs, or None.
         dtype: Data type of the inputs if `batch_size` and `augmentation` are None; minibatches are float32.
             Pass the model's data type to avoid a conversion at each step.
+        skips_zeros: Whether the model can skip zero columns of full batches.
 
     Attributes:
         sizes: Number of rows of each training environment in a batch.
         axes: Axis of the replicas in the inputs and in the targets: 0, or None if all replicas share them.
         of_a_pass: Number of batches per epoch: the smallest number of batches that together contain at least
             as many rows as the training environments.
+        groups: Rows of a full batch in groups without zero columns; None if they are not used.
 
     Raises:
         EnvariantError: If `batch_size` is None and rows have sampling weights or are on disk.
@@ -189,6 +192,8 @@ class BatchSampler:
         batch_size: int | None,
         augmentation: Augmentation | None,
         dtype: torch.dtype,
+        *,
+        skips_zeros: bool = False,
     ) -> None:
         self._rows, self._seeds, self._augmentation = rows, tuple(seeds), augmentation
         self._dtype, self._decode = dtype, rows.decode
@@ -224,6 +229,14 @@ class BatchSampler:
                 "environments: rows have weights, which are used to sample minibatches; set batch_size"
             )
         self.of_a_pass = math.ceil(sum(sizes) / sum(self.sizes))
+        self.groups: RowGroups | None = None
+        if skips_zeros and batch_size is None and augmentation is None and self._decode is _unchanged:
+            assert isinstance(self._inputs, Tensor)
+            # Replicas with rows of their own have different zeros.
+            if rows.axis is None:
+                self.groups = row_groups(self._inputs)
+            elif len(self._inputs) == 1:
+                self.groups = row_groups(self._inputs[0])
         self._first, self._keys = -1, torch.empty(0)
         self._drawn: Tensor | None = None
         self._ahead: ReadAhead | None = None
@@ -257,6 +270,18 @@ class BatchSampler:
         if self._augmentation is not None:
             inputs = self._augmented(self._augmentation, inputs, keys.to(inputs.device))
         return inputs, targets
+
+    def replace(self, inputs: Float[Tensor, "replicas rows width"]) -> None:
+        """Replace the inputs of full batches.
+
+        Args:
+            inputs: New inputs of each replica, in the order of the rows.
+        """
+        self._inputs, self._dtype, self._decode = inputs, inputs.dtype, _unchanged
+        if len(inputs) == 1 and self.axes[0] is None:
+            self._inputs = inputs[0]
+        else:
+            self.axes = (0, self.axes[1])
 
     def keys(self, step: int) -> Int[Tensor, " replicas"]:
         """Return the random-number key of each replica for one batch.

@@ -5,7 +5,7 @@ import inspect
 from types import FunctionType
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from envariant.algorithms.identity import source_digest
@@ -42,4 +42,25 @@ def content_hash(value: object) -> str:
         # Classes of a notebook have no source, and the text of an object may contain its address.
         code = value if isinstance(value, type | FunctionType) else type(value)
         digest.update(source_digest(code).encode())
+    return digest.hexdigest()
+
+
+def constants(module: nn.Module) -> str:
+    """Return a digest of a module's layers and attributes other than parameters and buffers.
+
+    Two modules can share a step program only if their digests are equal.
+
+    Args:
+        module: Module of the model.
+    """
+    digest = hashlib.blake2b(repr(module).encode(), digest_size=16)
+    for name, part in module.named_modules():
+        for key, value in sorted(vars(part).items()):
+            if key.startswith("_") or key == "training":
+                continue
+            digest.update(f"{name}.{key}".encode())
+            if isinstance(value, Tensor):
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            elif isinstance(value, int | float | str | bytes | tuple | list | dict):
+                digest.update(repr(value).encode())
     return digest.hexdigest()

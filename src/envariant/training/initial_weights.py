@@ -10,7 +10,8 @@ from envariant.algorithms.base import TrainContext
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.training.batch_sampler import StackingError
-from envariant.training.network import Network, constants
+from envariant.training.content_hash import constants
+from envariant.training.network import Network
 from envariant.training.replicas import Replica
 from envariant.training.run_config import RunConfig, auxiliary_networks, module_of
 

@@ -40,10 +40,12 @@ class FeaturesAndOutput(nn.Module):
             part.eval()
         return self
 
-    def forward(self, inputs: Tensor, layers: Sequence[str] = ()) -> tuple[Tensor, ...]:
-        """Return features, logits, and the outputs of layers."""
+    def forward(
+        self, inputs: Tensor, layers: Sequence[str] = (), from_features: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Return features, logits, and the outputs of layers; the inputs may be the features themselves."""
         with recorded_outputs(self.module, layers) as recorded:
-            features, output = self._both(inputs)
+            features, output = self._after_features(inputs) if from_features else self._both(inputs)
         recorded |= {FEATURES: [features]}
         return features, output, *(output_of(name, recorded[name], len(inputs)) for name in layers)
 
@@ -56,6 +58,11 @@ class FeaturesAndOutput(nn.Module):
         featurizer, head = (getattr(self.module, part) for part in ("featurizer", "head"))
         features = features_of(featurizer(inputs), rows, self.module)
         return features, logits_of(head(features), rows, self.task, self.module)
+
+    def _after_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        rows, head = len(features), getattr(self.module, "head")  # noqa: B009 (a module has no typed head)
+        output = logits_of(head(features), rows, self.task, self.module)
+        return features if self.needs_features else output.new_zeros(rows, 0), output
 
 
 def check_layers(module: nn.Module, names: Sequence[str]) -> None:

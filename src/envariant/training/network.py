@@ -6,8 +6,8 @@ Autograd then works block by block, and activations stay in the processor's cach
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import pairwise
 from operator import attrgetter
@@ -23,9 +23,11 @@ from envariant.core.counter_rng import default_generator, other_generators, priv
 from envariant.core.errors import EnvariantError, first_line
 from envariant.core.tasks import Task
 from envariant.models.dropout import Dropout, MaskNumbers, masks
+from envariant.training.content_hash import constants
 from envariant.training.layer_outputs import FeaturesAndOutput, channels_of, check_layers
 from envariant.training.module_outputs import logits_of, remark_on
-from envariant.training.precision import Precision
+from envariant.training.precision import Precision, plain_recurrent_kernels
+from envariant.training.zero_columns import RowGroups, first_weights
 
 ModelBuilder = Callable[[Sequence[int], int], nn.Module]
 """Function `(input_shape, outputs) → module`; initial weights use PyTorch's default generator."""
@@ -123,6 +125,12 @@ class Network:
         self.changing, self.stochastic, self.width, self.features = self._probe(input_shape)
         least, most = _BLOCK_ROWS
         self._block = max(least, min(most, BLOCK_BYTES[device.type] // (4 * self.width)))
+        self._first = first_weights(module, input_shape)
+
+    @property
+    def skips_zeros(self) -> bool:
+        """Whether `outputs` can skip zero columns of the inputs in training."""
+        return self._first in self.params and self.features == 0 and not self.layers
 
     def adopt(self, auxiliary: Mapping[str, nn.Module]) -> None:
         """Add the algorithm's auxiliary networks, which are trained together with the model.
@@ -215,6 +223,8 @@ class Network:
         layers: Sequence[str] = (),
         key: Tensor | None = None,
         number: int = 0,
+        groups: RowGroups | None = None,
+        from_features: bool = False,
     ) -> list[Tensor]:
         """Return features, outputs of the head, and outputs of layers, in float32; see `forward`.
 
@@ -227,10 +237,14 @@ class Network:
             layers: Names of layers.
             key: Random-number key of dropout masks in training mode. Default: 0.
             number: Number of this pass within the step; every pass has its own masks.
+            groups: The same inputs in groups without zero columns, which are used instead of `inputs`.
+            from_features: Whether `inputs` are the features, to which only the head is applied.
         """
         self._both.train(training)
         held = self._part(params, "")
         names = {f"module.{name}": value for name, value in (*held.items(), *buffers.items())}
+        if groups is not None:
+            return self._of_groups(names, groups, replicas)
         # Batch statistics in training must be computed over the whole batch.
         whole = training and (self.changing or self.together > 1)
         blocks = [len(inputs)] if whole else self.blocks(len(inputs), replicas)
@@ -240,17 +254,35 @@ class Network:
         drawn = self._mask_numbers(inputs.device, key, number) if training else None
         with self._kernels():
             outputs = [
-                self._of_block(names, block, drawn and replace(drawn, first_row=sum(blocks[:i])), layers)
+                self._of_block(
+                    names, block, drawn and replace(drawn, first_row=sum(blocks[:i])), layers, from_features
+                )
                 for i, block in enumerate(inputs.split(blocks))
             ]
         return [joined(parts).float() for parts in zip(*outputs, strict=True)]
 
+    def _of_groups(self, names: Mapping[str, Tensor], groups: RowGroups, replicas: int) -> list[Tensor]:
+        first, outputs = f"module.{self._first}", list[tuple[Tensor, ...]]()
+        with self._kernels():
+            for inputs, columns in zip(groups.inputs, groups.columns, strict=True):
+                own = {**names, first: names[first].index_select(1, columns)}
+                blocks = inputs.split(self.blocks(len(inputs), replicas))
+                outputs += [self._of_block(own, block, None, ()) for block in blocks]
+        return [
+            joined(parts).float().index_select(0, groups.positions) for parts in zip(*outputs, strict=True)
+        ]
+
     def _of_block(
-        self, names: Mapping[str, Tensor], block: Tensor, numbers: MaskNumbers | None, layers: Sequence[str]
+        self,
+        names: Mapping[str, Tensor],
+        block: Tensor,
+        numbers: MaskNumbers | None,
+        layers: Sequence[str],
+        from_features: bool = False,
     ) -> tuple[Tensor, ...]:
         try:
             with masks(self._dropout, numbers):
-                return functional_call(self._both, dict(names), (block, layers))
+                return functional_call(self._both, dict(names), (block, layers, from_features))
         except ValueError as error:
             if len(block) > 1 or not (self._both.training and self.changing):
                 raise
@@ -265,6 +297,20 @@ class Network:
             return None
         key = torch.zeros((), dtype=torch.int64, device=device) if key is None else key
         return MaskNumbers(key, _MASKS + number * len(self._dropout))
+
+    def featurized(self, buffers: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return the output of a frozen featurizer, in the data type in which the head receives it.
+
+        Args:
+            buffers: Buffers by name, which include the weights of the featurizer.
+            inputs: Inputs, `[rows, *input_shape]`.
+        """
+        featurizer, prefix = self.module.featurizer, "featurizer."
+        assert isinstance(featurizer, nn.Module)
+        weights = {n.removeprefix(prefix): each for n, each in buffers.items() if n.startswith(prefix)}
+        with torch.no_grad(), self._kernels():
+            parts = [functional_call(featurizer, weights, (part,)) for part in inputs.split(self._block)]
+        return torch.cat(parts)
 
     def call(self, part: str, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the output of the model's head or of an auxiliary network, in float32.
@@ -301,7 +347,7 @@ class Network:
             enabled=self.precision == "bfloat16",
             cache_enabled=False,
         )
-        return _plain_recurrent_kernels(rounding) if self._recurrent else rounding
+        return plain_recurrent_kernels(rounding) if self._recurrent else rounding
 
     def rows_of_a_block(self, replicas: int) -> int:
         """Return the maximum number of rows per block.
@@ -386,44 +432,6 @@ class Network:
         self.remark = remark_on(self.module, output, self.task, input_shape)
         changed = [k for k, buffer in self.buffers.items() if not torch.equal(buffer, buffers[k])]
         return frozenset(changed), stochastic, sum(sizes) // 2, features.shape[1]
-
-
-def constants(module: nn.Module) -> str:
-    """Return a digest of a module's layers and attributes other than parameters and buffers.
-
-    Two modules can share a step program only if their digests are equal.
-
-    Args:
-        module: Module of the model.
-    """
-    digest = hashlib.blake2b(repr(module).encode(), digest_size=16)
-    for name, part in module.named_modules():
-        for key, value in sorted(vars(part).items()):
-            if key.startswith("_") or key == "training":
-                continue
-            digest.update(f"{name}.{key}".encode())
-            if isinstance(value, Tensor):
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-            elif isinstance(value, int | float | str | bytes | tuple | list | dict):
-                digest.update(repr(value).encode())
-    return digest.hexdigest()
-
-
-@contextmanager
-def _plain_recurrent_kernels(rounding: torch.autocast) -> Generator[None]:
-    """Disable the fast kernels of recurrent layers, which have no derivatives under `torch.func`.
-
-    Args:
-        rounding: Context manager that sets the precision of matrix products, entered at the same time.
-    """
-    # The context manager of oneDNN's flags also sets its precision, with a warning.
-    set_flags: Any = torch.backends.mkldnn.set_flags
-    enabled = set_flags(False, _fp32_precision=None)[0]
-    try:
-        with rounding, torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        set_flags(enabled, _fp32_precision=None)
 
 
 def _copy(value: Tensor, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ Parameters, optimizer state, losses and penalties are always float32.
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -80,3 +80,20 @@ def multiplying(precision: Precision, device: torch.device) -> Generator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def plain_recurrent_kernels(rounding: torch.autocast) -> Generator[None]:
+    """Disable the fast kernels of recurrent layers, which have no derivatives under `torch.func`.
+
+    Args:
+        rounding: Context manager that sets the precision of matrix products, entered at the same time.
+    """
+    # The context manager of oneDNN's flags also sets its precision, with a warning.
+    set_flags: Any = torch.backends.mkldnn.set_flags
+    enabled = set_flags(False, _fp32_precision=None)[0]
+    try:
+        with rounding, torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        set_flags(enabled, _fp32_precision=None)

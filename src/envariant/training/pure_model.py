@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from envariant.training.network import Network
+from envariant.training.zero_columns import RowGroups
 
 # Tensors inside `torch.func.grad` are wrappers, one for each level of nesting. PyTorch has no public function
 # that returns the wrapped tensor.
@@ -28,6 +29,8 @@ class PureModel:
         inputs: Inputs of the batch of this step.
         replicas: Number of stacked replicas.
         key: Random-number key of the step, for dropout masks.
+        groups: The same inputs in groups without zero columns; None to use the complete inputs.
+        from_features: Whether the inputs are features, to which only the head is applied.
 
     Attributes:
         auxiliary_networks: Names of the algorithm's auxiliary networks.
@@ -41,9 +44,12 @@ class PureModel:
         inputs: Tensor,
         replicas: int,
         key: Tensor,
+        groups: RowGroups | None = None,
+        *,
+        from_features: bool = False,
     ) -> None:
         self._net, self._replicas, self._key = net, replicas, key
-        self._passes = 0
+        self._passes, self._groups, self._from_features = 0, groups, from_features
         self._params, self._buffers, self._inputs = params, buffers, inputs
         self._updated: dict[str, Tensor] | None = None
         self.auxiliary_networks = tuple(net.auxiliary)
@@ -82,11 +88,20 @@ class PureModel:
         number, self._passes = self._passes, self._passes + 1
         outputs = net.outputs(
             params, copies, inputs, training=True, replicas=self._replicas, layers=layers, key=self._key,
-            number=number,
+            number=number, groups=self._groups if self._are_constant(inputs) else None,
+            from_features=self._from_features,
         )  # fmt: skip
         if net.changing and self._updated is None and self._is_of_step(params, inputs):
             self._updated = {name: copies[name] for name in sorted(net.changing)}
         return outputs
+
+    def _are_constant(self, inputs: Tensor) -> bool:
+        """Return whether these are the inputs of the step, without derivatives with respect to them."""
+        while _functorch.is_gradtrackingtensor(inputs):
+            if inputs.requires_grad:
+                return False
+            inputs = _functorch.get_unwrapped(inputs)
+        return inputs is self._inputs
 
     def _is_of_step(self, params: Mapping[str, Tensor], inputs: Tensor) -> bool:
         """Return whether parameters and inputs of a forward pass are those of the step."""

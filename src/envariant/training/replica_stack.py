@@ -19,7 +19,7 @@ from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.training import precision
+from envariant.training import fixed_features, precision
 from envariant.training.accumulation import accumulated
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.averaging.averaged_weights import AveragedWeights
@@ -101,6 +101,7 @@ class ReplicaStack:
         self._params, self._views, self._buffers = initial_weights(
             self.network, sets, replicas, config, context
         )
+        self._on_features = fixed_features.replace(self._batches, self.network, self._buffers, first, config)
         self._state = stacked(
             [
                 replica.algorithm.init({name: view[k] for name, view in self._views.items()}, context)
@@ -124,10 +125,9 @@ class ReplicaStack:
         self._metric_names: tuple[str, ...] = ()
         # Number of clipped gradients since the last measurement.
         self._clipped = torch.zeros(len(replicas), dtype=torch.int64, device=device)
-        self.step, self.measured = 0, -1
+        self.step, self.measured, self._spent, self._waited = 0, -1, 0.0, 0.0
         # `_ended` is the time of the last step or measurement, so that two checkpoints of one state agree.
         self._started = self._ended = time.perf_counter()
-        self._spent = self._waited = 0.0
         if checkpoint is not None:
             self._load(checkpoint)
 
@@ -327,7 +327,12 @@ class ReplicaStack:
 
     def _find_program(self, programs: dict[Any, StepProgram]) -> StepProgram:
         sizes, axes, count = self._batches.sizes, self._batches.axes, len(self._replicas)
-        key = (count, structure(self._algorithm), sizes, axes, constants(self.network.module))
+        groups = self._batches.groups
+        shapes = () if groups is None else tuple(each.shape for each in groups.inputs)
+        key = (
+            *(count, structure(self._algorithm), sizes, axes, shapes, self._on_features),
+            constants(self.network.module),
+        )
         if key not in programs:
             programs[key] = StepProgram(
                 self.network,
@@ -337,6 +342,7 @@ class ReplicaStack:
                 count,
                 self._config.steps * self._config.accumulate,
                 compiled=self._config.compiled,
+                from_features=self._on_features,
             )
         return programs[key]
 
@@ -376,6 +382,7 @@ class ReplicaStack:
             alive=self._alive,
             failed_at=self._failed_at,
             step=torch.full((), step, device=self.device),
+            groups=() if self._batches.groups is None else self._batches.groups.tensors(),
         )
 
     def _take(self, outputs: StepOutputs) -> None:

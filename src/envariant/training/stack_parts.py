@@ -50,6 +50,8 @@ def sampler(rows: Rows, network: Network, replicas: Sequence[Replica], config: R
         config.batch_size,
         config.augmentation,
         torch.bfloat16 if full_batch and rounds else torch.float32,
+        # A compiled program is compiled again for replicas with other numbers of zeros.
+        skips_zeros=network.skips_zeros and network.device.type == "cpu" and not config.compiled,
     )
 
 

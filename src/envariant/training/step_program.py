@@ -26,6 +26,7 @@ from envariant.core.step_context import StepContext
 from envariant.training.batch_sampler import Axis
 from envariant.training.network import Network
 from envariant.training.pure_model import PureModel
+from envariant.training.zero_columns import RowGroups
 
 # Recording takes 0.1 to 0.3 seconds and saves about half a millisecond per step, plus half a millisecond per
 # `_LARGE_STEP` activations, because it needs less memory.
@@ -51,6 +52,7 @@ class StepInputs(NamedTuple):
         alive: Mask of the replicas that have neither diverged nor stopped.
         failed_at: Step at which each replica diverged, or −1 if it has not diverged.
         step: Number of completed updates.
+        groups: Tensors of `RowGroups`, without replica axis; empty if the complete inputs are used.
     """
 
     params: dict[str, Tensor]
@@ -64,6 +66,7 @@ class StepInputs(NamedTuple):
     alive: Bool[Tensor, " replicas"]
     failed_at: Int[Tensor, " replicas"]
     step: Int[Tensor, ""]
+    groups: tuple[Tensor, ...] = ()
 
 
 @final
@@ -102,6 +105,7 @@ class StepProgram:
         replicas: Number of replicas; `vmap` is not used for a single replica.
         calls: Expected number of calls; with few calls, the step is not recorded.
         compiled: Whether to compile the recorded operations (`torch.compile`).
+        from_features: Whether the inputs of a batch are features, to which only the head is applied.
 
     Attributes:
         metrics: Names of the algorithm's metrics; known after the first call.
@@ -117,7 +121,9 @@ class StepProgram:
         calls: int,
         *,
         compiled: bool,
+        from_features: bool = False,
     ) -> None:
+        self._from_features = from_features
         self._net, self._algorithm, self._sizes = net, algorithm, sizes
         self._axes, self._replicas, self._compiled = axes, replicas, compiled
         # Independent of the number of replicas, so that stacks of all sizes run in the same way.
@@ -151,10 +157,12 @@ class StepProgram:
 
     def _step(self, *arguments: Any) -> StepOutputs:
         """Compute one step of all replicas; replicas with an infinite or NaN gradient stop training."""
-        params, buffers, state, inputs, targets, numbers, keys, rates, alive, failed_at, step = arguments
-        together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, 0, 0, None), self._replicas)
+        params, buffers, state, inputs, targets, numbers, keys, rates, alive, failed_at, step, groups = (
+            arguments
+        )
+        together = over_replicas(self._one, (0, 0, 0, *self._axes, 0, 0, 0, None, None), self._replicas)
         gradients, changed, new, metrics = together(
-            params, buffers, state, inputs, targets, numbers, keys, rates, step
+            params, buffers, state, inputs, targets, numbers, keys, rates, step, groups
         )
         _check_state(state, new)
         total = gradients.sum(dim=1)
@@ -177,12 +185,16 @@ class StepProgram:
         key: Tensor,
         rate: Tensor,
         step: Any,
+        groups: tuple[Tensor, ...],
     ) -> tuple[Tensor, dict[str, Tensor], State, Tensor]:
         net = self._net
         algorithm = with_numbers(self._algorithm, numbers.unbind())
         batch = EnvironmentBatch(inputs, targets, self._sizes, net.task)
 
-        model = PureModel(net, params, buffers, inputs, self._replicas, key)
+        model = PureModel(
+            net, params, buffers, inputs, self._replicas, key,
+            RowGroups.from_tensors(groups) if groups else None, from_features=self._from_features,
+        )  # fmt: skip
         context = StepContext(step, rate, key if algorithm.stochastic else None)
         gradients, state, metrics = algorithm.gradients(model, params, batch, state, context)
         self.metrics = tuple(metrics)

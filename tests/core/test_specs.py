@@ -309,3 +309,12 @@ def test_texts_that_break_the_parser_are_rejected_in_a_short_line(read, text):
         read(text)
     assert len(str(refusal.value)) < 200
     str(refusal.value).encode()
+
+
+@pytest.mark.parametrize("word", ["class", "from", "if", "lambda", "not"])
+def test_words_reserved_by_python_are_values(word):
+    assert parse(f"table('x, class.csv', target={word}, keep=({word}, b))") == Spec(
+        "table", ("x, class.csv",), {"target": word, "keep": (word, "b")}
+    )
+    assert parse_value(word) == word
+    assert parse_value(format_value(word)) == word

@@ -1,9 +1,10 @@
 """The sections of rex-2020 on small data, and the numbers that the program prints."""
 
 import pytest
+import scipy.stats
 
 from envariant import published
-from envariant.data import ColoredMNIST
+from envariant.data import ColoredMNIST, source
 from envariant.reproductions import (
     reproduction,
     rex_2020,
@@ -79,3 +80,18 @@ def test_the_highest_accuracy_needs_a_training_accuracy_at_least_as_large(tmp_pa
             if (at["flip-0.2"] + at["flip-0.1"]) / 2 >= at["flip-0.9"] and not best >= at["flip-0.9"]:
                 best = at["flip-0.9"]
         assert found == pytest.approx(best, nan_ok=True)
+
+
+def test_the_data_of_every_covariate_shift_can_be_read():
+    for kind in rex_variants.KINDS:
+        assert source(rex_variants._shifted(kind, 0.1)).kind == kind
+
+
+def test_the_interval_of_a_slope_is_that_of_scipy():
+    x, y = (0.0, 0.1, 0.2, 0.5, 1.0), (0.70, 0.72, 0.69, 0.71, 0.68)
+    fitted = scipy.stats.linregress(x, y)
+    margin = scipy.stats.t.ppf(0.975, 3) * fitted.stderr
+    own = rex_variants._slope_interval(x, y)
+    assert (own.mean, own.low, own.high) == pytest.approx(
+        (fitted.slope, fitted.slope - margin, fitted.slope + margin)
+    )

@@ -23,9 +23,11 @@ T = TypeVar("T")
 # A name may hold hyphens, plus signs and a protocol after a colon: "and-mask", "erm++", "colored-mnist:irm".
 _CALL = re.compile(r"\s*(?P<name>[A-Za-z][\w+:-]*)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
 
-# A string in quotes, or a percent sign that ends a value outside of quotes.
+# A string in quotes; or outside of quotes, a percent sign or a word reserved by Python at the end of a value.
 _STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
-_STRING_OR_PERCENT = re.compile(rf"\b[rR](?:{_STRING})|{_STRING}|%(?=\s*(?:[,)\]]|$))", re.DOTALL)
+_RESERVED = "|".join(word for word in keyword.kwlist if word.islower())
+_END = r"(?=\s*(?:[,)\]]|$))"
+_PARTS = re.compile(rf"\b[rR](?:{_STRING})|{_STRING}|%{_END}|(?<![\w-])(?:{_RESERVED}){_END}", re.DOTALL)
 
 # Backslashes that are escapes in strings written by `format_value`; in a path, a backslash separates folders.
 _ESCAPES = re.compile(r"""(?:[^\\]|\\[\\'"]|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*""", re.DOTALL)
@@ -366,11 +368,14 @@ def _syntax_tree(source: str) -> ast.expr:
         if match[0] == "%":
             # A percent sign is Python's modulo: with a right side, `40%` can be parsed.
             return "%_"
+        if keyword.iskeyword(match[0]):
+            # A value such as `class`, the name of many a column.
+            return repr(match[0])
         is_path = match[0][0] in "\"'" and not _ESCAPES.fullmatch(match[0])
         return match[0].replace("\\", "\\\\") if is_path else match[0]
 
     try:
-        return ast.parse(_STRING_OR_PERCENT.sub(complete, source), mode="eval").body
+        return ast.parse(_PARTS.sub(complete, source), mode="eval").body
     except (ValueError, MemoryError, RecursionError):
         # Null characters, lone surrogates, and expressions too deep for the parser.
         raise SyntaxError from None

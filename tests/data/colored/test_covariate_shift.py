@@ -61,6 +61,7 @@ def test_overlap_one_is_balanced_and_zero_is_disjoint():
 
 def test_the_source_is_found_by_name_and_rejects_wrong_settings():
     assert source("colored-mnist-covariate-shift(kind=digit)") == CovariateShift("digit")
+    assert source("colored-mnist-covariate-shift(kind=class, overlap=0.5)") == CovariateShift("class", 0.5)
     assert (
         source("colored-mnist-covariate-shift(overlap=0.5)").name
         == "colored-mnist-covariate-shift(overlap=0.5)"

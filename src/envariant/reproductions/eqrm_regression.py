@@ -145,8 +145,8 @@ def regression(runner: Runner) -> Iterator[Finding]:
     exact, sampled, sigma = found["exact"], found["sampled"], deviations(ENVIRONMENTS)
     ends = {"ERM": derived(sigma, None)} | {f"EQRM, α = {q:g}": derived(sigma, q) for q in QUANTILES}
     rows = tuple(
-        (name, *(f"{v:.4f}" for v in exact[name][:2]), f"{ends[name]:.4f}" if name in ends else NONE,
-         *(f"{v:.4f}" for v in sampled[name]))
+        (name, *(f"{v:z.4f}" for v in exact[name][:2]), f"{ends[name]:z.4f}" if name in ends else NONE,
+         *(f"{v:z.4f}" for v in sampled[name]))
         for name in exact
     )  # fmt: skip
     header = ("method", "w₁", "w₂", "w₂ derived", "w₁, sampled", "w₂, sampled", "bias, sampled")
@@ -164,14 +164,14 @@ def regression(runner: Runner) -> Iterator[Finding]:
     chart = charts.lines(curves, "quantile of σ", "risk", ("linear", "log"))
     yield CaptionedFigure("quantiles", chart, "Quantiles of the test risk, as in the paper's figure.")
     gap = max(abs(exact[name][1] - end) for name, end in ends.items())
-    formula = f"largest difference of w₂ from 2/(2 + Q) {gap:.4f}"
+    formula = f"largest difference of w₂ from 2/(2 + Q) {gap:z.4f}"
     yield statement("Training ends at the derived weights.", gap <= 0.003, formula, exact=True)
     second = [exact[f"EQRM, α = {q:g}"][1] for q in QUANTILES] + [exact["EQRM, α → 1"][1]]
     falls = all(a > b for a, b in pairwise(second))
-    numbers = "w₂ " + ", ".join(f"{value:.4f}" for value in second)
+    numbers = "w₂ " + ", ".join(f"{value:z.4f}" for value in second)
     yield statement("The weight of the effect falls as α increases.", falls, numbers, exact=True)
     last = {kind: found[kind]["EQRM, α → 1"][1] for kind in found}
-    numbers = ", ".join(f"w₂ {value:.4f} with {kind} risks" for kind, value in last.items())
+    numbers = ", ".join(f"w₂ {value:z.4f} with {kind} risks" for kind, value in last.items())
     recovered = all(abs(value) < 0.02 for value in last.values())
     yield statement("For α → 1, EQRM recovers the cause (|w₂| < 0.02).", recovered, numbers, exact=True)
     yield from _best_at_own_quantile(exact)

@@ -25,7 +25,7 @@ REX = reproduction("rex-2020")
 @pytest.fixture
 def small(monkeypatch):
     """Train all declared runs on colored digits, with a network 2 wide, for a few steps."""
-    monkeypatch.setattr(rex_2020, "GRAY", "flip-0.9")
+    monkeypatch.setattr(rex_2020, "GRAY", "flip-0.5")
     monkeypatch.setattr(rex_sem, "STEPS", 50)
     monkeypatch.setattr(rex_hybrid, "DATA", {"CMNIST": "colored-digits", "hetero-CMNIST": "colored-digits"})
     monkeypatch.setattr(rex_hybrid, "SIZES", {"hidden": 2, "steps": 2, "label_steps": 2, "batch": 4})
@@ -36,6 +36,9 @@ def small(monkeypatch):
         data = "colored-digits"
         if run.data == rex_variants.RANGE:
             data += run.data.partition(", strided")[0].removeprefix("colored-mnist") + ")"
+        elif "gray_test" in run.data:
+            # Two test environments, as in the data with a gray one.
+            data += "(test_flips=(0.9, 0.5))"
         settings = {**run.settings, "model": "mlp(hidden=2)", "steps": 4, "evaluate_every": 2}
         return train_as_declared(self, Run(data, run.algorithm, settings))
 

@@ -73,5 +73,9 @@ def test_coins_are_16_bits_of_the_numbers_of_a_row():
             lane = (word >> (16 * (column % 4))) & 0xFFFF
             signed = lane - 0x10000 if lane >= 0x8000 else lane
             assert bool(drawn[row, column]) == (signed < round(0.3 * 2**16) - 2**15)
+    assert not coins(key, 5, 300, 100, 0.0).any()
+    # The type of the 16-bit numbers has no number above all of them.
+    for almost in (1 - 1e-6, 1.0):
+        assert coins(key, 5, 300, 100, almost).double().mean() > 0.999
     many = coins(key, 6, 300, 1001, 0.3)
     assert abs(many.double().mean().item() - 0.3) < 0.004

@@ -80,7 +80,8 @@ def coins(
     """Return random truth values, `[rows, width]`.
 
     The values of a row depend on its index, counted from `first_row`, but not on the number of rows. Each
-    64-bit random number gives four values, so the probability is rounded to a multiple of 2⁻¹⁶.
+    64-bit random number gives four values, so the probability is rounded to a multiple of 2⁻¹⁶, at most
+    1 − 2⁻¹⁶.
 
     Args:
         key: Key of the step.
@@ -91,7 +92,8 @@ def coins(
         first_row: Index of the first row.
     """
     words = -(-width // _LANES)
-    limit = round(probability * 2**16) - 2**15
+    # Compared with signed 16-bit numbers, whose type cannot hold 2¹⁵.
+    limit = min(round(probability * 2**16), 2**16 - 1) - 2**15
     return _coin_operation()(key, (stream << 32) + first_row * words, rows, words, limit)[:, :width]
 
 

@@ -11,7 +11,7 @@ import envariant
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.tasks import Binary
 from envariant.models import model_config
-from envariant.training import batch_sampler, step_program, zero_columns
+from envariant.training import step_program, zero_columns
 from envariant.training.network import Network
 from envariant.training.pure_model import PureModel
 from envariant.training.zero_columns import RowGroups, first_weights, row_groups
@@ -134,15 +134,16 @@ def test_layers_whose_weights_do_not_only_multiply_all_inputs_are_refused(module
 
 @pytest.fixture
 def uses(monkeypatch):
-    """List, for every sampler that is built, whether it skips zeros."""
+    """List, for every forward pass of a training step, whether it skips zeros."""
     seen = []
-    build = batch_sampler.BatchSampler.__init__
+    outputs = Network.outputs
 
-    def noted(self, *values, **named):
-        build(self, *values, **named)
-        seen.append(self.groups is not None)
+    def noted(self, *values, training, groups=None, **named):
+        if training:
+            seen.append(groups is not None)
+        return outputs(self, *values, training=training, groups=groups, **named)
 
-    monkeypatch.setattr(batch_sampler.BatchSampler, "__init__", noted)
+    monkeypatch.setattr(Network, "outputs", noted)
     return seen
 
 
@@ -216,6 +217,8 @@ def test_weights_of_columns_that_are_always_zero_stay_exact():
     ("algorithm", "options"),
     [
         ("fishr", {}),  # needs features
+        ("vrex + and-mask", {}),
+        ("mixup", {}),
         ("erm", {"batch_size": 64}),
         ("erm", {"model": "mlp(hidden=32, dropout=0.2)"}),
         ("erm", {"model": "mlp(hidden=32, batch_norm=true)"}),

@@ -329,10 +329,8 @@ class ReplicaStack:
         sizes, axes, count = self._batches.sizes, self._batches.axes, len(self._replicas)
         groups = self._batches.groups
         shapes = () if groups is None else tuple(each.shape for each in groups.inputs)
-        key = (
-            *(count, structure(self._algorithm), sizes, axes, shapes, self._on_features),
-            constants(self.network.module),
-        )
+        layers = constants(self.network.module)
+        key = (count, structure(self._algorithm), sizes, axes, shapes, self._on_features, layers)
         if key not in programs:
             programs[key] = StepProgram(
                 self.network,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from envariant.algorithms import Algorithm, Composition, MeanGradient
 from envariant.core.environments import EnvironmentSet
 from envariant.models import FeaturizerAndHead
 from envariant.training.batch_sampler import BatchSampler, Rows
@@ -50,8 +51,20 @@ def sampler(rows: Rows, network: Network, replicas: Sequence[Replica], config: R
         config.batch_size,
         config.augmentation,
         torch.bfloat16 if full_batch and rounds else torch.float32,
-        # A compiled program is compiled again for replicas with other numbers of zeros.
-        skips_zeros=network.skips_zeros and network.device.type == "cpu" and not config.compiled,
+        skips_zeros=network.skips_zeros and _passes_whole_batches(replicas[0].algorithm, config),
+    )
+
+
+def _passes_whole_batches(algorithm: Algorithm, config: RunConfig) -> bool:
+    """Return whether a run on the CPU passes the whole batch through the model at once."""
+    return (
+        isinstance(algorithm, Composition)
+        and algorithm.training_step is None
+        # Other aggregators need the gradients of single environments.
+        and isinstance(algorithm.gradient_aggregator, MeanGradient)
+        and config.device.type == "cpu"
+        # A compiled program would be compiled again for replicas with other numbers of zeros.
+        and not config.compiled
     )
 
 

@@ -101,7 +101,6 @@ def _division(filled: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
         parts: Number of parts into which the columns are divided.
     """
     patterns = filled.unflatten(1, (parts, -1)).any(dim=2)
-    # Every group keeps at least one column, because products without columns have no derivatives.
     distinct, owner = torch.unique(patterns, dim=0, return_inverse=True)
     if len(distinct) > _MOST_GROUPS:
         return []
@@ -109,6 +108,7 @@ def _division(filled: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
     for k in range(len(distinct)):
         rows = (owner == k).nonzero()[:, 0]
         columns = filled[rows].any(dim=0).nonzero()[:, 0]
+        # At least one column, because products without columns have no derivatives.
         groups.append((rows, columns if len(columns) else columns.new_zeros(1)))
     return groups
 
@@ -134,7 +134,7 @@ def first_weights(module: nn.Module, input_shape: Sequence[int]) -> str | None:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Return whether a network is a chain of well-known layers, each of which treats every row alone.
+    """Return whether a network is a chain of known layers whose outputs for a row depend on no other row.
 
     Layers with hooks and layers or weights that are used more than once are not allowed.
 

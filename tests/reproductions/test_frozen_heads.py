@@ -8,7 +8,6 @@ import envariant
 from envariant import data
 from envariant.algorithms import RECIPES
 from envariant.core.environments import EnvironmentSet
-from envariant.data.validation_split import ValidationSplit
 from envariant.models.base import FeaturizerAndHead
 from envariant.reproductions.frozen_heads import Rows, _clove, _Predicted, rich_features, train_heads
 from envariant.training.replicas import Seeds
@@ -101,22 +100,21 @@ def test_rich_features_start_from_the_pretraining_of_the_replica():
     source = data.source("colored-digits")
     rfc = "rfc(first_steps=2, steps=2, synthesis_steps=2)"
     settings = {"model": "mlp(hidden=4)", "init": rfc, "learning_rate": 0.01}
-    rich = rich_features(source, 1, **settings, holdout_fraction=0.25)
+    rich = rich_features(source, 1, **settings)
     trained = envariant.train(
-        source, "erm", **settings, holdout_fraction=0.25, batch_size="full", freeze="features", steps=1,
+        source, "erm", **settings, batch_size="full", freeze="features", steps=1,
         replicas=2, progress=False, execution="sequential",
     )  # fmt: skip
     state = trained.checkpoints[1]
     for name, value in rich.network.featurizer.state_dict().items():
         assert torch.equal(value, {**state.params, **state.buffers}[f"featurizer.{name}"])
-    rows = rich.rows("validation")
-    (first, *_) = [e for e in rich.sample.environments if rich.roles[e.name] == "validation"]
+    rows = rich.rows("train")
+    (first, *_) = [e for e in rich.sample.environments if rich.roles[e.name] == "train"]
     logits = rich.network(first.input_store.gather())[:, 0]
     torch.testing.assert_close(rows.logits(rich.head[:, None])[0, :, 0], logits)
     right = (logits > 0) == (first.targets > 0.5)
     assert float(rows.accuracy(rich.head[:, None])[0, 0]) == pytest.approx(right.float().mean().item())
-    split = ValidationSplit(source, 0.25).sample(Seeds.of(0, 1).data)
-    assert first.targets.equal(split[first.name].targets)
+    assert first.targets.equal(source.sample(Seeds.of(0, 1).data)[first.name].targets)
     assert (
         not rich_features(source, 1, **settings, data_seed=5)
         .sample["flip-0.9"]

@@ -4,7 +4,7 @@ All penalized runs of a seed start from the same 400 steps of ERM, which are tra
 """
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -123,8 +123,18 @@ def accuracies(result: TrainingResult, flip: float) -> tuple[float, ...]:
         result: Result of a run on `DATA`.
         flip: Color flip probability.
     """
-    names = (f"test-flip-{flip:g}", f"flip-{flip:g}")
-    return result.final(next(name for name in names if name in result.record.roles), "accuracy").values
+    return result.final(shifted_environment(flip, result.record.roles), "accuracy").values
+
+
+def shifted_environment(flip: float, names: Collection[str]) -> str:
+    """Return the name of the environment of MNIST's test digits with a color flip probability.
+
+    Args:
+        flip: Color flip probability.
+        names: Names of all environments. If a training environment has the same probability, the name of the
+            test environment begins with "test-".
+    """
+    return next(name for name in (f"test-flip-{flip:g}", f"flip-{flip:g}") if name in names)
 
 
 def _validated(result: TrainingResult) -> float:

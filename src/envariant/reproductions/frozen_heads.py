@@ -63,7 +63,7 @@ class RichFeatures:
     Attributes:
         sample: Environments of the replica.
         network: Network with the pretrained weights.
-        roles: Role of each environment, by name: "train", "validation" or "test".
+        roles: Role of each environment, by name: "train" or "test".
     """
 
     sample: EnvironmentSet
@@ -81,7 +81,7 @@ class RichFeatures:
         """Return the features and labels of all environments that have a given role.
 
         Args:
-            role: "train", "validation" or "test".
+            role: "train" or "test".
         """
         return self.rows_of([name for name, own in self.roles.items() if own == role])
 
@@ -113,7 +113,6 @@ def rich_features(
     model: str,
     init: str,
     learning_rate: float,
-    holdout_fraction: float = 0.0,
     data_seed: int | None = None,
 ) -> RichFeatures:
     """Pretrain the network of one replica, with the seeds that `envariant.train` uses.
@@ -124,7 +123,6 @@ def rich_features(
         model: Model, such as "mlp(hidden=390)".
         init: Pretraining, such as "rfc".
         learning_rate: Learning rate of the pretraining.
-        holdout_fraction: Share of training rows held out for validation.
         data_seed: Seed of the data draw. Default: the one that `envariant.train` uses.
     """
     spec = RunSpec(
@@ -132,7 +130,6 @@ def rich_features(
         model=model,
         init=init,
         learning_rate=learning_rate,
-        holdout_fraction=holdout_fraction,
         steps=1,
         batch_size="full",
     )

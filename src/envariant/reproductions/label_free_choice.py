@@ -225,7 +225,7 @@ def heads_on_rich_features(
 
     del data
     rich = rich_features(source, replica, model=model, init=init, learning_rate=RICH_RATE)
-    test = next(name for name in (f"test-flip-{SHIFTED:g}", f"flip-{SHIFTED:g}") if name in rich.roles)
+    test = eqrm_2022.shifted_environment(SHIFTED, rich.roles)
     rows, held_out, tests = rich.rows("train"), rich.rows_of(eqrm_2022.VALIDATION), rich.rows_of([test])
     results: list[dict[str, Any]] = []
     for group in groups:

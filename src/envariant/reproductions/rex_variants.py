@@ -185,11 +185,11 @@ def memory(runner: Runner) -> Iterator[Finding]:
     shares = {name: values[-1] / max(values) for name, (_, values) in series.items()}
     # The data also have a gray test environment.
     test = _accuracy(result, TEST)
+    memorized = all(share < 1e-3 for share in shares.values()) and test < 0.5
     yield statement(
         "Loss and both penalties fall below 0.001 of their maximum, and test accuracy stays below 0.5.",
         # Fewer steps than in the paper cannot contradict it.
-        (all(share < 1e-3 for share in shares.values()) and test < 0.5)
-        or (None if steps < _MEMORY_STEPS else False),
+        None if steps < _MEMORY_STEPS and not memorized else memorized,
         "; ".join(f"{name}: {share:.2g} of its maximum" for name, share in shares.items())
         + f"; test accuracy {test:.3f}, after {steps:,} updates",
     )

@@ -14,7 +14,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.data import colored_digits
 from envariant.models import model_config
 from envariant.training.optimizers import optimizer_config
-from envariant.training.pretraining import RFC, Fitting, balanced_rows, predictions
+from envariant.training.pretraining import JTT, RFC, Fitting, balanced_rows, predictions
 from envariant.training.replicas import Replica, Seeds
 from envariant.training.resolution import resolve
 from envariant.training.run_config import RunConfig, network
@@ -70,9 +70,13 @@ class Noted:
     def __init__(self, fit):
         self.fit, self.calls, self.fitted = fit, [], []
 
-    def __call__(self, environments, algorithm, steps):
+    @property
+    def batch_size(self):
+        return self.fit.batch_size
+
+    def __call__(self, environments, algorithm, steps, **options):
         self.calls.append((environments, algorithm, steps))
-        self.fitted.append(self.fit(environments, algorithm, steps))
+        self.fitted.append(self.fit(environments, algorithm, steps, **options))
         return self.fitted[-1]
 
 
@@ -123,6 +127,37 @@ def test_rich_features_equal_those_of_a_plain_loop_like_the_release():
         torch.testing.assert_close(found[f"head.{key}"], sum(heads) / 2)
     assert all(torch.equal(found[k], v) for k, v in trained.items() if k.startswith("featurizer"))
     assert not any(key.startswith("imitating") for key in found)
+
+
+def test_jtt_trains_anew_on_the_errors_of_a_short_first_training():
+    member = Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0)
+    fit, own = Noted(Fitting(member, PLAN)), training_rows()
+    found = JTT(first_steps=20, steps=11, l2=0.002, batch_size=64, learning_rate=0.02).weights(own, fit, 5)
+    (first, _, n), (groups, algorithm, also) = fit.calls
+    assert (n, also, algorithm) == (20, 11, Composition(l2=0.002))
+    assert [e.name for e in groups.environments] == ["right 1", "wrong 1"]
+    inputs, targets = (torch.cat(p) for p in zip(*(e.rows() for e in first.environments), strict=True))
+    wrong = (fit.fitted[0].logits(inputs) > 0).float() != targets
+    assert torch.equal(groups["wrong 1"].rows()[0], inputs[wrong])
+    again = Fitting(member, PLAN)(groups, algorithm, 11, batch_size=64, learning_rate=0.02).weights
+    assert found.keys() == again.keys()
+    assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+def test_in_minibatches_each_head_imitates_the_answers_for_its_own_rows():
+    member = Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0)
+    fit, own = Noted(Fitting(member, PLAN)), training_rows()
+    RFC(first_steps=20, steps=30, synthesis_steps=300, l2=0.0, batch_size=64).weights(own, fit, 5)
+    answers, weights = fit.calls[2][0], fit.fitted[2].weights
+    for k, environment in enumerate(answers.environments):
+        features, said = environment.rows()
+        features = features.flatten(1)
+        for layer in (1, 3):
+            weight, bias = weights[f"featurizer.{layer}.weight"], weights[f"featurizer.{layer}.bias"]
+            features = torch.relu(features @ weight.T + bias)
+        head = f"imitating-head-{k}"
+        logits = features @ weights[f"{head}.weight"][0] + weights[f"{head}.bias"]
+        assert float(((logits > 0).float() == said).double().mean()) > 0.9
 
 
 def test_second_round_finds_features_that_the_first_misses():

@@ -30,13 +30,28 @@ class Fitted:
 class Fit(Protocol):
     """Function that trains a new model of the run's architecture."""
 
-    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of each environment per step, unless a call changes it; None for all rows."""
+        ...
+
+    def __call__(
+        self,
+        environments: EnvironmentSet,
+        algorithm: Composition,
+        steps: int,
+        *,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+    ) -> Fitted:
         """Train a new model on all environments.
 
         Args:
             environments: Training environments.
             algorithm: Algorithm for training the model.
             steps: Number of updates.
+            batch_size: Rows of each environment per step; None for the batch size of the run.
+            learning_rate: Learning rate of all parameters; None for the learning rates of the run.
         """
         ...
 

@@ -8,10 +8,11 @@ that imitates all these models and thus learns more features.
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, ClassVar, final
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
@@ -49,11 +50,15 @@ class FromERM(Initializer):
     Attributes:
         steps: Number of updates.
         l2: Coefficient of the squared parameter norm in the loss.
+        batch_size: Rows of each training environment per step; None for the batch size of the run.
+        learning_rate: Learning rate; None for the learning rate of the run.
     """
 
     name: ClassVar[str] = "erm"
     steps: PositiveInt = 100
     l2: NonNegativeFloat = 0.0011
+    batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
 
     @property
     def total_steps(self) -> int:
@@ -61,7 +66,49 @@ class FromERM(Initializer):
 
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         del seed
-        return fit(environments, Composition(l2=self.l2), self.steps).weights
+        train = partial(fit, batch_size=self.batch_size, learning_rate=self.learning_rate)
+        return train(environments, Composition(l2=self.l2), self.steps).weights
+
+
+@final
+@dataclass(frozen=True)
+class JTT(Initializer):
+    """Pretraining on the errors of a first model. Liu et al. 2021 (arXiv 2107.09044), Algorithm 1.
+
+    The first model is trained by ERM and stopped early, so that it uses the features that are easiest to
+    learn. The second model starts anew; its initial weights are those of the first. It minimizes the mean of
+    two risks: that of the rows which the first model predicts incorrectly, and that of all other rows. Errors
+    thus have the same total weight as the other rows. In the paper, their weight is a hyperparameter, and the
+    second model is the result, not the start of another training.
+
+    Attributes:
+        first_steps: Number of updates of the first model.
+        steps: Number of updates of the second model.
+        l2: Coefficient of the squared parameter norm in the loss of both models.
+        batch_size: Rows per step of each training environment for the first model, and of each of the two
+            groups of rows for the second; None for the batch size of the run.
+        learning_rate: Learning rate of both models; None for the learning rate of the run.
+    """
+
+    name: ClassVar[str] = "jtt"
+    first_steps: PositiveInt = 20
+    steps: PositiveInt = 100
+    l2: NonNegativeFloat = 0.0011
+    batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+
+    @property
+    def total_steps(self) -> int:
+        return self.first_steps + self.steps
+
+    def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
+        del seed
+        task = _classification(environments, self.name)
+        train = partial(fit, batch_size=self.batch_size, learning_rate=self.learning_rate)
+        pooled = _pooled(environments)
+        first = train(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
+        groups = EnvironmentSet("groups", tuple(_groups(pooled, [_is_right(first, pooled, task)])), task)
+        return train(groups, Composition(l2=self.l2), self.steps).weights
 
 
 @final
@@ -82,6 +129,9 @@ class RFC(Initializer):
         steps: Number of updates of each later model.
         synthesis_steps: Number of updates of the imitating model.
         l2: Coefficient of the squared parameter norm in the loss of each model.
+        batch_size: Rows per step: of each environment for the first model, of each group of rows for later
+            models, and for each model that is imitated; None for the batch size of the run.
+        learning_rate: Learning rate of all models; None for the learning rate of the run.
     """
 
     name: ClassVar[str] = "rfc"
@@ -90,27 +140,26 @@ class RFC(Initializer):
     steps: PositiveInt = 501
     synthesis_steps: PositiveInt = 501
     l2: NonNegativeFloat = 0.0011
+    batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
 
     @property
     def total_steps(self) -> int:
         return self.first_steps + (self.rounds - 1) * self.steps + self.synthesis_steps
 
     def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
-        task = environments.task
-        if isinstance(task, Regression) or task.target_shape:
-            raise EnvariantError(
-                "rfc: needs a classification task, because it groups rows by correct and wrong predictions; "
-                "the task is regression"
-            )
+        task = _classification(environments, self.name)
+        batch_size = self.batch_size or fit.batch_size
+        train = partial(fit, batch_size=batch_size, learning_rate=self.learning_rate)
         pooled = _pooled(environments)
-        model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
-        answers, right = [_predicted(model, pooled, task)], [_is_right(model, pooled, task)]
-        while len(answers) < self.rounds:
+        model = train(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
+        models, right = [model], [_is_right(model, pooled, task)]
+        while len(models) < self.rounds:
             # A model without errors gives one group instead of two.
             groups = EnvironmentSet("groups", tuple(_groups(pooled, right)), task)
-            model = fit(groups, Composition(WorstCaseRisk(), l2=self.l2), self.steps)
-            answers.append(_predicted(model, pooled, task))
-            right.append(_is_right(model, pooled, task))
+            models.append(train(groups, Composition(WorstCaseRisk(), l2=self.l2), self.steps))
+            right.append(_is_right(models[-1], pooled, task))
+        answers = [_predicted(model, pooled, task) for model in models]
         index = balanced_rows(torch.stack(right), torch.Generator().manual_seed(seed))
         inputs = pooled.input_store.select(index)
         imitated = EnvironmentSet(
@@ -118,8 +167,8 @@ class RFC(Initializer):
             tuple(Environment(f"answers {k + 1}", inputs, answer[index]) for k, answer in enumerate(answers)),
             task,
         )
-        imitation = Composition(training_step=_Imitation(), l2=self.l2)
-        weights = fit(imitated, imitation, self.synthesis_steps).weights
+        imitation = Composition(training_step=_Imitation(full_batches=batch_size is None), l2=self.l2)
+        weights = train(imitated, imitation, self.synthesis_steps).weights
         heads = [_head_name(k) for k in range(self.rounds)]
         featurizer = {key: value for key, value in weights.items() if key.split(".")[0] not in heads}
         mean_head = {
@@ -143,6 +192,7 @@ class _Imitation(TrainingStep):
     paper: ClassVar[str] = "Zhang, Lopez-Paz, Bottou 2022, arXiv 2203.15516"
     needs_features: ClassVar[bool] = True
     needs_linear_head: ClassVar[bool] = True
+    full_batches: bool = True
 
     def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
         return {
@@ -153,18 +203,31 @@ class _Imitation(TrainingStep):
     def gradients(
         self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
     ) -> tuple[dict[str, Tensor], State, Metrics]:
-        inputs, answers = batch.split(batch.inputs)[0], batch.split(batch.targets)
+        answers = batch.split(batch.targets)
+        inputs = batch.split(batch.inputs)[0] if self.full_batches else batch.inputs
 
         def loss(params: Parameters) -> Tensor:
             features, _ = model(params, inputs)
+            own = [features] * len(answers) if self.full_batches else batch.split(features)
             losses = [
-                batch.task.losses(batch.task.logits(model.network(_head_name(k), params, features)), answer)
+                batch.task.losses(batch.task.logits(model.network(_head_name(k), params, own[k])), answer)
                 for k, answer in enumerate(answers)
             ]
             return torch.stack(losses).mean()
 
         gradient, value = grad_and_value(loss)(params)
         return gradient, state, {"risk": value.detach()}
+
+
+def _classification(environments: EnvironmentSet, name: str) -> Task:
+    """Return the task, which must be classification."""
+    task = environments.task
+    if isinstance(task, Regression) or task.target_shape:
+        raise EnvariantError(
+            f"{name}: needs a classification task, because it groups rows by correct and wrong predictions; "
+            "the task is regression"
+        )
+    return task
 
 
 def balanced_rows(right: Tensor, generator: torch.Generator) -> Tensor:
@@ -239,7 +302,9 @@ def _head_name(k: int) -> str:
     return f"imitating-head-{k}"
 
 
-INITIALIZERS: dict[str, type[Initializer]] = {cls.name: cls for cls in (FromERM, RFC, LinearProbe, FromRun)}
+INITIALIZERS: dict[str, type[Initializer]] = {
+    cls.name: cls for cls in (FromERM, JTT, RFC, LinearProbe, FromRun)
+}
 
 
 def initializer_named(text: str | None) -> Initializer | None:
@@ -310,13 +375,28 @@ class Fitting(Fit):
     config: RunConfig
     on_step: Callable[[], None] = lambda: None
 
-    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
+    @property
+    def batch_size(self) -> int | None:
+        return self.config.batch_size
+
+    def __call__(
+        self,
+        environments: EnvironmentSet,
+        algorithm: Composition,
+        steps: int,
+        *,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+    ) -> Fitted:
         replica, config = self.replica, self.config
         groups = replace(replica.groups, decays=None)
+        if learning_rate is not None:
+            replica, groups = replace(replica, learning_rate=learning_rate), replace(groups, rates=None)
         alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None, groups=groups)
         own_config = replace(
             config,
             steps=steps,
+            batch_size=batch_size or config.batch_size,
             test=(),
             freeze=None,
             evaluate_every=steps,

@@ -147,8 +147,10 @@ def test_jtt_trains_anew_on_the_errors_of_a_short_first_training():
 def test_in_minibatches_each_head_imitates_the_answers_for_its_own_rows():
     member = Replica(0, Seeds.of(1, 0), Composition(), 0.01, 0.0)
     fit, own = Noted(Fitting(member, PLAN)), training_rows()
-    RFC(first_steps=20, steps=30, synthesis_steps=300, l2=0.0, batch_size=64).weights(own, fit, 5)
+    RFC(first_steps=20, steps=300, synthesis_steps=300, l2=0.0, batch_size=64).weights(own, fit, 5)
     answers, weights = fit.calls[2][0], fit.fitted[2].weights
+    # Neither model gives the same answer to all rows, so wrong pairs of rows and answers would be noticed.
+    assert all(0.3 < float(e.targets.mean()) < 0.7 for e in answers.environments)
     for k, environment in enumerate(answers.environments):
         features, said = environment.rows()
         features = features.flatten(1)
@@ -157,7 +159,7 @@ def test_in_minibatches_each_head_imitates_the_answers_for_its_own_rows():
             features = torch.relu(features @ weight.T + bias)
         head = f"imitating-head-{k}"
         logits = features @ weights[f"{head}.weight"][0] + weights[f"{head}.bias"]
-        assert float(((logits > 0).float() == said).double().mean()) > 0.9
+        assert float(((logits > 0).float() == said).double().mean()) > 0.8
 
 
 def test_second_round_finds_features_that_the_first_misses():

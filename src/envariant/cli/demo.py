@@ -18,7 +18,13 @@ _RUNS = (("erm", False), ("irm", False), ("vrex", False), ("and-mask", False), (
 
 _WIDTH, _ROWS = "mlp(hidden=390)", 2048
 _START = f"jtt(first_steps=20, steps=100, l2=0.002, batch_size={_ROWS}, learning_rate=0.001)"
-_MINIBATCHES = {"model": _WIDTH, "steps": 120, "batch_size": _ROWS, "learning_rate": 1e-3}
+_MINIBATCHES = {
+    "model": _WIDTH,
+    "steps": 120,
+    "batch_size": _ROWS,
+    "learning_rate": 1e-3,
+    "evaluate_every": 20,
+}
 _HEAD = {
     "model": _WIDTH,
     "steps": 100,
@@ -26,6 +32,7 @@ _HEAD = {
     "learning_rate": 1e-2,
     "init": _START,
     "freeze": "features",
+    "evaluate_every": 20,
 }
 _SHORT_NOTE = "These settings are not the papers'. To use the papers' settings (minutes), add --full."
 _PENALTY = {"coefficient": 1e4, "l2": 0.01}
@@ -97,7 +104,7 @@ def demo(
         folder = out / f"{algorithm}{'-grayscale' if gray else ''}{'-full' if full else ''}"
         options: dict[str, Any] = {**(SHORT[algorithm] if short else {}), "replicas": replicas}
         if steps is not None:
-            options["steps"] = steps
+            options |= {"steps": steps, "evaluate_every": None}
         result = train(replace(source, gray=gray), algorithm, out=folder, **options)
         results.append(result)
         if not json:

@@ -208,7 +208,7 @@ WRONG = [
     ('train(DIGITS, augmentation=3)', 'augmentation must be a name such as affine(rotation=15); got 3'),
     ('train(DIGITS, augmentation=RandomAffine)', 'augmentation: RandomAffine is a class; pass an instance, as in RandomAffine(…)'),
     ('train(SITES, steps=2, augmentation="affine")', 'affine: requires channels-first images; got inputs of shape (2,)'),
-    ('train(DIGITS, init="rcf")', "unknown init 'rcf'; did you mean 'rfc'? known: erm, linear-probe, rfc"),
+    ('train(DIGITS, init="rcf")', "unknown init 'rcf'; did you mean 'rfc'? known: erm, jtt, linear-probe, rfc"),
     ('train(DIGITS, init=5)', 'init must be a name such as erm(steps=100) or rfc; got 5'),
     ('train(DIGITS, freeze="features")', 'freeze="features" needs pretrained features: set init as well, for example init="rfc"'),
     ('train(DIGITS, freeze="batch-norm")', 'freeze: model FeaturizerAndHead has no BatchNorm layers; leave out "batch-norm"'),

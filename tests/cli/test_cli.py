@@ -8,6 +8,9 @@ import sys
 import pytest
 
 from envariant.algorithms import recipe
+from envariant.cli.demo import SHORT
+from envariant.training.resolution import resolve
+from envariant.training.run_spec import RunSpec
 
 ENVARIANT = [sys.executable, "-m", "envariant"]
 TRAIN = ["train", "--data", "colored-digits", "--steps", "4"]
@@ -100,6 +103,30 @@ def test_demo_on_small_digits_writes_its_page(here, tmp_path):
     text = (tmp_path / "demo" / "report.html").read_text()
     for word in ("erm", "irm", "vrex", "and-mask", "grayscale oracle", "Bayes"):
         assert word in text
+    wrong = here("demo", "--data", "colored-digits", "--full", "--out", tmp_path / "demo")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "--full needs colored-mnist" in wrong.stderr
+
+
+@pytest.mark.parametrize("algorithm", SHORT)
+def test_short_settings_of_the_demo_are_those_of_the_runs(algorithm):
+    resolved = resolve(RunSpec(data="colored-mnist", algorithm=algorithm, **SHORT[algorithm]))
+    assert resolved.spec.model == "mlp(hidden=390)"
+    frozen = algorithm in ("irm", "vrex")
+    assert (resolved.spec.freeze, resolved.spec.init is not None) == ("features" if frozen else None, frozen)
+    assert not resolved.algorithm.scaled, "no suggested schedule is rescaled"
+
+
+@pytest.mark.verify
+def test_demo_shows_on_real_digits_that_erm_fails_and_invariant_methods_do_not(tmp_path):
+    command = [*ENVARIANT, "demo", "--replicas", "2", "--out", str(tmp_path / "demo"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    erm, irm, vrex, _, gray = (each["environments"]["flip-0.9"]["accuracy"]["mean"] for each in runs)
+    assert erm < 0.2
+    assert min(irm, vrex) > 0.6
+    assert gray > 0.7
 
 
 def test_algorithms_are_listed_with_parts_papers_and_ranges(here):

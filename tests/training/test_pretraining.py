@@ -1,5 +1,7 @@
 """Pretraining by ERM and rich features, and models that algorithms change."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -48,6 +50,14 @@ def test_pretraining_by_erm_equals_training_by_erm_first():
     assert measured(started, 0) != measured(run("vrex(5)", steps=1), 0)
 
 
+@pytest.mark.parametrize("rate", [0.01, {"featurizer": 0.3, "head": 0.1}])
+def test_pretraining_has_its_own_batch_size_and_learning_rate(rate):
+    erm = run("erm(l2=0)", steps=7, batch_size=32, learning_rate=0.05)
+    init = "erm(steps=7, l2=0, batch_size=32, learning_rate=0.05)"
+    started = run("vrex(5)", steps=1, init=init, learning_rate=rate)
+    assert measured(started, 0) == measured(erm, 7)
+
+
 def test_a_run_starts_from_the_stored_replica_with_the_same_seeds(tmp_path):
     erm = run("erm(l2=0)", steps=3, replicas=3, seed=4, out=tmp_path / "erm")
     start = FromRun(str(tmp_path / "erm"))
@@ -74,9 +84,13 @@ class Noted:
     def batch_size(self):
         return self.fit.batch_size
 
-    def __call__(self, environments, algorithm, steps, **options):
+    def but(self, **options):
+        self.fit = self.fit.but(**options)
+        return self
+
+    def __call__(self, environments, algorithm, steps):
         self.calls.append((environments, algorithm, steps))
-        self.fitted.append(self.fit(environments, algorithm, steps, **options))
+        self.fitted.append(self.fit(environments, algorithm, steps))
         return self.fitted[-1]
 
 
@@ -96,6 +110,11 @@ PLAN = RunConfig(
 def training_rows():
     drawn = colored_digits().sample(0)
     return EnvironmentSet("rows", drawn.environments[:2], Binary())
+
+
+def easy_rows():
+    inputs = torch.tensor([[-1.0], [1.0]]).repeat(20, 1)
+    return EnvironmentSet("easy", (Environment("all", inputs, (inputs[:, 0] > 0).float()),), Binary())
 
 
 def test_rich_features_equal_those_of_a_plain_loop_like_the_release():
@@ -139,9 +158,13 @@ def test_jtt_trains_anew_on_the_errors_of_a_short_first_training():
     inputs, targets = (torch.cat(p) for p in zip(*(e.rows() for e in first.environments), strict=True))
     wrong = (fit.fitted[0].logits(inputs) > 0).float() != targets
     assert torch.equal(groups["wrong 1"].rows()[0], inputs[wrong])
-    again = Fitting(member, PLAN)(groups, algorithm, 11, batch_size=64, learning_rate=0.02).weights
+    # The second training repeats from the initial weights, with the settings of the pretraining.
+    alone = Fitting(replace(member, learning_rate=0.02), replace(PLAN, batch_size=64))
+    again = alone(groups, algorithm, 11).weights
     assert found.keys() == again.keys()
     assert all(torch.equal(found[name], again[name]) for name in found)
+    with pytest.raises(EnvariantError, match="predicts all rows correctly, so there are no errors"):
+        JTT(first_steps=300).weights(easy_rows(), Fitting(replace(member, learning_rate=0.1), PLAN), 5)
 
 
 def test_in_minibatches_each_head_imitates_the_answers_for_its_own_rows():

@@ -43,7 +43,7 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
     "irm": {**_HEAD, "hyperparameters": _PENALTY},
     "vrex": {**_HEAD, "hyperparameters": {**_PENALTY, "pairwise": False, "risk_aggregator": "mean"}},
 }
-"""Options of each algorithm for training in seconds on Colored MNIST."""
+"""Options of each algorithm for training in seconds on Colored MNIST with the protocol `irm`."""
 
 
 def demo(
@@ -73,7 +73,8 @@ def demo(
     data
         Data set: colored-mnist, or colored-digits for a demo of a few seconds.
     full
-        Use the settings of each paper, and show its published figures.
+        Use the settings of each paper, with which its published figures can be compared. Data with another
+        protocol than irm are always trained with their usual settings.
     """
     import sys
     from dataclasses import replace
@@ -98,7 +99,9 @@ def demo(
     source = sources.source(data, folder=mnist)
     if not isinstance(source, ColoredMNIST | ColoredDigits):
         raise EnvariantError(f"demo: '{data}' is not a colored data set; use colored-mnist or colored-digits")
-    short = isinstance(source, ColoredMNIST) and not full
+    short = not full and isinstance(source, ColoredMNIST) and source.protocol == "irm"
+    if full and not isinstance(source, ColoredMNIST):
+        raise EnvariantError("demo: --full needs colored-mnist, the data of the papers")
     results: list[TrainingResult] = []
     for algorithm, gray in _RUNS:
         folder = out / f"{algorithm}{'-grayscale' if gray else ''}{'-full' if full else ''}"

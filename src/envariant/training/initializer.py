@@ -32,26 +32,25 @@ class Fit(Protocol):
 
     @property
     def batch_size(self) -> int | None:
-        """Rows of each environment per step, unless a call changes it; None for all rows."""
+        """Rows of each environment per step; None for all rows."""
         ...
 
-    def __call__(
-        self,
-        environments: EnvironmentSet,
-        algorithm: Composition,
-        steps: int,
-        *,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-    ) -> Fitted:
+    def but(self, *, batch_size: int | None, learning_rate: float | None) -> "Fit":
+        """Return a copy with another batch size and learning rate.
+
+        Args:
+            batch_size: Rows of each environment per step; None to keep the batch size.
+            learning_rate: Learning rate of all parameters; None to keep the learning rates.
+        """
+        ...
+
+    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
         """Train a new model on all environments.
 
         Args:
             environments: Training environments.
             algorithm: Algorithm for training the model.
             steps: Number of updates.
-            batch_size: Rows of each environment per step; None for the batch size of the run.
-            learning_rate: Learning rate of all parameters; None for the learning rates of the run.
         """
         ...
 

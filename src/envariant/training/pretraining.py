@@ -1,38 +1,29 @@
 """Pretraining of the initial weights.
 
-`erm` trains one model, which learns the features that are easiest to learn. `rfc` (rich feature construction)
-trains several models, each with more weight on the errors of the earlier models. Finally, it trains one model
-that imitates all these models and thus learns more features.
+`erm` trains one model, which learns the features that are easiest to learn. `jtt` trains a second model, in
+which the errors of a first one have more weight. `rfc` (rich feature construction) trains several models,
+each with more weight on the errors of the earlier models. Finally, it trains one model that imitates all
+these models and thus learns more features.
 """
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, final
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.func import grad_and_value
 
 from envariant.algorithms import Composition, PooledMean, WorstCaseRisk
-from envariant.algorithms.base import (
-    EnvironmentInference,
-    Metrics,
-    Model,
-    Parameters,
-    State,
-    TrainContext,
-    TrainingStep,
-)
+from envariant.algorithms.base import EnvironmentInference
 from envariant.core import specs
 from envariant.core.attributes import CLASS_WEIGHT, WEIGHT, training_weights
-from envariant.core.environments import Environment, EnvironmentBatch, EnvironmentSet, EnvironmentSource
+from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression, Task
-from envariant.models.base import xavier
+from envariant.training.imitation import Imitation, head_name
 from envariant.training.initializer import Fit, Fitted, Initializer
 from envariant.training.keep_rules import KeepLast
 from envariant.training.linear_probe import LinearProbe
@@ -42,78 +33,103 @@ from envariant.training.run_config import RunConfig, module_of
 from envariant.training.stored_start import FromRun
 
 
+@dataclass(frozen=True)
+class NetworkPretraining(Initializer):
+    """Base class of methods that train networks of the run's architecture.
+
+    Attributes:
+        batch_size: Rows of each environment per step; None for the batch size of the run.
+        learning_rate: Learning rate of all networks; None for the learning rate of the run.
+    """
+
+    batch_size: PositiveInt | None = field(default=None, kw_only=True)
+    learning_rate: PositiveFloat | None = field(default=None, kw_only=True)
+
+    def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
+        own = fit.but(batch_size=self.batch_size, learning_rate=self.learning_rate)
+        return self.trained(environments, own, seed)
+
+    @abstractmethod
+    def trained(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
+        """Return the weights; see `weights` for arguments and errors.
+
+        Args:
+            environments: Training environments.
+            fit: Function that trains a model with the batch size and learning rate of the method.
+            seed: Seed of all randomness other than weight initialization and batch order.
+        """
+
+
 @final
 @dataclass(frozen=True)
-class FromERM(Initializer):
+class FromERM(NetworkPretraining):
     """Pretraining by ERM.
 
     Attributes:
         steps: Number of updates.
         l2: Coefficient of the squared parameter norm in the loss.
-        batch_size: Rows of each training environment per step; None for the batch size of the run.
-        learning_rate: Learning rate; None for the learning rate of the run.
     """
 
     name: ClassVar[str] = "erm"
     steps: PositiveInt = 100
     l2: NonNegativeFloat = 0.0011
-    batch_size: PositiveInt | None = None
-    learning_rate: PositiveFloat | None = None
 
     @property
     def total_steps(self) -> int:
         return self.steps
 
-    def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
+    def trained(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         del seed
-        train = partial(fit, batch_size=self.batch_size, learning_rate=self.learning_rate)
-        return train(environments, Composition(l2=self.l2), self.steps).weights
+        return fit(environments, Composition(l2=self.l2), self.steps).weights
 
 
 @final
 @dataclass(frozen=True)
-class JTT(Initializer):
+class JTT(NetworkPretraining):
     """Pretraining on the errors of a first model. Liu et al. 2021 (arXiv 2107.09044), Algorithm 1.
 
     The first model is trained by ERM and stopped early, so that it uses the features that are easiest to
-    learn. The second model starts anew; its initial weights are those of the first. It minimizes the mean of
-    two risks: that of the rows which the first model predicts incorrectly, and that of all other rows. Errors
-    thus have the same total weight as the other rows. In the paper, their weight is a hyperparameter, and the
-    second model is the result, not the start of another training.
+    learn. The second model does not continue the first, but is trained from the same initial weights. It
+    minimizes the mean of two risks: that of the rows which the first model predicts incorrectly, and that of
+    all other rows. Errors thus have the same total weight as the other rows. In the paper, their weight is a
+    hyperparameter, and the second model is the result, not the start of another training.
+
+    `batch_size` is the number of rows per step of each training environment for the first model, and of each
+    of the two groups of rows for the second.
 
     Attributes:
         first_steps: Number of updates of the first model.
         steps: Number of updates of the second model.
         l2: Coefficient of the squared parameter norm in the loss of both models.
-        batch_size: Rows per step of each training environment for the first model, and of each of the two
-            groups of rows for the second; None for the batch size of the run.
-        learning_rate: Learning rate of both models; None for the learning rate of the run.
     """
 
     name: ClassVar[str] = "jtt"
     first_steps: PositiveInt = 20
     steps: PositiveInt = 100
     l2: NonNegativeFloat = 0.0011
-    batch_size: PositiveInt | None = None
-    learning_rate: PositiveFloat | None = None
 
     @property
     def total_steps(self) -> int:
         return self.first_steps + self.steps
 
-    def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
+    def trained(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
         del seed
-        task = _classification(environments, self.name)
-        train = partial(fit, batch_size=self.batch_size, learning_rate=self.learning_rate)
-        pooled = _pooled(environments)
-        first = train(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
-        groups = EnvironmentSet("groups", tuple(_groups(pooled, [_is_right(first, pooled, task)])), task)
-        return train(groups, Composition(l2=self.l2), self.steps).weights
+        task, pooled = _classification(environments, self.name), _pooled(environments)
+        first = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
+        right = _is_right(first, pooled, task)
+        if right.all() or not right.any():
+            raise EnvariantError(
+                f"{self.name}: after {self.first_steps} steps, the first model predicts all rows "
+                f"{'correctly' if right.all() else 'wrongly'}, so there are no errors to learn from; change "
+                f"first_steps"
+            )
+        groups = EnvironmentSet("groups", tuple(_groups(pooled, [right])), task)
+        return fit(groups, Composition(l2=self.l2), self.steps).weights
 
 
 @final
 @dataclass(frozen=True)
-class RFC(Initializer):
+class RFC(NetworkPretraining):
     """Rich feature construction. Zhang, Lopez-Paz, Bottou 2022 (arXiv 2203.15516); defaults as in their code.
 
     The first model is trained by ERM and stopped early. Each later round trains a new model that minimizes
@@ -123,15 +139,15 @@ class RFC(Initializer):
     from those on which all models are correct or all are incorrect. The other half is sampled from the
     remaining rows. The initial weights are this featurizer and the mean of the heads.
 
+    `batch_size` is the number of rows per step of each environment for the first model, of each group of rows
+    for later models, and of the rows for each head of the imitating model.
+
     Attributes:
         rounds: Number of models to imitate.
         first_steps: Number of updates of the first model.
         steps: Number of updates of each later model.
         synthesis_steps: Number of updates of the imitating model.
         l2: Coefficient of the squared parameter norm in the loss of each model.
-        batch_size: Rows per step: of each environment for the first model, of each group of rows for later
-            models, and for each model that is imitated; None for the batch size of the run.
-        learning_rate: Learning rate of all models; None for the learning rate of the run.
     """
 
     name: ClassVar[str] = "rfc"
@@ -140,26 +156,21 @@ class RFC(Initializer):
     steps: PositiveInt = 501
     synthesis_steps: PositiveInt = 501
     l2: NonNegativeFloat = 0.0011
-    batch_size: PositiveInt | None = None
-    learning_rate: PositiveFloat | None = None
 
     @property
     def total_steps(self) -> int:
         return self.first_steps + (self.rounds - 1) * self.steps + self.synthesis_steps
 
-    def weights(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
-        task = _classification(environments, self.name)
-        batch_size = self.batch_size or fit.batch_size
-        train = partial(fit, batch_size=batch_size, learning_rate=self.learning_rate)
-        pooled = _pooled(environments)
-        model = train(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
-        models, right = [model], [_is_right(model, pooled, task)]
-        while len(models) < self.rounds:
+    def trained(self, environments: EnvironmentSet, fit: Fit, seed: int) -> Mapping[str, Tensor]:
+        task, pooled = _classification(environments, self.name), _pooled(environments)
+        model = fit(environments, Composition(PooledMean(), l2=self.l2), self.first_steps)
+        answers, right = [_predicted(model, pooled, task)], [_is_right(model, pooled, task)]
+        while len(answers) < self.rounds:
             # A model without errors gives one group instead of two.
             groups = EnvironmentSet("groups", tuple(_groups(pooled, right)), task)
-            models.append(train(groups, Composition(WorstCaseRisk(), l2=self.l2), self.steps))
-            right.append(_is_right(models[-1], pooled, task))
-        answers = [_predicted(model, pooled, task) for model in models]
+            model = fit(groups, Composition(WorstCaseRisk(), l2=self.l2), self.steps)
+            answers.append(_predicted(model, pooled, task))
+            right.append(_is_right(model, pooled, task))
         index = balanced_rows(torch.stack(right), torch.Generator().manual_seed(seed))
         inputs = pooled.input_store.select(index)
         imitated = EnvironmentSet(
@@ -167,56 +178,15 @@ class RFC(Initializer):
             tuple(Environment(f"answers {k + 1}", inputs, answer[index]) for k, answer in enumerate(answers)),
             task,
         )
-        imitation = Composition(training_step=_Imitation(full_batches=batch_size is None), l2=self.l2)
-        weights = train(imitated, imitation, self.synthesis_steps).weights
-        heads = [_head_name(k) for k in range(self.rounds)]
+        imitation = Composition(training_step=Imitation(full_batches=fit.batch_size is None), l2=self.l2)
+        weights = fit(imitated, imitation, self.synthesis_steps).weights
+        heads = [head_name(k) for k in range(self.rounds)]
         featurizer = {key: value for key, value in weights.items() if key.split(".")[0] not in heads}
         mean_head = {
             f"head.{key}": torch.stack([weights[f"{name}.{key}"] for name in heads]).mean(dim=0)
             for key in ("weight", "bias")
         }
         return {**featurizer, **mean_head}
-
-
-@final
-@dataclass(frozen=True)
-class _Imitation(TrainingStep):
-    """Imitation of several models by one featurizer with one head per imitated model.
-
-    The loss is (1/K) Σ_k mean_i ℓ(w_k·h_i, ŷ_ik), with K imitated models, the features h_i of row i, the head
-    w_k for model k and the prediction ŷ_ik of model k. All environments contain the same rows; the targets of
-    environment k are the predictions of model k.
-    """
-
-    name: ClassVar[str] = "imitation"
-    paper: ClassVar[str] = "Zhang, Lopez-Paz, Bottou 2022, arXiv 2203.15516"
-    needs_features: ClassVar[bool] = True
-    needs_linear_head: ClassVar[bool] = True
-    full_batches: bool = True
-
-    def auxiliary_networks(self, context: TrainContext) -> Mapping[str, nn.Module]:
-        return {
-            _head_name(k): xavier(nn.Linear(context.features, context.task.outputs))
-            for k in range(context.environments)
-        }
-
-    def gradients(
-        self, model: Model, params: Parameters, batch: EnvironmentBatch, state: State, context: StepContext
-    ) -> tuple[dict[str, Tensor], State, Metrics]:
-        answers = batch.split(batch.targets)
-        inputs = batch.split(batch.inputs)[0] if self.full_batches else batch.inputs
-
-        def loss(params: Parameters) -> Tensor:
-            features, _ = model(params, inputs)
-            own = [features] * len(answers) if self.full_batches else batch.split(features)
-            losses = [
-                batch.task.losses(batch.task.logits(model.network(_head_name(k), params, own[k])), answer)
-                for k, answer in enumerate(answers)
-            ]
-            return torch.stack(losses).mean()
-
-        gradient, value = grad_and_value(loss)(params)
-        return gradient, state, {"risk": value.detach()}
 
 
 def _classification(environments: EnvironmentSet, name: str) -> Task:
@@ -298,10 +268,6 @@ def _groups(rows: Environment, right: list[Tensor]) -> list[Environment]:
     ]
 
 
-def _head_name(k: int) -> str:
-    return f"imitating-head-{k}"
-
-
 INITIALIZERS: dict[str, type[Initializer]] = {
     cls.name: cls for cls in (FromERM, JTT, RFC, LinearProbe, FromRun)
 }
@@ -379,24 +345,20 @@ class Fitting(Fit):
     def batch_size(self) -> int | None:
         return self.config.batch_size
 
-    def __call__(
-        self,
-        environments: EnvironmentSet,
-        algorithm: Composition,
-        steps: int,
-        *,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-    ) -> Fitted:
+    def but(self, *, batch_size: int | None, learning_rate: float | None) -> "Fitting":
+        config, replica = replace(self.config, batch_size=batch_size or self.batch_size), self.replica
+        if learning_rate is not None:
+            groups = replace(replica.groups, rates=None)
+            replica = replace(replica, learning_rate=learning_rate, groups=groups)
+        return replace(self, replica=replica, config=config)
+
+    def __call__(self, environments: EnvironmentSet, algorithm: Composition, steps: int) -> Fitted:
         replica, config = self.replica, self.config
         groups = replace(replica.groups, decays=None)
-        if learning_rate is not None:
-            replica, groups = replace(replica, learning_rate=learning_rate), replace(groups, rates=None)
         alone = replace(replica, algorithm=algorithm, weight_decay=0.0, prepared=None, groups=groups)
         own_config = replace(
             config,
             steps=steps,
-            batch_size=batch_size or config.batch_size,
             test=(),
             freeze=None,
             evaluate_every=steps,

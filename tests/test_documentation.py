@@ -2,13 +2,14 @@
 
 import ast
 import doctest
+import json
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
 import warnings
-from importlib import import_module
+from importlib import import_module, resources
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,15 @@ def test_study_in_the_documentation_is_valid(tmp_path):
     text = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     (tmp_path / "first.toml").write_text(text.split("```toml\n")[1].split("```")[0], encoding="utf-8")
     assert read(tmp_path / "first.toml").n_trials == 8
+
+
+def test_stored_descriptions_of_algorithms_are_up_to_date():
+    """Regenerate the file with `envariant algorithms --json > new`, and move it to its place."""
+    stored = json.loads(
+        resources.files("envariant").joinpath("algorithms", "catalogue.json").read_text("utf-8")
+    )
+    assert stored == {name: catalogue.describe(recipe).to_dict() for name, recipe in RECIPES.items()}
+    assert list(stored) == list(RECIPES)
 
 
 def test_page_of_algorithms_is_up_to_date_and_describes_every_setting():

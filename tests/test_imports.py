@@ -117,9 +117,32 @@ assert state() == before
     python(code)
 
 
-def test_training_without_a_report_loads_only_what_it_needs():
-    python(
-        "import sys; from envariant.cli import main; "
-        "main(['train', '--data', 'colored-digits', '--steps', '1', '--model', 'linear']); "
-        "assert not {'matplotlib', 'pandas', 'sklearn', 'scipy.stats'} & set(sys.modules)"
+def loaded_by_command(*words):
+    """Return the top-level packages and `scipy.stats` that a command leaves loaded in a new process."""
+    printed = python(
+        f"""
+import sys
+from envariant.cli import main
+try:
+    main({list(words)})
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", *sys.modules)
+"""
     )
+    names = printed.rpartition("loaded:")[2].split()
+    return {name if name == "scipy.stats" else name.partition(".")[0] for name in names}
+
+
+def test_training_without_a_report_loads_only_what_it_needs():
+    loaded = loaded_by_command("train", "--data", "colored-digits", "--steps", "1", "--model", "linear")
+    assert "torch" in loaded
+    assert not {"matplotlib", "pandas", "sklearn", "scipy.stats"} & loaded
+
+
+@pytest.mark.parametrize("words", [["algorithms"], ["algorithms", "irm"], ["runs", "list", "study"]])
+def test_commands_that_only_print_load_no_large_package(words, tmp_path):
+    if "study" in words:
+        envariant.train("colored-digits", steps=1, model="linear", out=tmp_path / "study")
+        words = [str(tmp_path / word) if word == "study" else word for word in words]
+    assert not {"torch", "pandas", "sklearn", "scipy", "matplotlib"} & loaded_by_command(*words)

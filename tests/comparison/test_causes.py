@@ -11,7 +11,7 @@ from envariant.comparison.causes import find_causes, number
 from envariant.comparison.page.causes import Causes
 from envariant.comparison.results import ScoredRows
 from envariant.comparison.stored_rows import StoredRows
-from envariant.reporting.tables import finite
+from envariant.core.printable import finite
 from tests.comparison.made import SEEDS, SHARE, made, made_shifted, shifted
 
 HEART = Path(__file__).parent / "heart.csv"

@@ -24,7 +24,7 @@ from envariant.comparison import compare
 from envariant.comparison.drops import significant_drops
 from envariant.comparison.formatting import the
 from envariant.core.errors import EnvariantError
-from envariant.reporting.tables import finite
+from envariant.core.printable import finite
 from envariant.studies import Store
 from envariant.training.option_text import text_of
 

@@ -8,6 +8,7 @@ import envariant
 from envariant.comparison import compare
 from envariant.core.errors import EnvariantWarning
 from envariant.studies import Store
+from envariant.training.store.records import record_of_run
 
 SMALL = {"algorithms": (), "n_trials": 1, "replicas": 2, "steps": 4, "memory": "1GB", "weight_decay": 0.01}
 
@@ -25,7 +26,7 @@ def test_comparison_of_a_moved_csv_file_trains_nothing_again(tmp_path):
     with Store(first.folder) as store:
         listing, history = store.listing(), store.history()
         network = int(listing.loc[listing["algorithm"] == "erm", "id"].iloc[0])
-        options = store.record_of(network).spec
+        options = record_of_run(store, network).spec
     assert (options.steps, options.weight_decay) == (4, 0.01)
     (tmp_path / "one" / "out").rename(tmp_path / "two" / "out")
     saved = {p: p.stat().st_mtime_ns for p in (tmp_path / "two" / "out" / "jobs").rglob("*.safetensors")}

@@ -14,7 +14,7 @@ from envariant.comparison.causes import find_causes
 from envariant.comparison.data_summary import summarize
 from envariant.comparison.page.causes import Remedies
 from envariant.comparison.remedies import ranked, remedies_by_environment
-from envariant.reporting.tables import finite
+from envariant.core.printable import finite
 from tests.comparison.made import SEEDS, SHARE, made, made_shifted, shifted
 
 HEART = Path(__file__).parent / "heart.csv"

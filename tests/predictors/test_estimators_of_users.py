@@ -24,7 +24,7 @@ from envariant.core.files import read_tensors, write_tensors
 from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
-from envariant.predictors import FORMATS, ScikitLearn, predictor
+from envariant.predictors import FORMATS, ScikitLearn, predictor, stored_format
 from envariant.saved_model import TENSORS, SavedModel, load_model
 from envariant.studies import Store, Study, begin, sweep
 
@@ -424,8 +424,11 @@ def test_hostile_trees_of_a_forest_are_found_before_they_are_followed(source, tm
             load_model(tmp_path)
 
 
-def test_formats_have_different_names():
-    assert sorted(FORMATS) == ["constant", "estimator", "linear", "trees"]
+def test_formats_are_found_by_the_name_that_their_class_declares():
+    for kind in ("constant", "estimator", "linear", "trees"):
+        assert stored_format(kind).kind == kind
+    assert len(FORMATS) == 4
+    assert stored_format("pickle") is None
 
 
 def test_functions_of_numpy_are_trusted(source, tmp_path):

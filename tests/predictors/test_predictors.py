@@ -15,6 +15,7 @@ from envariant.core.tasks import Binary, Multiclass, Regression
 from envariant.predictors import BoostedTrees, MajorityClass, ScikitLearn, linear, predictor
 from envariant.studies import Store, Study, begin, sweep
 from envariant.studies.selection import Invariance, Oracle, SelectedRun, TrainingValidation, select
+from envariant.training.store.records import record_of_run
 
 
 def environments(task, rows=60, seed=0, classes=3) -> EnvironmentSet:
@@ -216,7 +217,7 @@ def test_study_measures_predictors_as_scikit_learn_does(study):
     listing = study.listing()
     logistic = listing[listing["algorithm"] == "LogisticRegression"]
     run = logistic[logistic["test_environments"].map(("c",).__eq__)].iloc[0]
-    record = study.record_of(int(run["id"]))
+    record = record_of_run(study, int(run["id"]))
     sample = split.sample(record.seeds[0].data)
     roles = sample.roles()
     parts = [sample[name].rows() for name, role in roles.items() if role == "train"]

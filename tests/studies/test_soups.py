@@ -12,6 +12,7 @@ from envariant.core.errors import EnvariantError
 from envariant.data import colored_digits
 from envariant.training.soup import greedy, mean_of
 from envariant.training.store import Store
+from envariant.training.store.records import record_of_run
 
 QUICK = {"model": "mlp(hidden=4)", "batch_size": 8, "steps": 6, "learning_rate": 0.03}
 SHARED = {**QUICK, "replicas": 3, "shared_init": True, "holdout_fraction": 0.3, "progress": False}
@@ -143,7 +144,7 @@ def test_training_options_are_searched_and_train_apart(tmp_path):
     study.run(tmp_path, progress=False)
     with Store(tmp_path) as store:
         trials = {run: store.members(job)[0].run.trial for run, job in store.jobs_of(range(9)).items()}
-        used = {run: store.record_of(run).spec.average for run in trials}
+        used = {run: record_of_run(store, run).spec.average for run in trials}
         assert used == {run: trial.hyperparameters.get("average") for run, trial in trials.items()}
         assert len(set(used.values())) > 1
         assert store.counts()["done"] == 4

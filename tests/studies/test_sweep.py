@@ -22,6 +22,7 @@ from envariant.studies.selection import TrainingValidation, select
 from envariant.studies.significance import compare
 from envariant.training import progress
 from envariant.training.store import RunOutcome, recorder
+from envariant.training.store.records import record_of_job
 
 SETTINGS = {"steps": 30, "evaluate_every": 10, "model": "mlp(hidden=16)", "precision": "float32"}
 STUDY = Study(("colored-digits",), ("erm", "vrex"), n_trials=2, replicas=2, settings=SETTINGS)
@@ -71,7 +72,7 @@ def test_one_process_two_processes_and_stacked_execution_give_the_same_table(who
     sweep(folder, execution="stacked")
     with Store(folder) as store:
         stacked = store.history()
-        execution = store.record(1).execution
+        execution = record_of_job(store, 1).execution
     assert execution.mode == "stacked"
     assert execution.group == 4, "trials and replicas are one stack"
     pd.testing.assert_frame_equal(stacked, whole[2], rtol=2e-3, atol=2e-3)

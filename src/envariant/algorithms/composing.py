@@ -22,15 +22,12 @@ from envariant.algorithms.recipe_base import LOSS, Recipe
 from envariant.algorithms.recipes import RECIPES
 from envariant.core import specs
 from envariant.core.errors import EnvariantError, shown
-from envariant.core.plugins import Plugins
+from envariant.core.plugins import ALGORITHMS, Plugins
 from envariant.core.schedules import Schedule
 from envariant.core.terms import split_terms
 
-ENTRY_POINTS = "envariant.algorithms"
-"""Entry point group in which other packages register recipes, as `name = "module:recipe"`."""
-
 PLUGINS = Plugins[Recipe](
-    ENTRY_POINTS,
+    ALGORITHMS,
     "algorithm",
     requirement="a Recipe of that name",
     fits=lambda plugin, name: _is_usable(plugin, name),

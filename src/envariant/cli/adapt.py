@@ -30,7 +30,7 @@ def adapt(
     encoding
         Encoding of a text file.
     """
-    from envariant.cli.show import print_json, print_lines
+    from envariant.cli.output import print_json, print_lines
     from envariant.saved_model import load_model
     from envariant.saved_model.folder import check_adapted
 

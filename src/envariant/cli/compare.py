@@ -140,7 +140,8 @@ def compare(
 
 def _print(comparison: Any, *, json: bool) -> None:
     """Print the recommendation, or all numbers as JSON."""
-    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.cli.output import print_json, print_lines
+    from envariant.cli.show import print_table
     from envariant.comparison.page import methods_table
 
     if json:

@@ -26,7 +26,7 @@ def fetch(
         Name of the data set.
     """
     del name
-    from envariant.cli.show import print_json, print_lines
+    from envariant.cli.output import print_json, print_lines
     from envariant.core.console import SafeConsole
     from envariant.data.colored import mnist as files
 
@@ -68,7 +68,8 @@ def show(
     from dataclasses import asdict
 
     from envariant import data as sources
-    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.cli.output import print_json, print_lines
+    from envariant.cli.show import print_table
     from envariant.reporting import data_page, figures, tables
 
     source = sources.source(name, folder=mnist)
@@ -100,7 +101,8 @@ def show(
 
 def _show_coverage(source: Any, seed: int, out: Path | None, *, json: bool) -> None:
     """Print a data set's number of rows by environment and class, and its preprocessing log."""
-    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.cli.output import print_json, print_lines
+    from envariant.cli.show import print_table
     from envariant.reporting import charts, data_page
     from envariant.reporting.coverage import Coverage
 
@@ -152,7 +154,8 @@ def shift(
         Image file to write, .png or .svg.
     """
     from envariant import data as sources
-    from envariant.cli.show import print_json, print_table
+    from envariant.cli.output import print_json
+    from envariant.cli.show import print_table
     from envariant.comparison.data_summary import pairwise_shifts
     from envariant.reporting import charts
     from envariant.reporting import shift as reports

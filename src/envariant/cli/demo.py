@@ -82,7 +82,8 @@ def demo(
     import torch
 
     from envariant import data as sources
-    from envariant.cli.show import exit_code, print_json, print_lines, print_table
+    from envariant.cli.output import print_json, print_lines
+    from envariant.cli.show import exit_code, print_table
     from envariant.core.errors import EnvariantError
     from envariant.data import ColoredDigits, ColoredMNIST
     from envariant.reporting import html, run_page, tables

@@ -57,7 +57,8 @@ def predict(
     """
     import pandas as pd
 
-    from envariant.cli.show import print_json, print_table
+    from envariant.cli.output import print_json
+    from envariant.cli.show import print_table
     from envariant.core.files import replacing
     from envariant.core.paths import check_overwrite
     from envariant.reporting.shift import drift_table

@@ -27,7 +27,8 @@ def report(
     title
         Heading of the report.
     """
-    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.cli.output import print_json, print_lines
+    from envariant.cli.show import print_table
     from envariant.reporting import html, run_page, tables
     from envariant.training.result import TrainingResult
 

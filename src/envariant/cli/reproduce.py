@@ -39,7 +39,7 @@ def reproduce(
     list_
         List the available reproductions and their sections.
     """
-    from envariant.cli.show import print_json, print_lines
+    from envariant.cli.output import print_json, print_lines
     from envariant.core.errors import EnvariantError
     from envariant.reproductions import NAMES, reproduction
 

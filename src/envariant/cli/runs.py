@@ -22,7 +22,7 @@ def list_(study: Study, *, state: str | None = None, json: Json = False) -> None
     state
         List only runs in this state: planned, running, done or failed.
     """
-    from envariant.cli.show import print_json, print_lines
+    from envariant.cli.output import print_json, print_lines
     from envariant.core.errors import unknown_name
     from envariant.core.printable import one_line
     from envariant.training.store import STATES, Store
@@ -30,10 +30,9 @@ def list_(study: Study, *, state: str | None = None, json: Json = False) -> None
     if state is not None and state not in STATES:
         raise unknown_name("state", state, STATES)
     with Store(study) as store:
-        listing = store.listing()
-    selected = listing if state is None else listing[listing["state"] == state]
+        selected = [run for run in store.list_runs() if state in (None, run["state"])]
     if json:
-        print_json({"runs": selected.to_dict("records")})
+        print_json({"runs": selected})
         return
     print_lines(
         [
@@ -41,7 +40,7 @@ def list_(study: Study, *, state: str | None = None, json: Json = False) -> None
                 f"{r['id']:>6}  {r['state']:<8} {r['data']}  {r['test_environments']}  {r['algorithm']}  "
                 f"trial {r['trial']}  replica {r['replica']}" + (f"  {r['error']}" if r["error"] else "")
             )
-            for r in selected.astype(object).where(selected.notna(), None).to_dict("records")
+            for r in selected
         ]
     )
 
@@ -55,24 +54,23 @@ def show(study: Study, run: Whole, *, json: Json = False) -> None:
     run
         Number of the run.
     """
-    from envariant.cli.show import print_json, print_lines
+    from envariant.cli.output import print_json, print_lines
     from envariant.core.errors import EnvariantError
     from envariant.core.printable import one_line
     from envariant.training.store import Store
+    from envariant.training.store.records import record_of_run
 
     with Store(study) as store:
-        listing = store.listing()
-        selected = listing[listing["id"] == run].astype(object)
-        if selected.empty:
-            raise EnvariantError(f"{study}: has no run {run}; it has {len(listing)} runs")
-        facts = selected.where(selected.notna(), None).iloc[0].to_dict()
+        known = {each["id"]: each for each in store.list_runs()}
+        if run not in known:
+            raise EnvariantError(f"{study}: has no run {run}; it has {len(known)} runs")
         history = store.history([run])
-        record = store.record_of(run)
+        record = record_of_run(store, run)
     provenance = {} if record is None else record.provenance()
     if json:
-        print_json({**facts, "provenance": provenance, "history": history.to_dict("records")})
+        print_json({**known[run], "provenance": provenance, "history": history.to_dict("records")})
         return
-    shown = {key: value for key, value in {**facts, **provenance}.items() if value is not None}
+    shown = {key: value for key, value in {**known[run], **provenance}.items() if value is not None}
     print_lines([one_line(f"{key:<17} {value}") for key, value in shown.items()])
     print_lines([history.drop(columns="run").to_string(index=False)])
 
@@ -110,7 +108,7 @@ def export(study: Study, *, out: Annotated[Path, Parameter(alias="-o")]) -> None
     out
         File to write, ending in .csv or .parquet.
     """
-    from envariant.cli.show import print_lines
+    from envariant.cli.output import print_lines
     from envariant.studies.export import export as write
 
     print_lines([f"wrote {write(study, out)} rows to {out}"])
@@ -130,7 +128,7 @@ def track(
         For TensorBoard, the log folder (default: inside the study's folder). For MLflow, the tracking URI
         (default: the environment variable MLFLOW_TRACKING_URI).
     """
-    from envariant.cli.show import print_json, print_lines
+    from envariant.cli.output import print_json, print_lines
     from envariant.studies.trackers import track as send
 
     sent, before = send(study, to, at)
@@ -141,14 +139,13 @@ def track(
 
 
 def _forget(study: Path, numbers: tuple[int, ...], failed: bool, *, planned: bool) -> None:
-    from envariant.cli.show import print_lines
+    from envariant.cli.output import print_lines
     from envariant.core.errors import EnvariantError
     from envariant.training.store import Store
 
     with Store(study) as store:
-        listing = store.listing()
-        all_failed = listing.loc[listing["state"] == "failed", "id"] if failed else ()
-        selected = list(dict.fromkeys(int(run) for run in (*numbers, *all_failed)))
+        all_failed = [run["id"] for run in store.list_runs() if failed and run["state"] == "failed"]
+        selected = list(dict.fromkeys((*numbers, *all_failed)))
         if not selected:
             raise EnvariantError("runs: no run selected; give run numbers, or --failed for all failed runs")
         store.forget(selected, planned=planned)

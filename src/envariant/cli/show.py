@@ -1,10 +1,8 @@
-"""Print the results of commands, as tables and text or as one JSON object."""
+"""Print the results of commands as tables and text."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -14,11 +12,6 @@ from envariant.reporting import tables
 from envariant.reporting.labels import title, verdict
 from envariant.reporting.tables import TextTable
 from envariant.training.result import TrainingResult
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON object on standard output; infinities and NaN become null."""
-    sys.stdout.write(json.dumps(tables.finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def print_table(table: TextTable) -> None:
@@ -58,11 +51,6 @@ def print_result(result: TrainingResult, out: Path | None) -> None:
 def exit_code(results: Sequence[TrainingResult]) -> int:
     """Return the exit code of a command: 1 if a run has no finished replica, else 0."""
     return 0 if all(result.finished for result in results) else 1
-
-
-def print_lines(lines: Sequence[str]) -> None:
-    """Print lines of text on standard output."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 def _console() -> SafeConsole:

@@ -34,7 +34,7 @@ def soup(
         Folder for the averaged network as a saved model; only for tables.
     """
     from envariant import data as sources
-    from envariant.cli.show import print_json, print_lines
+    from envariant.cli.output import print_json, print_lines
     from envariant.core.errors import EnvariantError
     from envariant.data.tables.source import TableSource
     from envariant.saved_model.model import SavedModel

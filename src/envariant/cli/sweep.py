@@ -117,7 +117,7 @@ def sweep(
         train_runs(study, folder, executor=executor, address=address, workers=workers, **execution)
     _print_summary(folder, tracking, json)
     if not json and tracking is not None and tracking.problem:
-        from envariant.cli.show import print_lines
+        from envariant.cli.output import print_lines
 
         at = f" --at {track_at}" if track_at else ""
         command = f"envariant runs track {folder} --to {track}{at}"
@@ -156,7 +156,7 @@ def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, An
 
 
 def _print_estimate(study: Any, json: bool) -> None:
-    from envariant.cli.show import print_json, print_lines
+    from envariant.cli.output import print_json, print_lines
     from envariant.studies.estimate import estimate
 
     cost = estimate(study)
@@ -168,7 +168,8 @@ def _print_estimate(study: Any, json: bool) -> None:
 
 def _print_summary(folder: Path, tracking: Any, json: bool) -> None:
     """Write the page of a study, and print the scores of each selection rule."""
-    from envariant.cli.show import print_json, print_lines, print_table
+    from envariant.cli.output import print_json, print_lines
+    from envariant.cli.show import print_table
     from envariant.reporting import study_page
     from envariant.studies import StudyResults
     from envariant.training.store import Store

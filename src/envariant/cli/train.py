@@ -37,7 +37,8 @@ def train(
         Folder for TensorBoard, by default tensorboard; tracking URI for MLflow; or project of wandb.
     """
     from envariant import data as sources
-    from envariant.cli.show import exit_code, print_json, print_result
+    from envariant.cli.output import print_json
+    from envariant.cli.show import exit_code, print_result
     from envariant.core.errors import EnvariantError
     from envariant.training.trackers import live_tracker
     from envariant.training.train import train as run

@@ -16,6 +16,9 @@ from typing import Generic, TypeVar, cast, final
 
 from envariant.core.errors import EnvariantError, first_line, unknown_name
 
+ALGORITHMS = "envariant.algorithms"
+"""Entry-point group in which other packages register recipes, as `name = "module:recipe"`."""
+
 T = TypeVar("T")
 
 
@@ -39,7 +42,7 @@ class Plugins(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all plug-ins, without importing them."""
-        return tuple(self._entries()[0])
+        return tuple(entries_of(self.group)[0])
 
     def load(self, name: str, built_in: Collection[str] = ()) -> T:
         """Import a plug-in, given its registered name.
@@ -53,7 +56,7 @@ class Plugins(Generic[T]):
             EnvariantError: If the name is unknown, or the plug-in cannot be imported or does not meet
                 `requirement`.
         """
-        entries, _ = self._entries()
+        entries, _ = entries_of(self.group)
         if name not in entries:
             raise unknown_name(self.kind, name, (*built_in, *entries))
         where = f"{self.kind} '{name}': {entries[name].value}"
@@ -78,7 +81,7 @@ class Plugins(Generic[T]):
                 entry points could not be read.
         """
         plugins: dict[str, T] = {}
-        entries, failures = self._entries()
+        entries, failures = entries_of(self.group)
         for name in entries:
             try:
                 if name not in reserved:
@@ -87,20 +90,21 @@ class Plugins(Generic[T]):
                 failures.append(str(error))
         return plugins, tuple(failures)
 
-    def _entries(self) -> tuple[dict[str, EntryPoint], list[str]]:
-        """Return the entry points by name, and one message for each package whose metadata is damaged."""
-        entries: dict[str, EntryPoint] = {}
-        # A package that is found in two ways is reported once.
-        failures: dict[str, None] = {}
-        for package in distributions():
-            try:
-                for entry in package.entry_points:
-                    if entry.group == self.group:
-                        entries.setdefault(entry.name, entry)
-            except Exception as error:
-                place = getattr(package, "_path", "an installed package")
-                failures[f"{place}: its entry points cannot be read: {first_line(error)}"] = None
-        return entries, list(failures)
+
+def entries_of(group: str) -> tuple[dict[str, EntryPoint], list[str]]:
+    """Return the entry points of a group by name, and a message for each package with damaged metadata."""
+    entries: dict[str, EntryPoint] = {}
+    # A package that is found in two ways is reported once.
+    failures: dict[str, None] = {}
+    for package in distributions():
+        try:
+            for entry in package.entry_points:
+                if entry.group == group:
+                    entries.setdefault(entry.name, entry)
+        except Exception as error:
+            place = getattr(package, "_path", "an installed package")
+            failures[f"{place}: its entry points cannot be read: {first_line(error)}"] = None
+    return entries, list(failures)
 
 
 def is_dataclass_of(plugin: object, base: type) -> bool:

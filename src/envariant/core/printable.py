@@ -4,8 +4,9 @@ Column names, class names, file names and stored messages may come from untruste
 in such text could clear a terminal, change its title or hide a part of a line.
 """
 
+import math
 import re
-from typing import Final
+from typing import Any, Final, cast
 
 # C0 controls except tab and newline, C1 controls, line separators, overrides and isolates of the writing
 # direction, and lone surrogates, which stand for undecodable bytes of file names.
@@ -38,3 +39,12 @@ def one_line(text: str) -> str:
     line = printable(text).replace("\n", "\\n")
     half = _LONGEST_LINE // 2
     return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
+
+
+def finite(value: Any) -> Any:
+    """Replace infinities and NaN, which JSON does not support, with None."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

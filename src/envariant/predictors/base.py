@@ -2,10 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
@@ -15,6 +14,9 @@ from envariant.core.attributes import training_weights
 from envariant.core.environments import ROW_GROUP, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Regression, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LIMIT = 15.0
 """Log-odds beyond which a probability is 0 or 1 in float32."""
@@ -51,7 +53,7 @@ class FittedPredictor(ABC):
 
     @abstractmethod
     def logits(
-        self, inputs: Float[Tensor, "rows *input_shape"], columns: pd.DataFrame | None = None
+        self, inputs: Float[Tensor, "rows *input_shape"], columns: "pd.DataFrame | None" = None
     ) -> Float[Tensor, "rows *c"]:
         """Return logits, `[rows]` or `[rows, classes]`; for regression, predicted targets, `[rows]`.
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import final
 
 from envariant.data import Facts
 from envariant.reporting import labels
@@ -141,12 +141,3 @@ def mean_sd(mean: float, deviation: float | None, digits: int = 3) -> str:
 def _replicas(result: TrainingResult) -> str:
     finished, planned = len(result.finished), result.record.spec.replicas
     return str(planned) if finished == planned else f"{finished} of {planned}"
-
-
-def finite(value: Any) -> Any:
-    """Replace infinities and NaN, which JSON does not support, with None."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in cast("list[Any]", value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

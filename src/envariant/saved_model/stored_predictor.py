@@ -7,7 +7,7 @@ from torch import Tensor
 
 from envariant.core.display import Summary, named
 from envariant.core.tasks import Task
-from envariant.predictors import FORMATS, FittedPredictor
+from envariant.predictors import FittedPredictor, stored_format
 from envariant.saved_model.network import WEIGHTS, SavedNetwork
 from envariant.saved_model.validation import check_weights
 
@@ -53,10 +53,11 @@ def restore(
         check_weights(network.weights)
         return network
     facts = {key: value for key, value in description.items() if key != "kind"}
-    if (kind := description["kind"]) not in FORMATS:
-        raise ValueError(f"unknown predictor '{str(kind)[:40]}'")
+    kind = str(description["kind"])
+    if (fitted := stored_format(kind)) is None:
+        raise ValueError(f"unknown predictor '{kind[:40]}'")
     arrays = {k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)}
-    return FORMATS[kind].restore(facts, arrays, task, width, trusted)
+    return fitted.restore(facts, arrays, task, width, trusted)
 
 
 def columns_of(predictor: Predicting) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from envariant.training.resolution import source_of
 from envariant.training.result import TrainingResult
 from envariant.training.soup import Soup, sample_of, soup_of
 from envariant.training.store import Store
+from envariant.training.store.records import record_of_run
 
 _COLUMNS = {"algorithm": "algorithms", "data": "data sets", "test_environments": "sets of test environments"}
 
@@ -86,7 +87,7 @@ def _of_study(
     chosen = [int(run) for run in runs["run"]]
     with Store(results.folder) as store:
         jobs = store.jobs_of(chosen)
-        record = store.record_of(chosen[0])
+        record = record_of_run(store, chosen[0])
         saved = [
             each for job in sorted(set(jobs.values())) for each in checkpoints.load(store.checkpoints(job))
         ]

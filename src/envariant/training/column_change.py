@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
-import pandas as pd
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @final
@@ -28,7 +30,7 @@ class ColumnChange:
     order: Tensor
     replacements: Sequence[Tensor | None]
     pooled_inputs: Callable[[], Tensor]
-    pooled_frame: Callable[[], pd.DataFrame]
+    pooled_frame: Callable[[], "pd.DataFrame"]
 
     def __call__(self, inputs: Tensor) -> Tensor:
         copies = inputs.unsqueeze(-3).repeat_interleave(len(self.places), dim=-3)
@@ -39,12 +41,14 @@ class ColumnChange:
                 copies[..., k, :, place] = self.pooled_inputs()[rows][:, place].to(inputs.device)
         return copies.flatten(-3, -2)
 
-    def of_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def of_frame(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         """Return one copy of the raw columns for each changed column, concatenated along the rows.
 
         Args:
             frame: Raw columns of the rows.
         """
+        import pandas as pd  # not at the top, because only rows of tables have columns
+
         copies: list[pd.DataFrame] = []
         for name, rows in zip(self.names, self.replacements, strict=True):
             source, index = (frame, self.order) if rows is None else (self.pooled_frame(), rows)

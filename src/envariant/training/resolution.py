@@ -197,7 +197,7 @@ def terms_of(text: str) -> list[tuple[Recipe, dict[str, Any]]]:
         name = text.partition("(")[0].strip()
         if name in PREDICTORS:
             raise EnvariantError(
-                f"{name}: takes no settings in a string; pass an object, as in {PREDICTORS[name].__name__}(…)"
+                f"{name}: takes no settings in a string; pass an object, as in {PREDICTORS[name]}(…)"
             ) from None
         # A name that is registered is not misspelled, though its plug-in may be broken.
         known = name in RECIPES or name in composing.PLUGINS.names()

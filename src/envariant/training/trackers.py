@@ -7,14 +7,15 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, final
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, final
 
 from envariant.core.errors import EnvariantError, EnvariantWarning, first_line, unknown_name
 from envariant.core.files import writing
 from envariant.training.callbacks import TrainingState, run_label
 from envariant.training.history import FULL
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Point = tuple[int, str, float]
 """Step, name and value of a metric."""
@@ -28,7 +29,7 @@ class Tracker(ABC):
         """Return whether a run has been exported completely."""
 
     @abstractmethod
-    def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
+    def send(self, run: int, settings: Mapping[str, str], history: "pd.DataFrame") -> None:
         """Export one run.
 
         Args:
@@ -114,7 +115,7 @@ class TensorBoard(LiveTracker, Tracker):
     def has(self, run: int) -> bool:
         return (self._folder / run_label(run) / _COMPLETE).exists()
 
-    def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
+    def send(self, run: int, settings: Mapping[str, str], history: "pd.DataFrame") -> None:
         self.begin(run_label(run), settings, 0)
         self.log(run_label(run), points(history.itertuples()))
         self.end(run_label(run))
@@ -185,7 +186,7 @@ class MLflow(LiveTracker, Tracker):
     def has(self, run: int) -> bool:
         return str(run) in self._sent
 
-    def send(self, run: int, settings: Mapping[str, str], history: pd.DataFrame) -> None:
+    def send(self, run: int, settings: Mapping[str, str], history: "pd.DataFrame") -> None:
         try:
             self.begin(run_label(run), settings, 0)
             self.log(run_label(run), points(history.itertuples()))

@@ -19,6 +19,7 @@ from envariant.training import checkpoint
 from envariant.training.history import HistoryRow
 from envariant.training.store import Predictions, RunOutcome, writer
 from envariant.training.store.reader import FILE
+from envariant.training.store.records import record_of_job
 from stored import RECORD
 
 STUDY = Study(("colored-digits",), ("erm", "irm"), n_trials=2, replicas=2)
@@ -46,7 +47,7 @@ def read(folder):
         return (
             [frame.to_json() for frame in (store.listing(), store.history(), store.table())],
             predicted,
-            store.record(1),
+            record_of_job(store, 1),
             store.declaration(),
             store.fact("data"),
         )

@@ -17,6 +17,7 @@ from envariant.studies.study import stored_study
 from envariant.training.history import HistoryRow
 from envariant.training.store import Predictions, RunOutcome
 from envariant.training.store.reader import FILE
+from envariant.training.store.records import record_of_job, record_of_run
 from envariant.training.store.writer import INSERT_VALUE
 from stored import RECORD
 
@@ -74,9 +75,9 @@ def test_job_holds_runs_of_one_algorithm_and_split_and_is_claimed_once(tmp_path)
 def test_measured_numbers_are_read_as_written(tmp_path):
     with begin(tmp_path, STUDY) as store:
         batch = store.claim()
-        assert store.record(batch) is None
+        assert record_of_job(store, batch) is None
         store.begin(batch, RECORD, "accuracy", True)
-        assert store.record(batch) == store.record_of(1) == RECORD
+        assert record_of_job(store, batch) == record_of_run(store, 1) == RECORD
         store.add([*rows(1, 0), *rows(1, 5, 0.7)], [RunOutcome(1, None, 1.5, 0.25)])
         store.add(rows(2, 0, float("nan")), [RunOutcome(2, "the loss became NaN", 0.5, None)])
         history = store.history([1])

@@ -22,10 +22,10 @@ from envariant.comparison.page.subgroups import Subgroups
 from envariant.comparison.results import ComparisonResults
 from envariant.core.files import write_text
 from envariant.core.paths import check_overwrite
+from envariant.core.printable import finite
 from envariant.reporting import html
 from envariant.reporting.page import BigNumber, Page, Section
 from envariant.reporting.page import render as render_page
-from envariant.reporting.tables import finite
 
 __all__ = ["SECTIONS", "Block", "PageSection", "methods_table", "render", "to_dict", "write"]
 

@@ -16,7 +16,6 @@ import numpy as np
 from envariant.core.errors import EnvariantError
 from envariant.core.paths import check_file
 from envariant.training.history import COLUMNS, FULL, HistoryRow
-from envariant.training.record import Record
 from envariant.training.store.rows import STATES, PlannedRun, Predictions, StoredRun, Trial
 
 if TYPE_CHECKING:
@@ -36,6 +35,11 @@ HISTORY_CODE = (
 _TYPES = {"INTEGER": (int,), "REAL": (int, float), "TEXT": (str,), "BLOB": (bytes,)}
 
 _RUN = "id, data, test_set, algorithm, trial, hyperparameters, learning_rate, replica, identity"
+
+_LISTED = (
+    "id", "data", "test_environments", "algorithm", "trial", "replica", "state", "error", "seconds",
+    "p_value", "hyperparameters", "learning_rate",
+)  # fmt: skip
 
 _HISTORY = (
     "SELECT run, step, e.name AS environment, r.name AS role, k.name AS kind, c.name AS column, "
@@ -181,11 +185,19 @@ class StoreReader(ABC):  # noqa: B024
 
     def listing(self) -> "pd.DataFrame":
         """Return a table with one row per run: data, algorithm, hyperparameters, state, error and time."""
-        runs = self._frame(
-            "SELECT id, data, test_set, algorithm, trial, replica, state, error, seconds, p_value, "
-            "hyperparameters, learning_rate FROM runs ORDER BY id"
+        import pandas as pd
+
+        return pd.DataFrame.from_records(self.list_runs(), columns=_LISTED, coerce_float=True)
+
+    def list_runs(self) -> list[dict[str, Any]]:
+        """Return the rows of `listing` as dictionaries, without loading pandas."""
+        sets = self._test_sets()
+        columns = ", ".join(_LISTED).replace("test_environments", "test_set")
+        rows = (
+            dict(zip(_LISTED, values, strict=True))
+            for values in self._rows(f"SELECT {columns} FROM runs ORDER BY id")
         )
-        return self._with_test_environments(runs)
+        return [row | {"test_environments": sets[row["test_environments"]]} for row in rows]
 
     def history(self, runs: Sequence[int] | None = None) -> "pd.DataFrame":
         """Return a table of measured values: run, step, environment, role, kind, column, metric, value.
@@ -261,19 +273,10 @@ class StoreReader(ABC):  # noqa: B024
         table["test_worst"] = table["lowest"].where(better, table["highest"])
         return self._with_test_environments(table.drop(columns=["lowest", "highest"]))
 
-    def record(self, job: int) -> Record | None:
-        """Return the record of a job; None if the job has not begun.
-
-        Raises:
-            EnvariantError: If the record is damaged.
-        """
+    def record_text(self, job: int) -> str | None:
+        """Return the JSON text of a job's record; None if the job has not begun."""
         rows = self._rows("SELECT record FROM jobs WHERE id = ?", (job,))
-        return Record.of_json(rows[0][0], str(self.path)) if rows and rows[0][0] is not None else None
-
-    def record_of(self, run: int) -> Record | None:
-        """Return the record of a run's job; None if the job has not begun."""
-        rows = self._rows("SELECT job FROM runs WHERE id = ?", (run,))
-        return self.record(rows[0][0]) if rows and rows[0][0] is not None else None
+        return rows[0][0] if rows else None
 
     def jobs_of(self, runs: Sequence[int]) -> dict[int, int]:
         """Return the job ID of each run, by ID of the run; runs without a job are omitted."""

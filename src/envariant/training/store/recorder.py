@@ -15,6 +15,7 @@ from envariant.training.checkpoint import Checkpoint, ReplicaState
 from envariant.training.engine import Evaluated, Stepped, is_done
 from envariant.training.history import HistoryRow
 from envariant.training.record import Record, conflict
+from envariant.training.store.records import record_of_job
 from envariant.training.store.rows import RunOutcome
 from envariant.training.store.writer import Store
 
@@ -49,7 +50,7 @@ class Recorder:
     ) -> None:
         self._store, self._job, self._compared_in = store, job, compared_in
         self._folder = store.checkpoints(job)
-        self.record = store.record(job)
+        self.record = record_of_job(store, job)
         self.rows: list[HistoryRow] = []
         self.other_machine = False
         self._saved = time.monotonic()

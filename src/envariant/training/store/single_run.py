@@ -13,6 +13,7 @@ from envariant.training.history import HistoryRow, ordered
 from envariant.training.record import Record
 from envariant.training.store.reader import FILE
 from envariant.training.store.recorder import Recorder
+from envariant.training.store.records import record_of_job
 from envariant.training.store.rows import PlannedRun, Trial
 from envariant.training.store.writer import Store
 
@@ -44,7 +45,7 @@ class SingleRun:
         if not self._is_stored():
             return None
         with Store(self._folder) as store:
-            return store.record(_JOB)
+            return record_of_job(store, _JOB)
 
     @property
     def rows(self) -> list[HistoryRow]:
@@ -129,7 +130,7 @@ def load_run(
         EnvariantError: If the folder contains no run, or its files are damaged.
     """
     with Store(folder) as store:
-        record = store.record(_JOB)
+        record = record_of_job(store, _JOB)
         if store.fact("study") is not None:
             raise EnvariantError(
                 f"{folder} is a study of many runs, and its page is {folder}/report.html; "

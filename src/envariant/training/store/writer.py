@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from filelock import FileLock
@@ -18,7 +18,6 @@ from filelock import FileLock
 from envariant.core.errors import EnvariantError
 from envariant.core.files import cannot_write, replacing, writing
 from envariant.training.history import HistoryRow
-from envariant.training.record import Record
 from envariant.training.store.reader import (
     FILE,
     HISTORY_CODE,
@@ -29,6 +28,19 @@ from envariant.training.store.reader import (
     create_tables,
 )
 from envariant.training.store.rows import PlannedRun, RunOutcome
+
+
+class WritableRecord(Protocol):
+    """Record of a run; a protocol, because `Record` loads PyTorch."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that determines the results of the run."""
+        ...
+
+    def to_json(self) -> str:
+        """Return the record as JSON text."""
+        ...
 
 
 @final
@@ -138,7 +150,7 @@ class Store(StoreReader):
             )
         return job
 
-    def begin(self, job: int, record: Record, metric: str, higher_is_better: bool) -> None:
+    def begin(self, job: int, record: WritableRecord, metric: str, higher_is_better: bool) -> None:
         """Store the record and the metric of a job, before its first step.
 
         Args:
@@ -154,7 +166,7 @@ class Store(StoreReader):
             )
             self._name(execute, metric)
 
-    def continue_job(self, job: int, record: Record) -> None:
+    def continue_job(self, job: int, record: WritableRecord) -> None:
         """Replace the record of a job by a record with more steps, and mark the job's runs as running.
 
         Args:

@@ -46,6 +46,11 @@ class Setup:
     device: str
     tiny: bool
 
+    @property
+    def runs(self) -> Path:
+        """Folder for stored runs and data, which a rehearsal does not share."""
+        return self.folder / self.pick(full="runs", tiny="rehearsal")
+
     def pick(self, *, full: _T, tiny: _T) -> _T:
         """Return the full size, or the small one for a rehearsal."""
         return tiny if self.tiny else full

@@ -174,7 +174,7 @@ def vrex(setup: Setup) -> Outcome:
         name: precision.trained(
             "vrex",
             name,
-            setup.folder / f"vrex-{name}",
+            setup.runs / f"vrex-{name}",
             replicas=setup.pick(full=10, tiny=2),
             device=setup.device,
             **options,
@@ -232,9 +232,12 @@ def in_words(numbers: Sequence[float]) -> str:
 
 def images(setup: Setup) -> Outcome:
     """Train a network on made-up JPEG files, and compare its rate with that of a plain loop."""
-    folder, size = setup.folder / "images", setup.pick(full=224, tiny=32)
+    folder, size = setup.runs / "images", setup.pick(full=224, tiny=32)
     if not folder.exists():
-        streaming.make(folder, setup.pick(full=3000, tiny=180), size)
+        # A stopped check leaves no incomplete folder under the final name.
+        partly = folder.with_name("incomplete")
+        streaming.make(partly, setup.pick(full=3000, tiny=180), size)
+        partly.rename(folder)
     timm = importlib.util.find_spec("timm") is not None
     name = setup.pick(full="resnet50", tiny="resnet18") if timm else "ResNet-18 of streaming.py"
     settings = SimpleNamespace(
@@ -248,7 +251,7 @@ def images(setup: Setup) -> Outcome:
         compile=False,
         device=setup.device,
     )
-    source = ImageFolders(folder, size=size, storage="disk", cache=setup.folder / "cache")
+    source = ImageFolders(folder, size=size, storage="disk", cache=setup.runs / "cache")
     build = (
         partial(pacs_gpu.network, name, False, streaming.CLASSES)
         if timm
@@ -289,7 +292,7 @@ def extraction(setup: Setup) -> Outcome:
     backbone: str | nn.Module = "efficientnet-lite0" if packaged else streaming.resnet18()[:-1]
     name = "EfficientNet-Lite0" if packaged else "ResNet-18 of streaming.py"
     # The first call chooses and compiles kernels.
-    frozen_features.extraction_rate(source, 32, backbone)
+    frozen_features.extraction_rate(source, setup.pick(full=512, tiny=32), backbone)
     rate = frozen_features.extraction_rate(source, rows, backbone)
     return Outcome(
         rate["wall"] >= ROWS_PER_SECOND,

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -52,14 +52,14 @@ def timer(device: torch.device, work: Callable[[], object]) -> Timer:
     return lambda warm: step_timing.median_seconds(work, 1, device, warm)
 
 
-def time_alternately(*timers: Timer, warm: int = 1) -> list[float]:
-    """Return the median seconds of each workload: two repetitions of each in turn, seven times over.
+def time_alternately(*timers: Timer, warm: int = 1, repeats: int = REPEATS) -> list[float]:
+    """Return the median seconds of each workload: two repetitions of each in turn, `repeats` times over.
 
     Alternation spreads the slow minutes of a shared machine over all workloads. Warm-up calls come first,
     because a large step leaves cold caches for a small one.
     """
     seconds: list[list[float]] = [[] for _ in timers]
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for times, measure in zip(seconds, timers, strict=True):
             times += [measure(warm), measure(0)]
     return [statistics.median(times) for times in seconds]
@@ -160,7 +160,7 @@ def restart(device: torch.device) -> list[dict[str, object]]:
     return table
 
 
-def small(device: torch.device) -> list[dict[str, object]]:
+def small(device: torch.device, repeats: int = REPEATS) -> list[dict[str, object]]:
     """A small network for tables: 100 replicas in one stack, compared with sequential execution. Both are run
     by Envariant.
     """
@@ -171,7 +171,7 @@ def small(device: torch.device) -> list[dict[str, object]]:
             single = case.stack()
             stacked = replace(case, replicas=100, compiled=compiled).stack()
             one, hundred = time_alternately(
-                timer(device, single.advance), timer(device, stacked.advance), warm=5
+                timer(device, single.advance), timer(device, stacked.advance), warm=5, repeats=repeats
             )
             table.append(
                 {
@@ -185,7 +185,7 @@ def small(device: torch.device) -> list[dict[str, object]]:
     return table
 
 
-def linear(device: torch.device) -> list[dict[str, object]]:
+def linear(device: torch.device, repeats: int = REPEATS) -> list[dict[str, object]]:
     """Linear models: 20 replicas with different hyperparameters on the same data, compared with plain
     loops.
     """
@@ -214,7 +214,9 @@ def linear(device: torch.device) -> list[dict[str, object]]:
                 single.advance,
                 stacked.advance,
             )
-            loop, one, twenty = time_alternately(*(timer(device, work) for work in works), warm=5)
+            loop, one, twenty = time_alternately(
+                *(timer(device, work) for work in works), warm=5, repeats=repeats
+            )
             table.append(
                 {
                     "algorithm": algorithm,
@@ -229,7 +231,7 @@ def linear(device: torch.device) -> list[dict[str, object]]:
     return table
 
 
-def cnn(device: torch.device) -> list[dict[str, object]]:
+def cnn(device: torch.device, repeats: int = REPEATS) -> list[dict[str, object]]:
     """DomainBed's MNIST network: a training step on 2 × 64 rows, and the evaluation of 70,000 rows."""
     case = replace(CNN, precision="bfloat16", device=device.type)
     model = plain_loops.cnn(2).to(device)
@@ -252,7 +254,7 @@ def cnn(device: torch.device) -> list[dict[str, object]]:
     ]
     table = []
     for name, scale, loop, engine in workloads:
-        loop_seconds, seconds = time_alternately(timer(device, loop), timer(device, engine))
+        loop_seconds, seconds = time_alternately(timer(device, loop), timer(device, engine), repeats=repeats)
         table.append(
             {
                 "workload": name,
@@ -264,7 +266,7 @@ def cnn(device: torch.device) -> list[dict[str, object]]:
     return table
 
 
-def growth(device: torch.device) -> list[dict[str, object]]:
+def growth(device: torch.device, repeats: int = REPEATS) -> list[dict[str, object]]:
     """Time and memory of 1, 10, 100 and 1,000 replicas, in stacks of the size that the engine chooses.
 
     Each case runs in its own process. The memory of tensors is predicted from stacks of two and of four
@@ -279,7 +281,7 @@ def growth(device: torch.device) -> list[dict[str, object]]:
                 Stacked(), whole.data(), whole.build_replicas(), whole.run_config(), None
             )
             stack = replace(whole, name=f"{base.name}-x{k}", replicas=chosen.group)
-            (timing,) = step_timing.measure_cases([stack], rates, REPEATS)
+            (timing,) = step_timing.measure_cases([stack], rates, repeats)
             table.append(
                 {
                     "case": base.name,
@@ -368,15 +370,20 @@ def markdown(figures: dict[str, object]) -> str:
         if name not in figures:
             continue
         table = figures[name]
-        header = list(table[0])
         measured = figures["measured"][name]
         rates = [f"{rate / 1e9:,.0f} in {precision}" for precision, rate in measured["limits"].items()]
         products = f"; rate of matrix products, in GFLOP/s: {', '.join(rates)}" if rates else ""
         lines += ["", f"## {name}", ""]
         lines += [" ".join(f"{work.__doc__} Measured on {measured['date']}{products}.".split()), ""]
-        lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-        lines += ["| " + " | ".join(_text(row[key]) for key in header) + " |" for row in table]
+        lines += table_lines(table)
     return "\n".join(lines) + "\n"
+
+
+def table_lines(table: Sequence[Mapping[str, object]]) -> list[str]:
+    """Format rows with the same keys as the lines of a Markdown table."""
+    header = list(table[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return lines + ["| " + " | ".join(_text(row[key]) for key in header) + " |" for row in table]
 
 
 def _text(value: object) -> str:

@@ -13,7 +13,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,10 +42,9 @@ def network(architecture: str, pretrained: bool, classes: int) -> nn.Module:
     return ChannelsLast(model)
 
 
-def ours(settings, classes: int) -> dict:
-    """Train with Envariant; return images per second, the share of waiting, and scores."""
+def ours(settings, source, build: Callable[[], nn.Module]) -> dict:
+    """Train a network with Envariant; return images per second, the share of waiting, and scores."""
     import envariant
-    from envariant.data import DomainBed
     from envariant.training import replica_stack
 
     times: list[float] = []
@@ -57,11 +57,10 @@ def ours(settings, classes: int) -> dict:
         times.append(time.perf_counter())
 
     replica_stack.ReplicaStack.advance = timed
-    source = DomainBed(settings.folder, size=settings.size, storage=settings.storage)
     result = envariant.train(
         source,
         settings.algorithm,
-        model=lambda: network(settings.architecture, settings.pretrained, classes),
+        model=build,
         test_environments=[settings.test_environment],
         steps=settings.steps,
         evaluate_every=settings.steps,
@@ -88,8 +87,8 @@ def forever(loader) -> Iterator:
         yield from loader
 
 
-def plain(settings, classes: int) -> dict:
-    """Train ERM with a plain loop as in DomainBed; return images per second."""
+def plain(settings, build: Callable[[], nn.Module]) -> dict:
+    """Train a network by ERM with a plain loop as in DomainBed; return images per second."""
     from torchvision import datasets, transforms
 
     normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -118,7 +117,7 @@ def plain(settings, classes: int) -> dict:
         for path in domains
         if path.name != settings.test_environment
     ]
-    model = network(settings.architecture, settings.pretrained, classes).to(settings.device).train()
+    model = build().to(settings.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-5)
     start = 0.0
     for step in range(settings.steps):
@@ -139,7 +138,21 @@ def plain(settings, classes: int) -> dict:
     return {"images per second": rows * (settings.steps - _WARM_UP) / (time.perf_counter() - start)}
 
 
+def compared(settings, source, build: Callable[[], nn.Module]) -> dict:
+    """Return the figures of Envariant and of the plain loop, and the ratio of their rates."""
+    results: dict = {"envariant": ours(settings, source, build)}
+    try:
+        results["plain loop"] = plain(settings, build)
+        rates = (results[name]["images per second"] for name in ("envariant", "plain loop"))
+        results["ratio"] = next(rates) / next(rates)
+    except ImportError as error:
+        results["plain loop"] = f"not run: {error}"
+    return results
+
+
 def main() -> None:
+    from envariant.data import DomainBed
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--algorithm", default="erm")
@@ -160,14 +173,9 @@ def main() -> None:
         parser.error("there is no CUDA device")
     classes = len({path.name for path in settings.folder.glob("*/*") if path.is_dir()})
     device = torch.cuda.get_device_name() if settings.device == "cuda" else "cpu"
-    results: dict = {"device": device, "envariant": ours(settings, classes)}
-    try:
-        results["plain loop"] = plain(settings, classes)
-        rates = (results[name]["images per second"] for name in ("envariant", "plain loop"))
-        results["ratio"] = next(rates) / next(rates)
-    except ImportError as error:
-        results["plain loop"] = f"not run: {error}"
-    print(json.dumps(results, indent=2))
+    source = DomainBed(settings.folder, size=settings.size, storage=settings.storage)
+    build = partial(network, settings.architecture, settings.pretrained, classes)
+    print(json.dumps({"device": device, **compared(settings, source, build)}, indent=2))
 
 
 if __name__ == "__main__":

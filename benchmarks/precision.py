@@ -7,6 +7,7 @@ Runs are stored in FOLDER (default runs/precision) and resumed after a stop. A f
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import envariant
 from envariant import TrainingResult
@@ -69,6 +70,30 @@ def page(results: dict[str, dict[str, TrainingResult]]) -> str:
     )
 
 
+def trained(
+    name: str, precision: str, out: Path, *, replicas: int, device: str = "auto", **options: Any
+) -> TrainingResult:
+    """Train the replicas of an algorithm in one precision, or load them if they are stored in a folder.
+
+    Args:
+        name: Name of the algorithm.
+        precision: Precision of matrix products.
+        out: Folder for the runs.
+        replicas: Number of replicas.
+        device: "auto", "cpu" or "cuda".
+        options: Options of `envariant.train` that differ from the paper's settings.
+    """
+    return envariant.train(
+        "colored-mnist",
+        name,
+        precision=precision,
+        replicas=replicas,
+        device=device,
+        out=out,
+        **{"evaluate_every": 100, **options},
+    )
+
+
 def main() -> None:
     """Train the missing runs and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -86,10 +111,7 @@ def main() -> None:
                 if (out / "runs.sqlite").exists():
                     results[name][precision] = TrainingResult.load(out)
                 continue
-            results[name][precision] = envariant.train(
-                "colored-mnist", name, precision=precision, replicas=arguments.replicas,
-                evaluate_every=100, out=out,
-            )  # fmt: skip
+            results[name][precision] = trained(name, precision, out, replicas=arguments.replicas)
     device = next(run for runs in results.values() for run in runs.values()).record.spec.device
     name = "precision.md" if device == "cpu" else "precision_cuda.md"
     (HERE / name).write_text(page(results), encoding="utf-8")

@@ -78,8 +78,8 @@ class Block(nn.Module):
         return torch.relu(self.first(inputs) + self.shortcut(inputs))
 
 
-def resnet18() -> nn.Module:
-    """Return a ResNet-18 (He et al. 2015, arXiv 1512.03385)."""
+def resnet18() -> nn.Sequential:
+    """Return a ResNet-18 with random weights (He et al. 2015, arXiv 1512.03385)."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Measure how long training on Colored MNIST takes to reach 0.67 or 0.70 in the test environment.
 
-    python benchmarks/time_to_accuracy.py [NAME … | all] [--replicas 10] [--precision float32] [--write]
+    python benchmarks/time_to_accuracy.py [NAME … | all] [--replicas 10] [--precision float32]
+                                          [--device cuda] [--write]
 
 Every method is trained one replica after another, each from its own data, initial weights and batches. The
 time of a replica includes sampling of the data, pretraining, training, and evaluation after the last step,
@@ -79,11 +80,12 @@ def measured(options: Mapping[str, Any], replicas: int) -> dict[str, Any]:
         "machine": _machine(results[0][0]),
         "precision": spec.precision,
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the short name of the current commit, or "unknown"."""
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -157,6 +159,7 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", help="parts of method names, or 'all'")
     parser.add_argument("--replicas", type=int, default=10)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     known = {**SECONDS, **PAPERS}
@@ -169,7 +172,8 @@ def main() -> None:
     }
     stored: list[dict[str, Any]] = json.loads(STORED.read_text()) if STORED.exists() else []
     for name, each in chosen.items():
-        new = {"method": name, **measured({**each, "precision": options.precision}, options.replicas)}
+        changes = {"precision": options.precision, "device": options.device}
+        new = {"method": name, **measured({**each, **changes}, options.replicas)}
         print(new, flush=True)
         key = (name, new["machine"], new["precision"])
         stored = [e for e in stored if (e["method"], e["machine"], e["precision"]) != key] + [new]

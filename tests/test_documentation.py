@@ -28,6 +28,7 @@ PAGES = [
     "docs/serving.md",
     pytest.param("docs/guide/averaging.md", marks=pytest.mark.verify),
     "docs/guide/losses_and_models.md",
+    "docs/guide/groups.md",
     "docs/guide/training.md",
     "docs/guide/images.md",
 ]

@@ -71,6 +71,10 @@ SOURCES: dict[str, tuple[str, str]] = {
         "domainbed_split:DomainBedSplit",
         "Another data set in DomainBed's splits: 80 % and 20 % of every environment, test environments too.",
     ),
+    "by-group": (
+        "by_group:ByGroup",
+        "The groups of another data set as environments: rows with the same class and attributes.",
+    ),
     "linear-sem": (
         "linear_sem:LinearSEM",
         "Linear structural equation models of the IRM paper, such as linear-sem(FOU), in 8 setups.",

@@ -92,7 +92,7 @@ def test_default_settings_are_valid(protocol, algorithm, gray):
 
 
 KNOWN = (
-    "known: colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
+    "known: by-group, colored-digits, colored-digits-grayscale, colored-mnist, colored-mnist-channels, "
     "colored-mnist-covariate-shift, colored-mnist-grayscale, colored-mnist-hetero, domainbed, domainbed-split, features, "
     "image-folders, linear-sem, linear-unit-tests, metadata-images, rotated-mnist, spawrious, spirals, table, wilds"
 )

@@ -7,9 +7,10 @@ The loss of row i is φ(u_i), where u_i = θ·x_i is linear in the weights θ. T
 Each derivative needs one or two matrix products with the rows, which all replicas of a stack can share.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,25 +19,25 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-class Curve(Protocol):
-    """Loss φ(u) of a row as a function of a number u that is linear in the weights."""
+class Curve(ABC):
+    """Base class of losses φ(u) of a row, where the number u is linear in the weights."""
 
+    @abstractmethod
     def value(self, u: Tensor) -> Tensor:
         """Return φ(u)."""
-        ...
 
+    @abstractmethod
     def slope(self, u: Tensor) -> Tensor:
         """Return φ'(u)."""
-        ...
 
+    @abstractmethod
     def bend(self, change: Tensor, slope: Tensor) -> Tensor:
         """Return φ''(u)·change, given φ'(u)."""
-        ...
 
 
 @final
 @dataclass(frozen=True)
-class Softplus:
+class Softplus(Curve):
     """Logistic loss φ(u) = log(1 + e^u)."""
 
     def value(self, u: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class Softplus:
 
 @final
 @dataclass(frozen=True)
-class Square:
+class Square(Curve):
     """Squared loss φ(u) = u²."""
 
     def value(self, u: Tensor) -> Tensor:

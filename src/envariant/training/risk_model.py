@@ -31,12 +31,15 @@ class RiskModel:
     Attributes:
         curve: Loss of a row.
         derivatives: Whether the outputs include two derivatives of the risk.
-        auxiliary_networks: Names of the algorithm's auxiliary networks; there are none.
     """
 
     curve: Curve
     derivatives: bool
-    auxiliary_networks: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def auxiliary_networks(self) -> tuple[str, ...]:
+        """Names of the algorithm's auxiliary networks; there are none."""
+        return ()
 
     def batch(self, inputs: Float[Tensor, "environments rows columns"]) -> EnvironmentBatch:
         """Return the batch of a step.

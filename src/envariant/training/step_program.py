@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast, final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.func import vmap
 from torch.fx import GraphModule, Node
 
@@ -240,19 +239,17 @@ class StepProgram:
 def _without_repetitions(recorded: GraphModule) -> GraphModule:
     """Remove operations that repeat an earlier one, and operations whose results are not used.
 
-    Nothing is removed from programs that change tensors in place, as a user's model may do.
+    Nothing is removed from programs that change tensors in place, as a user's model may do, or that draw
+    random numbers.
     """
     calls = [node for node in recorded.graph.nodes if node.op == "call_function"]
-    operations = [node.target for node in calls if isinstance(node.target, OpOverload)]
-    if any(operation._schema.is_mutable for operation in operations):
+    if any(node.is_impure() for node in calls):
         return recorded
-    random = {each for each in operations if torch.Tag.nondeterministic_seeded in each.tags}
     first: dict[tuple[object, ...], Node] = {}
     for node in calls:
         # As text, 1, 1.0 and True differ. The names of nodes are unique.
         key = (node.target, str(node.args), str(node.kwargs))
-        if node.target not in random:
-            node.replace_all_uses_with(first.setdefault(key, node))
+        node.replace_all_uses_with(first.setdefault(key, node))
     recorded.graph.eliminate_dead_code()
     return recorded
 

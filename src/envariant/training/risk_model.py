@@ -60,8 +60,8 @@ class RiskModel:
     def _outputs(self, params: Parameters, inputs: Float[Tensor, "rows columns"]) -> Tensor:
         own = torch.cat([params[BIAS], params[WEIGHT].flatten()])
         shares, rows = inputs[:, 0], inputs[:, 1:]
-        # The targets of regression are a column with weight 1.
-        weights = torch.cat([own, own.new_ones(rows.shape[1] - len(own))])
+        # The targets of regression are an additional column, with weight 1.
+        weights = own if rows.shape[1] == len(own) else torch.cat([own, own.new_ones(1)])
         risk, gradient = risk_and_gradient(weights, rows, shares, self.curve)
         if not self.derivatives:
             return risk[None]

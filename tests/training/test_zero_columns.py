@@ -222,7 +222,7 @@ def test_weights_of_columns_that_are_always_zero_stay_exact():
         ("erm", {"batch_size": 64}),
         ("erm", {"model": "mlp(hidden=32, dropout=0.2)"}),
         ("erm", {"model": "mlp(hidden=32, batch_norm=true)"}),
-        ("erm", {"model": "linear"}),
+        ("sd", {"model": "linear"}),
     ],
 )
 def test_zeros_are_not_skipped_where_it_is_not_supported(uses, algorithm, options):

@@ -11,7 +11,7 @@ algorithms are compositions (`composition.py`) of
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
@@ -32,6 +32,13 @@ State = Mapping[str, Any]
 
 Metrics = Mapping[str, Tensor]
 """Scalars to record, by name; detached, so no gradient flows through them."""
+
+
+Requirement = Literal["rows", "derivatives", "risks"]
+"""What a part needs of a batch: rows, or the mean over each environment of certain values of its rows.
+
+"risks" are the losses. "derivatives" are, in addition, `multiplier_derivatives()` and `task.residuals`.
+"""
 
 
 class Model(Protocol):
@@ -229,6 +236,15 @@ class Part(ABC):
         """Return the names of the submodules whose outputs the part uses; see `Algorithm.layers_used`."""
         return ()
 
+    def requires(self) -> "Requirement":
+        """Return what a step needs of a batch: single rows, or only averages over each environment.
+
+        Linear models are trained faster if averages are enough (`training/linear_risks.py`). A part then
+        receives a batch with one row per environment. Default: "rows"; "risks" for parts that receive only
+        the gradients of the environments.
+        """
+        return "rows"
+
     def switch_steps(self) -> Mapping[str, int]:
         """Return the step where each step-number hyperparameter takes effect, by hyperparameter name.
 
@@ -315,6 +331,9 @@ class GradientPenalty(_WithCoefficient):
     The gradient of such a penalty contains second derivatives of the risks, which `Composition` computes.
     """
 
+    def requires(self) -> Requirement:
+        return "risks"
+
     @abstractmethod
     def penalty(self, gradients: Mapping[str, Tensor], state: State) -> tuple[Float[Tensor, ""], State]:
         """Return the penalty, before it is multiplied by its coefficient, and the new state.
@@ -352,6 +371,9 @@ class TrainingStep(Part):
 class GradientAggregator(Part):
     """Base class of rules that combine the environments' gradients into one gradient."""
 
+    def requires(self) -> Requirement:
+        return "risks"
+
     @abstractmethod
     def combine(
         self, gradients: Mapping[str, Tensor], state: State, context: StepContext
@@ -377,6 +399,10 @@ class EnvironmentInference(Part):
     count: ClassVar[int] = 2
     reference_steps: int
     reference_l2: float
+
+    def requires(self) -> Requirement:
+        # Environments are inferred before training.
+        return "risks"
 
     @property
     def environment_names(self) -> tuple[str, ...]:

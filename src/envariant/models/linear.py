@@ -12,7 +12,7 @@ from envariant.models.base import FeaturizerAndHead, ModelConfig, xavier
 
 
 @final
-class _Linear(nn.Linear):
+class LinearLayer(nn.Linear):
     """Linear layer W x + b, computed as a matrix product with the weights as its first factor.
 
     Under `vmap`, many models with the same inputs then need a single matrix product. The weights are copied,
@@ -33,4 +33,4 @@ class Linear(ModelConfig):
     name: ClassVar[str] = "linear"
 
     def build(self, input_shape: Sequence[int], outputs: int) -> nn.Module:
-        return FeaturizerAndHead(nn.Flatten(), xavier(_Linear(math.prod(input_shape), outputs)))
+        return FeaturizerAndHead(nn.Flatten(), xavier(LinearLayer(math.prod(input_shape), outputs)))

@@ -271,11 +271,11 @@ class BatchSampler:
             inputs = self._augmented(self._augmentation, inputs, keys.to(inputs.device))
         return inputs, targets
 
-    def replace(self, inputs: Float[Tensor, "replicas rows width"]) -> None:
+    def replace(self, inputs: Float[Tensor, "replicas rows *shape"]) -> None:
         """Replace the inputs of full batches.
 
         Args:
-            inputs: New inputs of each replica, in the order of the rows.
+            inputs: New inputs of each replica: one for each row, or what else the model of the steps takes.
         """
         self._inputs, self._dtype, self._decode = inputs, inputs.dtype, _unchanged
         if len(inputs) == 1 and self.axes[0] is None:

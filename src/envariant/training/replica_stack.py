@@ -19,7 +19,7 @@ from envariant.algorithms.hyperparameters import numbers, structure
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSource
 from envariant.core.errors import EnvariantError
-from envariant.training import fixed_features, precision
+from envariant.training import fixed_features, linear_risks, precision
 from envariant.training.accumulation import accumulated
 from envariant.training.allocator import keep_freed_memory
 from envariant.training.averaging.averaged_weights import AveragedWeights
@@ -102,6 +102,7 @@ class ReplicaStack:
             self.network, sets, replicas, config, context
         )
         self._on_features = fixed_features.replace(self._batches, self.network, self._buffers, first, config)
+        self._risks = linear_risks.replace(self._batches, self.network, self._algorithm, config)
         self._state = stacked(
             [
                 replica.algorithm.init({name: view[k] for name, view in self._views.items()}, context)
@@ -330,7 +331,7 @@ class ReplicaStack:
         groups = self._batches.groups
         shapes = () if groups is None else tuple(each.shape for each in groups.inputs)
         layers = constants(self.network.module)
-        key = (count, structure(self._algorithm), sizes, axes, shapes, self._on_features, layers)
+        key = (count, structure(self._algorithm), sizes, axes, shapes, self._on_features, self._risks, layers)
         if key not in programs:
             programs[key] = StepProgram(
                 self.network,
@@ -341,6 +342,7 @@ class ReplicaStack:
                 self._config.steps * self._config.accumulate,
                 compiled=self._config.compiled,
                 from_features=self._on_features,
+                risks=self._risks,
             )
         return programs[key]
 

@@ -26,6 +26,7 @@ from envariant.core.step_context import StepContext
 from envariant.training.batch_sampler import Axis
 from envariant.training.network import Network
 from envariant.training.pure_model import PureModel
+from envariant.training.risk_model import RiskModel
 from envariant.training.zero_columns import RowGroups
 
 # Recording takes 0.1 to 0.3 seconds and saves about half a millisecond per step, plus half a millisecond per
@@ -106,6 +107,7 @@ class StepProgram:
         calls: Expected number of calls; with few calls, the step is not recorded.
         compiled: Whether to compile the recorded operations (`torch.compile`).
         from_features: Whether the inputs of a batch are features, to which only the head is applied.
+        risks: Model of the risks, if the inputs of a batch have one row per environment; see `linear_risks`.
 
     Attributes:
         metrics: Names of the algorithm's metrics; known after the first call.
@@ -122,8 +124,9 @@ class StepProgram:
         *,
         compiled: bool,
         from_features: bool = False,
+        risks: RiskModel | None = None,
     ) -> None:
-        self._from_features = from_features
+        self._from_features, self._risks = from_features, risks
         self._net, self._algorithm, self._sizes = net, algorithm, sizes
         self._axes, self._replicas, self._compiled = axes, replicas, compiled
         # Independent of the number of replicas, so that stacks of all sizes run in the same way.
@@ -187,14 +190,8 @@ class StepProgram:
         step: Any,
         groups: tuple[Tensor, ...],
     ) -> tuple[Tensor, dict[str, Tensor], State, Tensor]:
-        net = self._net
         algorithm = with_numbers(self._algorithm, numbers.unbind())
-        batch = EnvironmentBatch(inputs, targets, self._sizes, net.task)
-
-        model = PureModel(
-            net, params, buffers, inputs, self._replicas, key,
-            RowGroups.from_tensors(groups) if groups else None, from_features=self._from_features,
-        )  # fmt: skip
+        model, batch = self._model_and_batch(params, buffers, inputs, targets, key, groups)
         context = StepContext(step, rate, key if algorithm.stochastic else None)
         gradients, state, metrics = algorithm.gradients(model, params, batch, state, context)
         self.metrics = tuple(metrics)
@@ -202,6 +199,23 @@ class StepProgram:
         flat = torch.cat([gradients[name].flatten() for name in params])
         reported = [value.to(flat.dtype).flatten() for value in metrics.values()]
         return flat, changed, state, torch.cat(reported) if reported else flat.new_zeros(0)
+
+    def _model_and_batch(
+        self,
+        params: Parameters,
+        buffers: Mapping[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        key: Tensor,
+        groups: tuple[Tensor, ...],
+    ) -> tuple[PureModel | RiskModel, EnvironmentBatch]:
+        if self._risks is not None:
+            return self._risks, self._risks.batch(inputs)
+        model = PureModel(
+            self._net, params, buffers, inputs, self._replicas, key,
+            RowGroups.from_tensors(groups) if groups else None, from_features=self._from_features,
+        )  # fmt: skip
+        return model, EnvironmentBatch(inputs, targets, self._sizes, self._net.task)
 
     def _record(self, inputs: StepInputs) -> Function | None:
         from torch.fx.experimental.proxy_tensor import make_fx
@@ -216,10 +230,28 @@ class StepProgram:
             logging.getLogger(__name__).info("step not recorded: %s", error)
             return None
         if not self._compiled:
-            return _without_idle_casts(recorded)
+            return _without_idle_casts(_without_repetitions(recorded))
         # The shapes of a step never change, so dynamic shapes are not needed.
         mode = "reduce-overhead" if self._net.device.type == "cuda" else None
         return torch.compile(recorded, mode=mode, dynamic=False)
+
+
+def _without_repetitions(recorded: GraphModule) -> GraphModule:
+    """Remove operations that repeat an earlier one, and operations whose results are not used.
+
+    Nothing is removed from programs that change tensors in place, as a user's model may do, or that draw
+    random numbers.
+    """
+    calls = [node for node in recorded.graph.nodes if node.op == "call_function"]
+    if any(node.is_impure() for node in calls):
+        return recorded
+    first: dict[tuple[object, ...], Node] = {}
+    for node in calls:
+        # As text, 1, 1.0 and True differ. The names of nodes are unique.
+        key = (node.target, str(node.args), str(node.kwargs))
+        node.replace_all_uses_with(first.setdefault(key, node))
+    recorded.graph.eliminate_dead_code()
+    return recorded
 
 
 def _without_idle_casts(recorded: GraphModule) -> GraphModule:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.base import Penalty, State
+from envariant.algorithms.base import Penalty, Requirement, State
 from envariant.core.environments import PredictedBatch
 from envariant.core.schedules import Schedule, Step
 from envariant.core.search_space import LogUniform
@@ -37,6 +37,9 @@ class IRM(Penalty):
     minimum_environments: ClassVar[int] = 2
     coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
     form: Literal["squared", "halves", "dummies"] = "squared"
+
+    def requires(self) -> Requirement:
+        return "rows" if self.form == "halves" else "derivatives"
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         batch, derivatives = predicted.batch, predicted.multiplier_derivatives()

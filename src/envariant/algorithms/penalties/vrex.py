@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
-from envariant.algorithms.base import Penalty, State
+from envariant.algorithms.base import Penalty, Requirement, State
 from envariant.core.environments import PredictedBatch
 from envariant.core.schedules import Schedule, Step
 from envariant.core.search_space import LogUniform
@@ -27,6 +27,9 @@ class VREx(Penalty):
     minimum_environments: ClassVar[int] = 2
     coefficient: Annotated[Schedule, LogUniform(1e2, 1e6)] = Step(1.0, 1e4, at=100)
     pairwise: bool = False
+
+    def requires(self) -> Requirement:
+        return "risks"
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         variance = predicted.risks.var(correction=0)

@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from envariant.algorithms.base import RiskAggregator, State
+from envariant.algorithms.base import Requirement, RiskAggregator, State
 from envariant.core.environments import PredictedBatch
 from envariant.core.errors import EnvariantError
 from envariant.core.search_space import Choice, Uniform, UniformInteger
@@ -57,6 +57,9 @@ class EQRM(RiskAggregator):
 
     def switch_steps(self) -> Mapping[str, int]:
         return {"burn_in": self.burn_in}
+
+    def requires(self) -> Requirement:
+        return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         mean, quantile = predicted.risks.mean(), self.of_risks(predicted.risks)

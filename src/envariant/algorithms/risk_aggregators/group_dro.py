@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, final
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from envariant.algorithms.base import Parameters, RiskAggregator, State, TrainContext
+from envariant.algorithms.base import Parameters, Requirement, RiskAggregator, State, TrainContext
 from envariant.core.environments import PredictedBatch
 from envariant.core.search_space import LogUniform
 
@@ -31,6 +31,9 @@ class GroupDRO(RiskAggregator):
     def init(self, params: Parameters, context: TrainContext) -> State:
         like = next(iter(params.values()))
         return {"log_weights": like.new_zeros(context.environments).log_softmax(dim=0)}
+
+    def requires(self) -> Requirement:
+        return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         log_weights = (state["log_weights"] + self.rate * predicted.risks.detach()).log_softmax(dim=0)

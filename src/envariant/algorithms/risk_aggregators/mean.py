@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.base import Parameters, RiskAggregator, State, TrainContext
+from envariant.algorithms.base import Parameters, Requirement, RiskAggregator, State, TrainContext
 from envariant.core.environments import PredictedBatch
 
 
@@ -17,6 +17,9 @@ class MeanRisk(RiskAggregator):
 
     name: ClassVar[str] = "mean"
     paper: ClassVar[str] = "Vapnik 1998"
+
+    def requires(self) -> Requirement:
+        return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         return torch.mean(predicted.risks), state
@@ -40,6 +43,9 @@ class PooledMean(RiskAggregator):
         # Row counts are exact in float64, so that with full batches every weight below is exactly 1.
         device = next(iter(params.values())).device
         return {"sizes": torch.tensor(context.environment_sizes, dtype=torch.float64, device=device)}
+
+    def requires(self) -> Requirement:
+        return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         sizes, batch = state["sizes"], predicted.batch

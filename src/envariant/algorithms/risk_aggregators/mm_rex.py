@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, final
 
 from torch import Tensor
 
-from envariant.algorithms.base import RiskAggregator, State, as_coefficient
+from envariant.algorithms.base import Requirement, RiskAggregator, State, as_coefficient
 from envariant.algorithms.risk_aggregators.worst import worst_risk
 from envariant.core.environments import PredictedBatch
 from envariant.core.errors import EnvariantError
@@ -52,6 +52,9 @@ class MMREx(RiskAggregator):
 
     def coefficient_at(self, step: int) -> float:
         return self.coefficient(step)
+
+    def requires(self) -> Requirement:
+        return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         risks = predicted.risks

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from envariant.algorithms.base import RiskAggregator, State
+from envariant.algorithms.base import Requirement, RiskAggregator, State
 from envariant.core.environments import PredictedBatch
 
 
@@ -20,6 +20,9 @@ class SumRisk(RiskAggregator):
 
     name: ClassVar[str] = "sum"
     paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"
+
+    def requires(self) -> Requirement:
+        return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         return torch.sum(predicted.risks), state

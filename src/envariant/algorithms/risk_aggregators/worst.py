@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from envariant.algorithms.base import RiskAggregator, State
+from envariant.algorithms.base import Requirement, RiskAggregator, State
 from envariant.core.environments import PredictedBatch
 
 
@@ -21,6 +21,9 @@ class WorstCaseRisk(RiskAggregator):
     name: ClassVar[str] = "worst-case"
     paper: ClassVar[str] = "Krueger et al. 2021, arXiv 2003.00688"
     minimum_environments: ClassVar[int] = 2
+
+    def requires(self) -> Requirement:
+        return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
         return worst_risk(predicted.risks), state

@@ -56,15 +56,21 @@ def test_interval_of_a_given_model_is_that_of_the_sampled_rows_alone():
     given = uncertainty.mean_interval([0.8], 0.01, given_model=True)
     assert given.high - given.mean == pytest.approx(stats.t.ppf(0.975, 99) * 0.01)
     assert one.high - one.mean == pytest.approx(stats.t.ppf(0.975, 1) * 0.01)
-    assert uncertainty.p_value([0.02], 0.01, given_model=True) == pytest.approx(2 * stats.t.sf(2, 99), rel=1e-3)
-    assert uncertainty.mean_interval(VALUES, 0.01, given_model=True) == uncertainty.mean_interval(VALUES, 0.01)
+    assert uncertainty.p_value([0.02], 0.01, given_model=True) == pytest.approx(
+        2 * stats.t.sf(2, 99), rel=1e-3
+    )
+    assert uncertainty.mean_interval(VALUES, 0.01, given_model=True) == uncertainty.mean_interval(
+        VALUES, 0.01
+    )
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_resampling_in_parts_of_limited_size_gives_the_same_error(weighted, monkeypatch):
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=300), rng.integers(2, size=300)
-    own, other = (Predictions("", "test", 300, part.astype(np.float32), y.astype(np.float32)) for part in (z, z + y))
+    own, other = (
+        Predictions("", "test", 300, part.astype(np.float32), y.astype(np.float32)) for part in (z, z + y)
+    )
     weights = rng.integers(3, size=300).astype(float) if weighted else None
 
     def error(**options):

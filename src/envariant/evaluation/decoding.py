@@ -92,7 +92,10 @@ def decode(
     sides = [values for own in predictions.values() for values in own.values()]
     if _is_regression(sides, targets, task, kind, classes):
         return _of_values(predictions, targets.array, kind)
-    like = {m: {k: _like(v, targets.array) for k, v in own.items()} for m, own in predictions.items()}
+    like = {
+        m: {k: _like(v if classes is not None else _sorted(v), targets.array) for k, v in own.items()}
+        for m, own in predictions.items()
+    }
     sides = [values for own in like.values() for values in own.values()]
     chosen = _kind(sides, targets.array) if kind is None else kind
     names = _class_names(sides, targets.array, chosen, classes)
@@ -144,6 +147,15 @@ def _of_values(predictions: Mapping[str, Mapping[int, Values]], targets: Array, 
             _check_finite(values.array, where)
             logits.setdefault(model, {})[k] = (values.array.astype(np.float64) - center) / scale
     return Decoded(Regression(scale=scale, center=center), (), "values", logits, (y - center) / scale)
+
+
+def _sorted(values: Values) -> Values:
+    """Sort columns by the classes that they are named for, so that results do not depend on their order."""
+    inner = [class_of_column(name) for name in values.names]
+    if values.array.ndim < 2 or len(set(inner)) < values.array.shape[1]:
+        return values
+    order = [inner.index(name) for name in in_order(inner)]
+    return Values(values.array[:, order], tuple(values.names[k] for k in order))
 
 
 def _like(values: Values, targets: Array) -> Values:

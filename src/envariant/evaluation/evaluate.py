@@ -197,7 +197,11 @@ def evaluate(
         Scores of the given predictions: accuracy, 1 replica.
     """
     models = _by_model(predictions)
-    named = {f"predictions of {m}, replica {k}": v for m, own in models.items() for k, v in own.items()}
+    named = {
+        f"predictions of {m}" + (f", replica {k}" if len(own) > 1 else ""): v
+        for m, own in models.items()
+        for k, v in own.items()
+    }
     check_order({**named, "targets": targets, "environments": environments})
     return evaluate_values(
         {

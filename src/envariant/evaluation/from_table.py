@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envariant.comparison.subgroups import subgroup_names
-from envariant.core.conversion import several
+from envariant.core.conversion import in_order, several
 from envariant.core.errors import EnvariantError, EnvariantWarning, listed
 from envariant.core.printable import number_of
 from envariant.data.tables import roles
@@ -93,6 +93,7 @@ def evaluate_table(
         _check_predicted(table.label, [columns[name].rows(rows) for name in predicted])
         arrays = {name: _values(loaded, columns[name])[rows] for name in predicted}
         models = _models(table.label, arrays, targets, options.get("classes"))
+        options = _with_second_class(options, predicted, targets)
     else:
         served = values_of(load_model(model).predict(data, encoding=encoding), "evaluate: predictions")
         models = {MODEL: {0: Values(served.array[rows], served.names)}}
@@ -153,6 +154,23 @@ def _models(
                 f"the target ({listed(sorted(present))}); name one column per class"
             )
     return {name: {0: Values(array)} for name, array in arrays.items()}
+
+
+def _with_second_class(
+    options: Mapping[str, Any], predicted: Sequence[str], targets: Values
+) -> dict[str, Any]:
+    """Return the options with the classes in the order that the name of a single column `P(…)` implies."""
+    known = in_order(labels_of(targets.array)[0])
+    named = class_of_column(predicted[0])
+    if (
+        len(predicted) > 1
+        or named == predicted[0]
+        or named not in known
+        or options.get("classes") is not None
+    ):
+        return dict(options)
+    others = [each for each in known if each != named]
+    return {**options, "classes": (others[0], named)} if len(others) == 1 else dict(options)
 
 
 def _ids(column: Column) -> Ids:

@@ -30,7 +30,7 @@ def bullets(results: EvaluationResults) -> tuple[str, ...]:
     name, cell = results.worst(model)
     facts = [f"Worst environment: {name}, {results.metric.name} {with_interval(results, cell.ood_score)}."]
     if len(results.models) > 1:
-        facts[0] += f" {capitalized(model)} has the best worst environment of {len(results.models)} models."
+        facts[0] += f" It is the best worst environment of {len(results.models)} models ({model})."
     if (group := results.worst_group(model)) is not None and group.score is not None:
         facts.append(
             f"Worst group: {group.name}, {results.metric.name} {with_interval(results, group.score)}; "

@@ -1,12 +1,42 @@
 """`envariant evaluate`: score predictions made elsewhere, in every environment and group."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 from cyclopts import Parameter
 
 from envariant.cli.options import Json, Names
 from envariant.core.errors import EnvariantError
+
+
+@final
+@dataclass(frozen=True)
+class Reading:
+    """Options that say how the table and its predictions are read and scored.
+
+    Parameters
+    ----------
+    metric
+        Metric: accuracy, "balanced accuracy", AUROC, "log loss", "calibration error", RMSE or R2.
+    task
+        Kind of prediction task; by default inferred from targets and predictions.
+    kind
+        Kind of the predictions; by default inferred. Logits are never inferred.
+    classes
+        Labels of the classes, in the order of the columns with their probabilities.
+    encoding
+        Encoding of a text file.
+    missing_values
+        Strings that mark a missing value, such as NA.
+    """
+
+    metric: str | None = None
+    task: Literal["binary", "multiclass", "regression"] | None = None
+    kind: Literal["labels", "probabilities", "logits", "values"] | None = None
+    classes: Names | None = None
+    encoding: str = "utf-8"
+    missing_values: Names | None = None
 
 
 def evaluate(
@@ -19,12 +49,7 @@ def evaluate(
     group: Names = (),
     cluster: str | None = None,
     sample_weight: str | None = None,
-    metric: str | None = None,
-    task: Literal["binary", "multiclass", "regression"] | None = None,
-    kind: Literal["labels", "probabilities", "logits", "values"] | None = None,
-    classes: Names = (),
-    encoding: str = "utf-8",
-    missing_values: Names | None = None,
+    reading: Annotated[Reading | None, Parameter(name="*")] = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     json: Json = False,
 ) -> None:
@@ -52,18 +77,6 @@ def evaluate(
         Column with the cluster of each row, such as a patient; whole clusters are resampled for intervals.
     sample_weight
         Column with case weights: a row of weight 2 counts as two rows.
-    metric
-        Metric: accuracy, "balanced accuracy", AUROC, "log loss", "calibration error", RMSE or R2.
-    task
-        Kind of prediction task; by default inferred from targets and predictions.
-    kind
-        Kind of the predictions; by default inferred. Logits are never inferred.
-    classes
-        Labels of the classes, in the order of the columns with their probabilities.
-    encoding
-        Encoding of a text file.
-    missing_values
-        Strings that mark a missing value, such as NA.
     out
         Folder for the HTML report and the numbers (evaluation.json).
     """
@@ -84,12 +97,7 @@ def evaluate(
         groups=group,
         cluster=cluster,
         sample_weight=sample_weight,
-        encoding=encoding,
-        missing_values=missing_values,
-        metric=metric,
-        task=task,
-        kind=kind,
-        classes=classes or None,
+        **vars(reading or Reading()),
     )
     if out is not None:
         evaluation.save(out)

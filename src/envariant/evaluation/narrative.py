@@ -16,8 +16,12 @@ def headline(results: EvaluationResults) -> str:
     of = f" of {model}" if len(results.models) > 1 else ""
     if len(results.cells[model]) == 1:
         return f"{metric}{of} is {least} in {name}, the only environment with a score"
-    if results.varies(model):
-        return f"{metric}{of} differs between environments: {least} in {name}, {all_rows} over all rows"
+    pooled = results.over_environments(model)
+    if pooled is not None and results.varies(model):
+        test = p_text(pooled.p_value)
+        return (
+            f"{metric}{of} differs between environments ({test}): {least} in {name}, {all_rows} over all rows"
+        )
     return (
         f"No significant difference between environments: {metric}{of} is {all_rows} over all rows, {least} "
         f"in the worst environment, {name}"
@@ -28,9 +32,10 @@ def bullets(results: EvaluationResults) -> tuple[str, ...]:
     """Return at most four facts, each with its number: worst environment, next one, groups, dependence."""
     model = results.best_model
     name, cell = results.worst(model)
-    facts = [f"Worst environment: {name}, {results.metric.name} {with_interval(results, cell.ood_score)}."]
-    if len(results.models) > 1:
-        facts[0] += f" It is the best worst environment of {len(results.models)} models ({model})."
+    text = f"{name}, {results.metric.name} {with_interval(results, cell.ood_score)}."
+    several = len(results.models) > 1
+    which = f"Of {len(results.models)} models, {model} has the best score in its worst environment"
+    facts = [f"{which if several else 'Worst environment'}: {text}"]
     if (group := results.worst_group(model)) is not None and group.score is not None:
         facts.append(
             f"Worst group: {group.name}, {results.metric.name} {with_interval(results, group.score)}; "

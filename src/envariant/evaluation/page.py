@@ -72,7 +72,7 @@ def dependence_table(results: EvaluationResults) -> TextTable:
         (
             name,
             model,
-            " / ".join(f"{bias:+.3g} ± {error:.2g}" for bias, error in _biases(each)),
+            " / ".join(f"{bias:+.2g} ± {error:.2g}" for bias, error in _biases(each)),
             f"{each.slope:.2f} ± {each.slope_error:.2g}",
         )
         for model, own in results.calibration.items()

@@ -99,13 +99,22 @@ class EvaluationResults:
     def over_environments(self, model: str) -> PooledEstimate | None:
         """Pool a model's scores, and predict its score in the next environment (random effects).
 
-        None if fewer than two environments have a score with an interval.
+        The squared standard error of each environment is the mean variance per row, divided by the number of
+        rows. Variances that are estimated from few rows depend on the score itself, for example 0 if all rows
+        are correct, and would exaggerate the differences between environments.
+
+        None if fewer than two environments have a score, or none has an interval.
 
         Args:
             model: Name of the model.
         """
-        scores = [cell.ood_score for cell in self.cells[model].values()]
-        return pool_intervals([(score.mean, (score.high - score.low) / 2) for score in scores])
+        scores = {name: (cell.ood_score, self.n_rows[name]) for name, cell in self.cells[model].items()}
+        known = [((score.high - score.low) / 2, rows) for score, rows in scores.values() if is_known(score)]
+        if not known:
+            return None
+        # A half width h of n rows is √(v / n); weighting v = h² n by n favors large environments.
+        variance = sum(half**2 * rows**2 for half, rows in known) / sum(rows for _, rows in known)
+        return pool_intervals([(score.mean, math.sqrt(variance / rows)) for score, rows in scores.values()])
 
     def varies(self, model: str) -> bool:
         """Return whether a model's scores differ significantly between environments (Cochran's Q).

@@ -87,20 +87,12 @@ def sweep(
     dry_run
         Print the number of runs and the estimated time instead of training.
     """
-    if track is not None and executor == "slurm":
-        raise EnvariantError("sweep: --track needs another executor; envariant runs track sends runs later")
-    if track_at is not None and track is None:
-        raise EnvariantError("sweep: --track-at needs --track tensorboard or --track mlflow")
+    _check_tracking(track, track_at, executor)
     execution = {"execution": options.pop("execution"), "memory": options.pop("memory")}
     _check_execution(execution, executor, address, workers)
     if worker is not None:
         _work(out, worker, execution)
         return
-    from envariant.reporting import html
-    from envariant.studies.running import train_runs
-    from envariant.studies.study import begin
-    from envariant.studies.trackers import BackgroundTracking
-
     declared = {
         "data": data or None,
         "algorithms": algorithms or None,
@@ -118,22 +110,47 @@ def sweep(
     if dry_run:
         _print_estimate(study, json)
         return
+    how = {"executor": executor, "address": address, "workers": workers, **execution}
+    _train(study, folder, how, track, track_at, json=json)
+
+
+def _train(
+    study: Any,
+    folder: Path,
+    how: dict[str, Any],
+    track: Literal["tensorboard", "mlflow"] | None,
+    track_at: str | None,
+    *,
+    json: bool,
+) -> None:
+    """Plan and train the runs, and print a summary; with Slurm, print the submitted job array."""
+    from envariant.cli.show import print_lines
+    from envariant.reporting import html
+    from envariant.studies.running import train_runs
+    from envariant.studies.study import begin
+    from envariant.studies.trackers import BackgroundTracking
+
     html.check_page(folder / "report.html", "study")
     with begin(folder, study):
         pass
     tracking = None if track is None else BackgroundTracking(folder, track, track_at)
     with tracking or nullcontext():
-        array = train_runs(study, folder, executor=executor, address=address, workers=workers, **execution)
+        array = train_runs(study, folder, **how)
     if array is not None:
         _print_array(array, json)
         return
     _print_summary(folder, tracking, json)
     if not json and tracking is not None and tracking.problem:
-        from envariant.cli.show import print_lines
-
         at = f" --at {track_at}" if track_at else ""
         command = f"envariant runs track {folder} --to {track}{at}"
         print_lines([f"not all runs were sent ({tracking.problem}); to send them: {command}"])
+
+
+def _check_tracking(track: str | None, track_at: str | None, executor: str) -> None:
+    if track is not None and executor == "slurm":
+        raise EnvariantError("sweep: --track needs another executor; envariant runs track sends runs later")
+    if track_at is not None and track is None:
+        raise EnvariantError("sweep: --track-at needs --track tensorboard or --track mlflow")
 
 
 def _work(out: Path | None, worker: int, execution: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "envariant.comparison",
         "envariant.comparison.results",
         "envariant.comparison.data_check",
+        "envariant.evaluation",
         "envariant.studies",
         "envariant.studies.selection",
     ),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from envariant.core.multi_target import MultiLabel, MultiOutputRegression
     from envariant.core.tasks import Binary, Multiclass, Regression
     from envariant.estimators import InvariantClassifier, InvariantRegressor
+    from envariant.evaluation import evaluate
     from envariant.reporting.score_tables import score_table
     from envariant.saved_model import load_model
     from envariant.studies import Study
@@ -52,6 +53,7 @@ _NAMES = {
     "Study": "studies",
     "TrainingResult": "training.result",
     "compare": "comparison",
+    "evaluate": "evaluation",
     "load_model": "saved_model",
     "score_table": "reporting.score_tables",
     "soup": "studies.soups",
@@ -77,6 +79,7 @@ __all__ = [
     "callbacks",
     "compare",
     "data",
+    "evaluate",
     "load_model",
     "models",
     "published",

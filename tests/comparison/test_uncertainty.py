@@ -5,6 +5,9 @@ import pytest
 from scipy import stats
 
 from envariant.comparison import uncertainty
+from envariant.core.metrics import METRICS
+from envariant.core.tasks import Binary
+from envariant.training.store import Predictions
 
 VALUES = [0.1, 0.14, 0.08, 0.12, 0.06]
 
@@ -45,3 +48,34 @@ def test_false_alarms_are_no_more_frequent_than_the_level(rows):
 
 def test_one_replica_gives_a_large_p_value():
     assert uncertainty.p_value([0.1], 0.04) > 0.2
+
+
+def test_interval_of_a_given_model_is_that_of_the_sampled_rows_alone():
+    """A single replica tells nothing about other replicas, unless it is the model of interest itself."""
+    one = uncertainty.mean_interval([0.8], 0.01)
+    given = uncertainty.mean_interval([0.8], 0.01, given_model=True)
+    assert given.high - given.mean == pytest.approx(stats.t.ppf(0.975, 99) * 0.01)
+    assert one.high - one.mean == pytest.approx(stats.t.ppf(0.975, 1) * 0.01)
+    assert uncertainty.p_value([0.02], 0.01, given_model=True) == pytest.approx(
+        2 * stats.t.sf(2, 99), rel=1e-3
+    )
+    assert uncertainty.mean_interval(VALUES, 0.01, given_model=True) == uncertainty.mean_interval(
+        VALUES, 0.01
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_resampling_in_parts_of_limited_size_gives_the_same_error(weighted, monkeypatch):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=300), rng.integers(2, size=300)
+    own, other = (
+        Predictions("", "test", 300, part.astype(np.float32), y.astype(np.float32)) for part in (z, z + y)
+    )
+    weights = rng.integers(3, size=300).astype(float) if weighted else None
+
+    def error(**options):
+        return uncertainty.row_standard_error(Binary(), METRICS["AUROC"], [own], **options)
+
+    whole = error(weights=weights), error(reference=[other]), error(groups=np.arange(300) // 3)
+    monkeypatch.setattr(uncertainty, "_DRAWN", 7 * 300)
+    assert (error(weights=weights), error(reference=[other]), error(groups=np.arange(300) // 3)) == whole

@@ -93,7 +93,7 @@ def test_the_command_line_reports_the_same_numbers(results, here):
     ("options", "message"),
     [
         ({"workers": 0}, "workers must be in"),
-        ({"executor": "slurm"}, "executor must be 'local' or 'ray', got 'slurm'"),
+        ({"executor": "dask"}, "executor must be 'local', 'ray' or 'slurm', got 'dask'"),
         ({"address": "here"}, "the option 'address' requires executor='ray'"),
         ({"out": "/dev/null/study"}, "cannot be written"),
     ],

@@ -28,6 +28,7 @@ from envariant.cli.algorithms import algorithms
 from envariant.cli.compare import compare
 from envariant.cli.data import data
 from envariant.cli.demo import demo
+from envariant.cli.evaluate import evaluate
 from envariant.cli.predict import predict
 from envariant.cli.report import report
 from envariant.cli.reproduce import reproduce
@@ -51,6 +52,7 @@ app.command(compare)
 app.command(train)
 app.command(sweep)
 app.command(soup)
+app.command(evaluate)
 app.command(predict)
 app.command(adapt)
 app.command(runs)

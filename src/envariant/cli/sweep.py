@@ -29,8 +29,9 @@ def sweep(
     metric: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     workers: Whole = 1,
-    executor: Literal["local", "ray"] = "local",
+    executor: Literal["local", "ray", "slurm"] = "local",
     address: str | None = None,
+    worker: WholeOrNone = None,
     track: Literal["tensorboard", "mlflow"] | None = None,
     track_at: str | None = None,
     dry_run: Switch = False,
@@ -70,12 +71,15 @@ def sweep(
     out
         Folder of the study; studies/NAME by default.
     workers
-        Number of worker processes; the CPU threads are divided among them.
+        Number of worker processes, among which the CPU threads are divided, or of Slurm tasks at a time.
     executor
-        Where the runs are executed: local (this machine), or ray (a Ray cluster). Ray needs
-        pip install "envariant[ray]".
+        Where the runs are executed: local (this machine), ray (a Ray cluster, which needs
+        pip install "envariant[ray]"), or slurm (a job array that is written into the study's folder and
+        submitted with sbatch; repeat the command when it has ended).
     address
         Address of the Ray cluster.
+    worker
+        Train one job of the study in the folder given by out, as the tasks of a Slurm job array do.
     track
         Experiment tracker to which finished runs are sent. Needs pip install "envariant[tracking]".
     track_at
@@ -83,15 +87,12 @@ def sweep(
     dry_run
         Print the number of runs and the estimated time instead of training.
     """
-    from envariant.reporting import html
-    from envariant.studies.running import train_runs
-    from envariant.studies.study import begin
-    from envariant.studies.trackers import BackgroundTracking
-
-    if track_at is not None and track is None:
-        raise EnvariantError("sweep: --track-at needs --track tensorboard or --track mlflow")
+    _check_tracking(track, track_at, executor)
     execution = {"execution": options.pop("execution"), "memory": options.pop("memory")}
     _check_execution(execution, executor, address, workers)
+    if worker is not None:
+        _work(out, worker, execution)
+        return
     declared = {
         "data": data or None,
         "algorithms": algorithms or None,
@@ -109,30 +110,86 @@ def sweep(
     if dry_run:
         _print_estimate(study, json)
         return
+    how = {"executor": executor, "address": address, "workers": workers, **execution}
+    _train(study, folder, how, track, track_at, json=json)
+
+
+def _train(
+    study: Any,
+    folder: Path,
+    how: dict[str, Any],
+    track: Literal["tensorboard", "mlflow"] | None,
+    track_at: str | None,
+    *,
+    json: bool,
+) -> None:
+    """Plan and train the runs, and print a summary; with Slurm, print the submitted job array."""
+    from envariant.cli.output import print_lines
+    from envariant.reporting import html
+    from envariant.studies.running import train_runs
+    from envariant.studies.study import begin
+    from envariant.studies.trackers import BackgroundTracking
+
     html.check_page(folder / "report.html", "study")
     with begin(folder, study):
         pass
     tracking = None if track is None else BackgroundTracking(folder, track, track_at)
     with tracking or nullcontext():
-        train_runs(study, folder, executor=executor, address=address, workers=workers, **execution)
+        array = train_runs(study, folder, **how)
+    if array is not None:
+        _print_array(array, json)
+        return
     _print_summary(folder, tracking, json)
     if not json and tracking is not None and tracking.problem:
-        from envariant.cli.output import print_lines
-
         at = f" --at {track_at}" if track_at else ""
         command = f"envariant runs track {folder} --to {track}{at}"
         print_lines([f"not all runs were sent ({tracking.problem}); to send them: {command}"])
 
 
+def _check_tracking(track: str | None, track_at: str | None, executor: str) -> None:
+    if track is not None and executor == "slurm":
+        raise EnvariantError("sweep: --track needs another executor; envariant runs track sends runs later")
+    if track_at is not None and track is None:
+        raise EnvariantError("sweep: --track-at needs --track tensorboard or --track mlflow")
+
+
+def _work(out: Path | None, worker: int, execution: dict[str, Any]) -> None:
+    """Train one job, and print the states of its runs."""
+    from envariant.cli.output import print_lines
+    from envariant.studies.executors.local import train_job
+    from envariant.training.store import Store
+
+    if out is None:
+        raise EnvariantError("sweep: --worker needs --out, the folder of the study")
+    is_free = train_job(out, worker, **execution)
+    with Store(out) as store:
+        runs = {stored.id for stored in store.members(worker)}
+        listing = store.listing()
+    states = listing[listing["id"].isin(runs)]["state"].value_counts()
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    busy = "" if is_free else "; another process is training it"
+    print_lines([f"job {worker}: {counts}{busy}"])
+
+
+def _print_array(array: Any, json: bool) -> None:
+    from envariant.cli.output import print_json, print_lines
+
+    if json:
+        print_json({"script": str(array.script), "tasks": array.tasks, "array": array.array_id or None})
+        return
+    print_lines([str(array), "when it has ended, repeat the command to see the results or to resume"])
+
+
 def _check_execution(execution: dict[str, Any], executor: str, address: str | None, workers: int) -> None:
-    from envariant.studies.executors.local import MAX_WORKERS
+    from envariant.studies.executors import local, slurm
     from envariant.training.resolution import check_objects
 
     check_objects(execution)
     if address is not None and executor != "ray":
         raise EnvariantError("sweep: --address needs --executor ray")
-    if not 1 <= workers <= MAX_WORKERS:
-        raise EnvariantError(f"--workers: must be in [1, {MAX_WORKERS}]; got {workers}")
+    most = slurm.MAX_WORKERS if executor == "slurm" else local.MAX_WORKERS
+    if not 1 <= workers <= most:
+        raise EnvariantError(f"--workers: must be in [1, {most}]; got {workers}")
 
 
 def _declared(file: Path | None, options: dict[str, Any], settings: dict[str, Any]) -> Any:

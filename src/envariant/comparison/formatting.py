@@ -19,6 +19,10 @@ _METHOD_NAMES = {
 }
 
 
+IN_UNIT = ("squared error", "RMSE")
+"""Metrics in the unit of the target, or in its square."""
+
+
 def method_name(method: str) -> str:
     """Return the name of a method in its usual spelling, such as V-REx."""
     return _METHOD_NAMES.get(method, method)
@@ -44,10 +48,20 @@ def environment_name(results: ComparisonResults, environment: str) -> str:
 
 def score(results: ComparisonResults, value: float, *, signed: bool = False) -> str:
     """Format a score: three significant digits for metrics in the target's unit, else three decimals."""
-    places = 3
-    if results.metric.name in ("squared error", "RMSE"):
-        size = abs(results.worst(results.baseline_method)[1].ood_score.mean)
-        places = max(0, 2 - math.floor(math.log10(size))) if size > 0 else 3
+    in_unit = results.metric.name in IN_UNIT
+    size = results.worst(results.baseline_method)[1].ood_score.mean if in_unit else 0.0
+    return score_text(value, size, signed=signed)
+
+
+def score_text(value: float, size: float = 0.0, *, signed: bool = False) -> str:
+    """Format a score with three decimals or, given a typical size, with three significant digits of it.
+
+    Args:
+        value: Score, or difference of scores.
+        size: Typical score, for metrics in the unit of the target (`IN_UNIT`). 0: three decimals.
+        signed: Whether to print the sign of positive values.
+    """
+    places = max(0, 2 - math.floor(math.log10(abs(size)))) if size else 3
     # Round first, so that −0.0001 becomes 0.000.
     return f"{round(value, places) + 0.0:{'+' if signed else ''},.{places}f}"
 

@@ -3,17 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from envariant.analysis import statistics
-from envariant.analysis.statistics import Interval
-from envariant.comparison.results import ORDINARY, Cell, ColumnImportance, ComparisonResults, ScoredRows
-from envariant.comparison.uncertainty import mean_interval, p_value, row_standard_error, score_of_rows
+from envariant.comparison.cells import ModelScores, in_order, make_cells
+from envariant.comparison.results import ORDINARY, ColumnImportance, ComparisonResults, ScoredRows
+from envariant.comparison.uncertainty import score_of_rows
 from envariant.core import metrics
 from envariant.core.errors import EnvariantError
 from envariant.core.metrics import Metric
@@ -41,33 +39,6 @@ class _ScoreKey(NamedTuple):
 
 
 Scores = Mapping[_ScoreKey, float]
-
-
-@final
-@dataclass(frozen=True)
-class _ModelScores:
-    """Scores and predictions of one method's selected models in one environment.
-
-    Every attribute is a mapping whose keys are replica indices.
-
-    Attributes:
-        ood: Out-of-domain score.
-        predictions: Out-of-domain predictions; all replicas predict the same rows.
-        validation: In-domain predictions, from the first fold that trains on the environment.
-        others: Predictions on validation rows of the training environments, by training environment.
-        id: In-domain scores, one for each fold that trains on the environment.
-    """
-
-    ood: dict[int, float] = field(default_factory=dict[int, float])
-    predictions: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
-    validation: dict[int, Predictions] = field(default_factory=dict[int, Predictions])
-    others: dict[int, dict[str, Predictions]] = field(default_factory=dict[int, dict[str, Predictions]])
-    id: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
-
-    @property
-    def id_scores(self) -> list[float]:
-        """Mean in-domain score of each replica, in the order of the replicas."""
-        return [float(np.mean(self.id[replica])) for replica in sorted(self.id)]
 
 
 def gather(
@@ -110,10 +81,11 @@ def gather(
         {m: {n: models[m, n].id_scores for n in tasks if (m, n) in models} for m in methods if m in ORDINARY},
         metric,
     )
+    groups, weights = (_by_environment(table, column) for column in (table.group, table.sample_weight))
     return ComparisonResults(
         metric,
         tuple(tasks),
-        _cells(models, methods, tasks, metric, baseline, table),
+        make_cells(models, methods, tasks, metric, baseline, groups=groups, weights=weights),
         _importance(chosen, scores, metric),
         {method: _most_frequent(c.trial for e, c in chosen if e.algorithm == method) for method in methods},
         missing,
@@ -123,8 +95,8 @@ def gather(
         networks={name: each for name, each in store.networks().items() if name in methods},
         rows={
             key: ScoredRows(
-                tuple(_in_order(model.validation)),
-                tuple(_in_order(model.predictions)),
+                tuple(in_order(model.validation)),
+                tuple(in_order(model.predictions)),
                 tuple(model.others[k] for k in sorted(model.predictions)),
             )
             for key, model in models.items()
@@ -142,9 +114,9 @@ def _models(
     tasks: Mapping[str, Task],
     score_of: Callable[[SelectedRun, str, str], float | None],
     table: Table,
-) -> dict[tuple[str, str], _ModelScores]:
+) -> dict[tuple[str, str], ModelScores]:
     """Return the scores and predictions of the selected runs, by method and environment."""
-    models: dict[tuple[str, str], _ModelScores] = {}
+    models: dict[tuple[str, str], ModelScores] = {}
     for each, choice in chosen:
         judged = {*each.test_environments, *table.in_domain_environments(each.test_environments)}
         for name in (name for name in tasks if name in judged):
@@ -152,7 +124,7 @@ def _models(
             score = score_of(choice, name, role)
             if score is None:
                 continue
-            model = models.setdefault((each.algorithm, name), _ModelScores())
+            model = models.setdefault((each.algorithm, name), ModelScores())
             own = stored[choice.run].get((name, role))
             if role == "validation":
                 model.id.setdefault(each.replica, []).append(score)
@@ -176,7 +148,7 @@ def _second_results(
     if metric.for_regression:
         return None
     second = metrics.METRICS["AUROC" if metric.name == "log loss" else "log loss"]
-    weights = _by_environment(table, table.sample_weight)
+    groups, weights = (_by_environment(table, column) for column in (table.group, table.sample_weight))
 
     def computed(choice: SelectedRun, name: str, role: str) -> float | None:
         own = stored[choice.run].get((name, role))
@@ -189,7 +161,7 @@ def _second_results(
     methods = list(dict.fromkeys(method for method, _ in models))
     if baseline not in methods:
         return None
-    cells = _cells(models, methods, tasks, second, baseline, table)
+    cells = make_cells(models, methods, tasks, second, baseline, groups=groups, weights=weights)
     return ComparisonResults(second, tuple(tasks), cells, {}, {}, (), 1, baseline)
 
 
@@ -255,52 +227,10 @@ def _most_frequent(trials: Iterable[int]) -> int:
     return min(counts, key=lambda trial: (-counts[trial], trial))
 
 
-def _cells(
-    models: Mapping[tuple[str, str], _ModelScores],
-    methods: Sequence[str],
-    tasks: Mapping[str, Task],
-    metric: Metric,
-    baseline: str,
-    table: Table,
-) -> dict[str, dict[str, Cell]]:
-    groups, weights = (_by_environment(table, column) for column in (table.group, table.sample_weight))
-    cells: dict[str, dict[str, Cell]] = {}
-    gains: dict[tuple[str, str], tuple[Interval, float]] = {}
-    for method in methods:
-        for name, task in tasks.items():
-            own, reference = models.get((method, name)), models.get((baseline, name))
-            if own is None or not own.ood:
-                continue
-            rows: dict[str, Any] = {"groups": groups.get(name), "weights": weights.get(name)}
-            row_error = row_standard_error(task, metric, _in_order(own.predictions), **rows)
-            id_score = statistics.interval(own.id_scores)
-            cells.setdefault(method, {})[name] = Cell(
-                mean_interval(list(own.ood.values()), row_error), id_score, ood_values=own.ood
-            )
-            if reference is None or method == baseline:
-                continue
-            if common := sorted(own.ood.keys() & reference.ood):
-                differences = [metric.gain(own.ood[k], reference.ood[k]) for k in common]
-                both = own.predictions.keys() & reference.predictions.keys()
-                first, second = (_in_order(side.predictions, both) for side in (own, reference))
-                row_error = row_standard_error(task, metric, first, second, **rows)
-                gains[method, name] = mean_interval(differences, row_error), p_value(differences, row_error)
-    corrected = statistics.holm([p for _, p in gains.values()])
-    for ((method, name), (gain, _)), p in zip(gains.items(), corrected, strict=True):
-        cells[method][name] = replace(cells[method][name], gain=gain, p_value=p)
-    return cells
-
-
 def _by_environment(table: Table, column: Column | None) -> dict[str, NDArray[Any]]:
     """Return the values of a column by environment; empty if the table has no such column."""
     codes = table.environment.values
     return {} if column is None else {n: column.values[codes == k] for k, n in enumerate(table.environments)}
-
-
-def _in_order(
-    predictions: Mapping[int, Predictions], replicas: Iterable[int] | None = None
-) -> list[Predictions]:
-    return [predictions[k] for k in sorted(predictions if replicas is None else replicas)]
 
 
 def _importance(chosen: Chosen, scores: Scores, metric: Metric) -> dict[str, dict[str, ColumnImportance]]:

@@ -10,11 +10,10 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from envariant.comparison.baselines import Folds, baseline_scores, unpredictable
+from envariant.comparison.metric_choice import choose_metric
 from envariant.comparison.results import ORDINARY
-from envariant.core import metrics
 from envariant.core.errors import EnvariantError, EnvariantWarning, listed
 from envariant.core.metrics import Metric
 from envariant.core.tasks import Task
@@ -44,11 +43,6 @@ _MOST_FOLDS_OF_ONE = 12
 _FOLDS = 10
 # With more ordered environments, the first test has two training environments, which most methods need.
 _FEW = 3
-# Share of the rarer of two classes below which AUROC replaces accuracy.
-_RARE = 0.2
-# AUROC replaces accuracy if the share of a class differs between environments by at least this much, and
-# significantly at this level.
-_PREVALENCE_DIFFERENCE, _PREVALENCE_LEVEL = 0.1, 0.01
 # Weight decay, passes over the training rows and bounds of the number of steps of networks, so that ERM is a
 # regularized network.
 _WEIGHT_DECAY = 1e-3
@@ -255,37 +249,6 @@ def _random_order(codes: NDArray[Any], seed: int, *, independent: bool) -> NDArr
         return np.random.default_rng(seed).permutation(len(codes))
     rows = [np.flatnonzero(codes == code) for code in np.unique(codes)]
     return np.concatenate([np.random.default_rng((seed, k)).permutation(own) for k, own in enumerate(rows)])
-
-
-def choose_metric(name: str | None, table: Table, task: Task) -> Metric:
-    """Return the metric with the given name, or the default metric for the target.
-
-    The default is RMSE for regression and accuracy for classes, except in two cases, where it is AUROC: the
-    rarer of two classes has less than 20 % of the rows, or `prevalence_differs` is true. If class shares
-    differ between environments, accuracy changes even if the model's ranking is unchanged.
-
-    Raises:
-        EnvariantError: If the metric is unknown or does not apply to the task.
-    """
-    if name is None and table.task == "regression":
-        name = "RMSE"
-    if name is None:
-        shares = np.bincount(table.targets().astype(int)) / len(table)
-        rare = table.task == "binary" and shares.min() < _RARE
-        name = "AUROC" if rare or prevalence_differs(table) else "accuracy"
-    return metrics.metric(name, task)
-
-
-def prevalence_differs(table: Table) -> bool:
-    """Return whether class shares of environments differ significantly, and for some class by 0.1 or more."""
-    counts = np.zeros((len(table.environments), len(table.classes)))
-    np.add.at(counts, (table.environment.values, table.targets().astype(int)), 1)
-    counts = counts[:, counts.any(axis=0)]
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    if np.ptp(shares, axis=0).max() < _PREVALENCE_DIFFERENCE or min(counts.shape) < 2:
-        return False
-    test: Any = stats.chi2_contingency(counts, correction=False)
-    return bool(test.pvalue < _PREVALENCE_LEVEL)
 
 
 def make_folds(table: Table) -> tuple[tuple[str, ...], ...]:

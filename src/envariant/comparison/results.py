@@ -233,12 +233,12 @@ class ComparisonResults(Displayed):
         None if there are fewer than two measured drops.
         """
         drops = (self.drop(cell) for cell in self.baseline.values())
-        return _pooled([(drop.mean, drop.half_width) for drop in drops])
+        return pool_intervals([(drop.mean, drop.half_width) for drop in drops])
 
     def pooled_gain(self, method: str) -> PooledEstimate | None:
         """Pool the gain of a method over environments; None if there are fewer than two measured gains."""
         gains = [cell.gain for cell in self.cells[method].values() if cell.gain is not None]
-        return _pooled([(gain.mean, (gain.high - gain.low) / 2) for gain in gains])
+        return pool_intervals([(gain.mean, (gain.high - gain.low) / 2) for gain in gains])
 
     def possible(self, interval: Interval, *, difference: bool = False) -> Interval:
         """Clip the interval of a score, or of a difference of scores, to possible values."""
@@ -322,7 +322,7 @@ class ComparisonResults(Displayed):
         return all(self.metric.gain(own, other) > 0 for own, other in scores)
 
 
-def _pooled(estimates: Sequence[tuple[float, float]]) -> PooledEstimate | None:
+def pool_intervals(estimates: Sequence[tuple[float, float]]) -> PooledEstimate | None:
     """Pool pairs of mean and half width of a 95 % confidence interval; None with fewer than two."""
     known = [(mean, half / 1.96) for mean, half in estimates if math.isfinite(mean) and half > 0]
     return pool_estimates(*map(list, zip(*known, strict=True))) if len(known) > 1 else None

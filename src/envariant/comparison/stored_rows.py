@@ -127,10 +127,8 @@ class StoredRows:
 
         Replicas take turns: with n replicas, row k has the prediction of replica k modulo n.
         """
-        values, targets = self._scores(self.fold_of(environment), predictions[0])
-        turn = np.arange(len(targets)) % len(predictions)
-        for k, each in enumerate(predictions):
-            values[turn == k] = self._scores(self.fold_of(environment), each)[0][turn == k]
+        scores = [self._scores(self.fold_of(environment), each) for each in predictions]
+        values, targets = take_turns([each for each, _ in scores]), scores[0][1]
         of_all = self.by_environment[environment]
         return Scores(values, targets, of_all[evenly_spaced(len(of_all), len(targets)).numpy()])
 
@@ -210,6 +208,18 @@ class StoredRows:
 
     def _task(self, fold: Sequence[str]) -> Any:
         return task_of(self.source.table, self.source.table.training_rows(fold))
+
+
+def take_turns(values: Sequence[Array]) -> Array:
+    """Return one prediction per row: with n replicas, row k has the prediction of replica k modulo n.
+
+    Args:
+        values: Predictions of each replica for the same rows, `[rows]` or `[rows, classes]`.
+    """
+    chosen = values[0].copy()
+    for k, each in enumerate(values):
+        chosen[k :: len(values)] = each[k :: len(values)]
+    return chosen
 
 
 def _values_of(values: NDArray[Any] | None, scores: Sequence[Scores]) -> tuple[NDArray[Any], ...] | None:

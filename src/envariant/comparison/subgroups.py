@@ -1,7 +1,7 @@
 """Score subgroups, such as women and men, in environments on which models were not trained."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, final
@@ -88,65 +88,78 @@ def find_subgroups(
             if (method, name) in results.rows and results.rows[method, name].out_of_domain
         ]
         if rows:
-            own = _Scored.of(stored, rows, task, results.metric)
-            found = [each for column in table.subgroups for each in _scores(own, column, method)]
-            scores += _corrected(found)
+            own, positions = _pooled(stored, rows, task, results.metric)
+            names = {column.name: subgroup_names(column)[positions] for column in table.subgroups}
+            scores += score_subgroups(own, names, method)
     return tuple(scores)
+
+
+def _pooled(
+    stored: StoredRows, parts: Sequence[Scores], task: Task, metric: Metric
+) -> tuple["PooledRows", NDArray[np.int64]]:
+    """Concatenate the predictions for several environments; also return the position of each table row."""
+    values, targets = (np.concatenate(each) for each in zip(*(part.pair for part in parts), strict=True))
+    rows = np.concatenate([part.rows for part in parts if part.rows is not None])
+    weight, groups = stored.source.table.sample_weight, stored.groups
+    return PooledRows(
+        values,
+        targets,
+        None if groups is None else groups[rows],
+        None if weight is None else weight.values[rows],
+        task,
+        metric,
+    ), rows
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Scored:
-    """Predictions for the rows of all test environments, with position, group and weight of each row.
+class PooledRows:
+    """Predictions for the rows of all environments, with the group and the weight of each row.
 
     Attributes:
-        predictions: Logits (regression: predictions in the target's unit) and targets.
-        rows: Position of each row in the table.
-        groups, weights: Group and case weight of each row; None if the table has none.
+        values: Logits `[rows]` or `[rows, classes]`; for regression, predictions.
+        targets: Targets of the task, `[rows]`.
+        groups: Group of each row, such as the patient; whole groups are resampled. None: rows are
+            independent.
+        weights: Case weight of each row; None for equal weights.
         task: Prediction task.
         metric: Metric of the scores.
     """
 
-    predictions: Predictions
-    rows: NDArray[np.int64]
+    values: NDArray[Any]
+    targets: NDArray[Any]
     groups: NDArray[Any] | None
     weights: NDArray[np.float64] | None
     task: Task
     metric: Metric
 
-    @classmethod
-    def of(cls, stored: StoredRows, parts: Sequence[Scores], task: Task, metric: Metric) -> "_Scored":
-        """Concatenate the predictions for several environments."""
-        values, targets = (np.concatenate(each) for each in zip(*(part.pair for part in parts), strict=True))
-        rows = np.concatenate([part.rows for part in parts if part.rows is not None])
-        weight, groups = stored.source.table.sample_weight, stored.groups
-        return cls(
-            Predictions("", "test", len(rows), values, targets),
-            rows,
-            None if groups is None else groups[rows],
-            None if weight is None else weight.values[rows],
-            task,
-            metric,
-        )
-
     def score(self, chosen: NDArray[np.bool_]) -> tuple[float, float]:
         """Return the score on the chosen rows, and its standard error."""
-        own = self.predictions
-        part = Predictions("", "test", int(chosen.sum()), own.logits[chosen], own.targets[chosen])
+        part = Predictions("", "test", int(chosen.sum()), self.values[chosen], self.targets[chosen])
         groups = None if self.groups is None else self.groups[chosen]
         weights = None if self.weights is None else self.weights[chosen]
         value = score_of_rows(self.task, self.metric, part, weights=weights)
         return value, row_standard_error(self.task, self.metric, [part], groups=groups, weights=weights)
 
 
-def _scores(own: _Scored, column: Column, method: str) -> Iterator[SubgroupScore]:
+def score_subgroups(rows: PooledRows, names: Mapping[str, NDArray[Any]], method: str) -> list[SubgroupScore]:
+    """Score each subgroup; intervals are Bonferroni-corrected and p-values Holm-corrected over subgroups.
+
+    Args:
+        rows: Predictions for the rows of all environments.
+        names: By column, the name of the subgroup of each row, `[rows]`; "" for rows without a value.
+        method: Name of the method.
+    """
+    return _corrected([each for column in names for each in _scores(rows, column, names[column], method)])
+
+
+def _scores(own: PooledRows, column: str, names: NDArray[Any], method: str) -> Iterator[SubgroupScore]:
     """Yield the score of each subgroup of a column, without correction for multiple testing."""
-    names = subgroup_names(column)[own.rows]
     for value in dict.fromkeys(sorted(name for name in names.tolist() if name)):
         inside = names == value
         others = (names != value) & (names != "")
         count = int(inside.sum())
-        result = SubgroupScore(column.name, value, method, count)
+        result = SubgroupScore(column, value, method, count)
         if count < FEWEST_ROWS:
             yield result
             continue

@@ -5,7 +5,7 @@ environment is only a sample of rows.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,25 @@ _RESAMPLES = 100
 # Number of replicas whose rows are resampled; row noise is similar for all replicas.
 _RESAMPLED_REPLICAS = 2
 _SMALLEST_P = 1e-12
+# Largest number of row indices that are drawn at a time.
+_DRAWN = 5_000_000
 
 
-def mean_interval(values: Sequence[float], row_error: float) -> Interval:
+def mean_interval(values: Sequence[float], row_error: float, *, given_model: bool = False) -> Interval:
     """Return the mean over replicas with its 95 % confidence interval.
 
     Args:
         values: One value per replica.
         row_error: Standard error of the mean due to the sampling of rows.
+        given_model: Whether a single replica is the model of interest itself; see `half_width`.
     """
-    mean, half = float(np.mean(values)), half_width(values, row_error, 0.05)
+    mean, half = float(np.mean(values)), half_width(values, row_error, 0.05, given_model=given_model)
     return Interval(mean, mean - half, mean + half, len(values))
 
 
-def half_width(values: Sequence[float], row_error: float, level: float) -> float:
+def half_width(
+    values: Sequence[float], row_error: float, level: float, *, given_model: bool = False
+) -> float:
     """Return half the width of the confidence interval of a mean over replicas.
 
     The half width is √(a² + b²). Here, a is the standard error over replicas times a quantile of Student's t,
@@ -47,27 +52,40 @@ def half_width(values: Sequence[float], row_error: float, level: float) -> float
         values: One value per replica.
         row_error: Standard error of the mean due to the sampling of rows.
         level: Error probability of the interval, such as 0.05 for 95 % confidence.
+        given_model: Whether a single replica is the model of interest itself, not one of many that training
+            could have produced. Only rows are then sampled, and the quantile in b is that of several
+            replicas.
     """
     n = len(values)
     replica_quantile = float(stats.t.ppf(1 - level / 2, max(1, n - 1)))
-    row_quantile = float(stats.t.ppf(1 - level / 2, _RESAMPLES - 1)) if n > 1 else replica_quantile
+    only_rows = n > 1 or given_model
+    row_quantile = float(stats.t.ppf(1 - level / 2, _RESAMPLES - 1)) if only_rows else replica_quantile
     replica_error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     return math.hypot(replica_quantile * replica_error, row_quantile * row_error)
 
 
-def p_value(differences: Sequence[float], row_error: float) -> float:
+def p_value(differences: Sequence[float], row_error: float, *, given_model: bool = False) -> float:
     """Return the p-value of the test that the mean difference is 0.
 
     The p-value is the error probability at which one end of the confidence interval is 0. It is found by
     bisection.
+
+    Args:
+        differences: One difference per replica.
+        row_error: Standard error of the mean difference due to the sampling of rows.
+        given_model: Whether a single replica is the model of interest itself; see `half_width`.
     """
+
+    def half(level: float) -> float:
+        return half_width(differences, row_error, level, given_model=given_model)
+
     mean = abs(float(np.mean(differences)))
-    if mean == 0 or half_width(differences, row_error, _SMALLEST_P) < mean:
+    if mean == 0 or half(_SMALLEST_P) < mean:
         return 1.0 if mean == 0 else _SMALLEST_P
     low, high = math.log(_SMALLEST_P), 0.0
     while high - low > 1e-5:
         middle = (low + high) / 2
-        if half_width(differences, row_error, math.exp(middle)) < mean:
+        if half(math.exp(middle)) < mean:
             high = middle
         else:
             low = middle
@@ -120,27 +138,40 @@ def row_standard_error(
         scale = math.sqrt(len(members) / len(np.unique(groups)))
     estimates: list[float] = []
     for k, own in enumerate(predictions[:_RESAMPLED_REPLICAS]):
-        if not members and weights is None:
-            samples = generator.integers(n_rows, size=(_RESAMPLES, n_rows))
-            values = metric.of_samples(task, *_arrays(own), samples)
-            if reference:
-                values = values - metric.of_samples(task, *_arrays(reference[k]), samples)
-        else:
-            drawn: Iterable[NDArray[np.int64]] = (
-                [
-                    np.concatenate([members[m] for m in chosen])
-                    for chosen in generator.integers(len(members), size=(_RESAMPLES, len(members)))
-                ]
-                if members
-                else generator.integers(n_rows, size=(_RESAMPLES, n_rows))
-            )
-            values = np.array([score_of_rows(task, metric, own, rows, weights) for rows in drawn])
-            if reference:
-                other = [score_of_rows(task, metric, reference[k], rows, weights) for rows in drawn]
-                values = values - np.array(other)
+        sides = [own, *([reference[k]] if reference else [])]
+        scores = np.concatenate(
+            [
+                [_scores(task, metric, each, samples, members, weights) for each in sides]
+                for samples in _samples(generator, len(members) or n_rows)
+            ],
+            axis=1,
+        )
+        values = scores[0] - scores[1] if reference else scores[0]
         values = values[np.isfinite(values)]
         estimates.append(float(values.std(ddof=1)) if len(values) > 1 else 0.0)
     return float(np.mean(estimates)) * scale
+
+
+def _samples(generator: np.random.Generator, n_units: int) -> Iterator[NDArray[np.int64]]:
+    """Yield bootstrap samples of units, `[samples, units]`, a few at a time to limit memory."""
+    size = max(1, _DRAWN // n_units)
+    for start in range(0, _RESAMPLES, size):
+        yield generator.integers(n_units, size=(min(size, _RESAMPLES - start), n_units))
+
+
+def _scores(
+    task: Task,
+    metric: Metric,
+    predictions: Predictions,
+    samples: NDArray[np.int64],
+    members: Sequence[NDArray[np.int64]],
+    weights: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """Return the score of each bootstrap sample of rows or, if there are any, of groups with given rows."""
+    if not members and weights is None:
+        return metric.of_samples(task, *_arrays(predictions), samples)
+    drawn = [np.concatenate([members[m] for m in chosen]) for chosen in samples] if members else samples
+    return np.array([score_of_rows(task, metric, predictions, rows, weights) for rows in drawn])
 
 
 def score_of_rows(

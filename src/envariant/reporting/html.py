@@ -31,7 +31,7 @@ def check_page(path: Path, kind: str) -> None:
 
     Args:
         path: HTML file to be written.
-        kind: Kind of page: "runs", "study", "comparison", "reproduction" or "data".
+        kind: Kind of page: "runs", "study", "comparison", "evaluation", "reproduction" or "data".
 
     Raises:
         EnvariantError: If the file exists and is not a page of this kind.

@@ -110,7 +110,7 @@ class Page:
     """Content of a page.
 
     Attributes:
-        kind: Kind of page: "runs", "study", "comparison", "reproduction" or "data".
+        kind: Kind of page: "runs", "study", "comparison", "evaluation", "reproduction" or "data".
         title: Heading of the page.
         lead: Introduction in one paragraph, which says what was done.
         headline: Main result in one sentence.
@@ -121,7 +121,7 @@ class Page:
         methods: Names of methods that readers can highlight in all charts and tables.
     """
 
-    kind: Literal["runs", "study", "comparison", "reproduction", "data"]
+    kind: Literal["runs", "study", "comparison", "evaluation", "reproduction", "data"]
     title: str
     lead: str
     headline: str

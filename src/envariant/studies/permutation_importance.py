@@ -20,6 +20,7 @@ from torch import Tensor
 from envariant.core.attributes import WEIGHT
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.metrics import Metric
+from envariant.core.tasks import Task
 from envariant.training.column_change import ColumnChange
 from envariant.training.history import FULL, REPLACED, SHUFFLED, SUBSAMPLE, HistoryRow
 from envariant.training.replica_stack import Change
@@ -155,12 +156,11 @@ class StudyMeasurements:
         All runs use the same rows. With more than 50 classes, predictions are returned for fewer rows. If
         `store_predictions` is False, no predictions are returned.
         """
-        most = min(_STORED_ROWS, max(1, _STORED_LOGITS // self.sample.task.outputs))
         stored: dict[int, list[Predictions]] = {run: [] for run in runs}
         for each in self.untrained if self.store_predictions else []:
             size = len(each)
             logits, targets = (
-                part.float().cpu().numpy() for part in predict(each.name, evenly_spaced(size, most))
+                part.float().cpu().numpy() for part in predict(each.name, stored_rows(size, self.sample.task))
             )
             for run, z, y in zip(runs, logits, targets, strict=True):
                 stored[run].append(Predictions(each.origin or each.name, self.roles[each.name], size, z, y))
@@ -223,6 +223,14 @@ def weighted_name(metric: Metric) -> str:
 
 def _batches(names: Sequence[str], size: int) -> list[Sequence[str]]:
     return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def stored_rows(size: int, task: Task) -> Tensor:
+    """Return the indices of the rows of an environment whose predictions are stored, at most 1,000.
+
+    With more than 50 classes, there are fewer.
+    """
+    return evenly_spaced(size, min(_STORED_ROWS, max(1, _STORED_LOGITS // task.outputs)))
 
 
 def evenly_spaced(size: int, most: int) -> Tensor:

@@ -134,7 +134,7 @@ class Study(Displayed):
         out: Path | str | None = None,
         *,
         workers: int = 1,
-        executor: Literal["local", "ray"] = "local",
+        executor: Literal["local", "ray", "slurm"] = "local",
         address: str | None = None,
         execution: object = "auto",
         memory: str | float | None = None,
@@ -148,8 +148,10 @@ class Study(Displayed):
 
         Args:
             out: Folder for the runs. Default: a temporary folder.
-            workers: Number of processes; the CPU threads are divided among them.
-            executor: "local", or "ray" for a Ray cluster.
+            workers: Number of processes, among which the CPU threads are divided, or of Slurm tasks at a
+                time.
+            executor: "local", "ray" for a Ray cluster, or "slurm" for a Slurm cluster. With Slurm, the call
+                submits a job array and returns at once; call it again to read the results, or to resume.
             address: Address of the Ray cluster.
             execution: Execution mode of each job; see the option `execution` of `RunSpec`.
             memory: Memory limit of each replica stack, per process, such as "8GB". Default: half of the free

@@ -1,1 +1,1 @@
-"""Executors: functions that train the runs of a study on this machine or on a Ray cluster."""
+"""Executors: functions that train the runs of a study on this machine, a Ray cluster or a Slurm cluster."""

@@ -131,6 +131,30 @@ def sweep(
                 other.join()
 
 
+def train_job(
+    folder: Path, job: int, *, execution: object = "auto", memory: str | float | None = None
+) -> bool:
+    """Train one job of the study stored in a folder, or resume it.
+
+    Args:
+        folder: Folder of the study.
+        job: ID of the job.
+        execution: Execution mode, as in `sweep`.
+        memory: Memory limit of each replica stack, such as "8GB". Default: half of the free memory.
+
+    Returns:
+        Whether the job is finished; False if another process is training it.
+
+    Raises:
+        EnvariantError: If the study has no such job, the store cannot be written, or an option is invalid.
+    """
+    with Store(folder, verify=False) as store:
+        if not store.members(job):
+            raise EnvariantError(f"{folder}: has no job {job}")
+        plan = _Plan(stored_study(store), execution, memory, 1, None)
+        return _train_if_free(store, job, plan, ignore)
+
+
 def _sent(folder: Path, plan: _Plan, threads: int) -> bytes:
     """Serialize the inputs of a worker process, including the code of objects from notebooks and scripts."""
     # The cells of a notebook, from which workers read the source code of its functions.

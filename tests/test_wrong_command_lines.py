@@ -272,6 +272,7 @@ WRONG = [
     (f"{COMPARE} --sample-weight ward", "sample_weight 'ward' must be a number of at least 0 in every row"),
     (f"{COMPARE} --min-rows 0", "compare: min_rows must be at least 1, got 0"),
     (f"{COMPARE} --max-rows -1", "max_rows: must be at least 5, got -1"),
+    (f"{COMPARE} --workers 0", "compare: workers must be at least 1, got 0"),
     (f"{COMPARE} --budget 0", "budget: expected a duration such as 90s, 10m or 1.5h, got '0'"),
     (f"{COMPARE} --budget=-5m", "budget: expected a duration such as 90s, 10m or 1.5h, got '-5m'"),
     (f"{COMPARE} --seed -1", "seed must be a whole number in [0, 2³²); got -1"),

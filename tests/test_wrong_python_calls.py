@@ -566,6 +566,7 @@ WRONG = [
     ('compared(min_rows=0)', 'compare: min_rows must be at least 1, got 0'),
     ('compared(min_rows="x")', 'compare: min_rows must be a whole number; got x'),
     ('compared(max_rows="x")', 'compare: max_rows must be a whole number; got x'),
+    ('compared(workers=0)', 'compare: workers must be at least 1, got 0'),
     ('compared(budget=-1)', "budget: expected a duration such as 90s, 10m or 1.5h, got '-1'"),
     ('compared(budget="soon")', "budget: expected a duration such as 90s, 10m or 1.5h, got 'soon'"),
     ('compared(budget=True)', "budget: expected a duration such as 90s, 10m or 1.5h, got 'True'"),

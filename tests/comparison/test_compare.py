@@ -237,3 +237,16 @@ def _done(folder):
             return store.counts()["done"]
     except envariant.EnvariantError:
         return 0
+
+
+def test_two_processes_find_the_scores_of_one(tmp_path):
+    frame = structural(TURNS, rows=60)[:120]
+    options = {"algorithms": ("erm",), "n_trials": 1, "replicas": 1, "steps": 5}
+    one, two = (
+        compare(
+            frame, target="died", environment="site", out=tmp_path / str(workers), workers=workers, **options
+        )
+        for workers in (1, 2)
+    )
+    pd.testing.assert_frame_equal(one.table, two.table, check_exact=True)
+    assert one.verdict == two.verdict

@@ -9,6 +9,7 @@ import time
 
 import pandas as pd
 import pytest
+import threadpoolctl
 import torch
 from filelock import FileLock
 
@@ -18,6 +19,7 @@ from envariant.core.errors import EnvariantError
 from envariant.studies import Store, Study, begin, sweep
 from envariant.studies import estimate as estimates
 from envariant.studies.estimate import estimate
+from envariant.studies.executors import local
 from envariant.studies.selection import TrainingValidation, select
 from envariant.studies.significance import compare
 from envariant.training import progress
@@ -276,3 +278,21 @@ def test_wrong_options_are_rejected_before_anything_trains(tmp_path):
         sweep(tmp_path, workers=0)
     with pytest.raises(EnvariantError, match="holds no runs"):
         sweep(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("threads", "jobs", "expected"), [(1, 40, 1), (2, 40, 2), (64, 40, 4), (64, 3, 3), (2, 0, 1)]
+)
+def test_by_default_there_is_one_process_per_thread_but_at_most_four(monkeypatch, threads, jobs, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert local.default_workers(jobs) == expected
+
+
+def test_processes_limit_the_threads_of_numpy_and_scikit_learn_too():
+    before = {pool["filepath"]: pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+    with local._limited(1):
+        assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} == {1}
+        assert any("scikit_learn" in pool["filepath"] for pool in threadpoolctl.threadpool_info())
+    assert (
+        before.items() <= {p["filepath"]: p["num_threads"] for p in threadpoolctl.threadpool_info()}.items()
+    )

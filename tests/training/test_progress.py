@@ -7,6 +7,7 @@ import types
 import pytest
 
 import envariant
+from envariant.studies import sweep
 from envariant.studies.study import Study, begin
 from envariant.training import progress, progress_output
 from envariant.training.progress_output import LINE_EVERY_S, LogBars, NotebookBars, duration, tick_until
@@ -132,6 +133,21 @@ def test_training_without_a_terminal_is_silent_for_half_a_minute_or_if_asked(cap
     assert capsys.readouterr().err == ""
     envariant.train("colored-digits", "erm", steps=200, model="linear")
     assert "/200 steps" in capsys.readouterr().err
+
+
+def test_a_sweep_shows_the_scores_of_the_run_that_finished_last(tmp_path, monkeypatch, clock):
+    study = Study("colored-digits", "erm", replicas=2, settings={"steps": 6, "model": "linear"})
+    begin(tmp_path, study).close()
+    bars, stream = printed(clock, monkeypatch)
+    with Store(tmp_path) as store:
+        counter = progress.SweepProgress(store)
+        counter.show(bars, bars.add("mine", 2))
+        assert store.newest_scores() is None
+        sweep(tmp_path, on_progress=counter)
+        counter.look(store)
+        bars.tick()
+        last = store.table().iloc[-1]
+    assert stream.getvalue().endswith(f"; erm, accuracy: flip-0.9 {last['test']:.3f}\n")
 
 
 def test_lines_of_a_sweep_count_runs_of_all_processes_and_failures(tmp_path, monkeypatch, clock):

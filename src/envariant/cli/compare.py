@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from envariant.cli.options import Json, Names, Whole
+from envariant.cli.options import Json, Names, Whole, WholeOrNone
 from envariant.cli.run_options import given, with_run_options
 from envariant.core.paths import folder_name
 from envariant.training.run_spec import SHARED
@@ -35,6 +35,7 @@ def compare(
     seed: Whole = 0,
     encoding: str = "utf-8",
     missing_values: Names | None = None,
+    workers: WholeOrNone = None,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
@@ -97,6 +98,9 @@ def compare(
         Strings that mark a missing value, such as NA. With "", only empty cells are missing. By default,
         common markers are recognized in columns of numbers or dates and, if they are rare, in other input
         columns. In the target and environment columns, words such as "none" are ordinary values.
+    workers
+        Number of worker processes; the CPU threads are divided among them. By default one per thread, at most
+        4; with a budget, one.
     executor
         Where the runs are executed: local (this machine), or ray (a Ray cluster). Ray needs
         pip install "envariant[ray]".
@@ -130,6 +134,7 @@ def compare(
         seed=seed,
         encoding=encoding,
         missing_values=missing_values,
+        workers=workers,
         executor=executor,
         address=address,
         out=out or Path("comparisons") / folder_name(file.name.partition(".")[0], "compare: the name"),

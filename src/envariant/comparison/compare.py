@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import numpy as np
 import pandas as pd
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from envariant.comparison import page, protocol
 from envariant.comparison.data_check import check_data, print_findings
@@ -37,6 +37,7 @@ from envariant.predictors import predictor
 from envariant.reporting.charts.comparisons import drops
 from envariant.saved_model import SavedModel
 from envariant.saved_model.folder import check as check_model
+from envariant.studies.executors.local import default_workers
 from envariant.studies.permutation_importance import MOST_COLUMNS
 from envariant.studies.running import train_runs
 from envariant.studies.study import Study
@@ -195,6 +196,7 @@ def compare(
     seed: int = 0,
     encoding: str = "utf-8",
     missing_values: Sequence[str] | None = None,
+    workers: int | None = 1,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     out: Path | str | None = None,
@@ -245,6 +247,9 @@ def compare(
         encoding: Encoding of a text file.
         missing_values: Strings that represent a missing value in every column. Default: words such as NA, if
             they are rare or occur among numbers; the target and environment columns are exempt.
+        workers: Number of processes that train on this machine; the CPU threads are divided among them. None:
+            one per thread, but at most 4; one if there is a budget. A script that uses several must be
+            protected by `if __name__ == "__main__":`.
         executor: "local", or "ray" for a Ray cluster.
         address: Address of the Ray cluster.
         out: Folder for the study, the report and the model; an existing study is resumed. Default: a
@@ -264,7 +269,7 @@ def compare(
     folder = _check_out(out)
     _check_arguments(
         options, min_rows=min_rows, max_rows=max_rows, encoding=encoding, executor=executor, address=address,
-        ordered=ordered,
+        ordered=ordered, workers=workers,
     )  # fmt: skip
     runs = {"n_trials": n_trials, "replicas": replicas, "seed": seed, "settings": shared}
     methods = _methods(algorithms, candidates or {}, metric, runs)
@@ -281,7 +286,9 @@ def compare(
     )
     print_findings(findings := check_data(full))
     _warn(plan.undefined)
-    run = _runner(folder, plan.study, _execution(plan.study, source, options), executor, address)
+    execution = _execution(plan.study, source, options)
+    execution["workers"] = workers or _choose_workers(plan.study, budget)
+    run = _runner(folder, plan.study, execution, executor, address)
     results, study = _train(folder, plan, start + _TRAINING_SHARE * limit, run, source.table)
     results = summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
     results = explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
@@ -309,6 +316,12 @@ def _check_out(out: Path | str | None) -> Path | None:
 def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {"execution": protocol.choose_execution(study, source) or "auto"}
     return chosen | {key: value for key, value in options.items() if key in EXECUTION_ONLY}
+
+
+def _choose_workers(study: Study, budget: str | float | None) -> int:
+    """Return the default number of processes; one with a budget, because each stage would start others."""
+    jobs = len(study.algorithms) * len(study.test_environments)
+    return 1 if budget is not None else default_workers(jobs)
 
 
 def _train(
@@ -385,6 +398,7 @@ _ARGUMENTS: Mapping[str, Any] = {
     "executor": Literal["local", "ray"],
     "address": str | None,
     "ordered": bool,
+    "workers": Annotated[int | None, Field(ge=1)],
 }
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from envariant.comparison.formatting import p_text
 from envariant.core.files import write_text
 from envariant.core.paths import check_overwrite
+from envariant.core.printable import finite
 from envariant.evaluation.narrative import bullets, headline, score, with_interval
 from envariant.evaluation.results import EvaluationResults, is_known
 from envariant.reporting import charts, html
 from envariant.reporting.page import BigNumber, Block, Page, Section
 from envariant.reporting.page import render as render_page
-from envariant.reporting.tables import NONE, TextTable, finite
+from envariant.reporting.tables import NONE, TextTable
 
 # Largest number of environments in the figure.
 _MOST_ROWS = 30

@@ -220,24 +220,35 @@ def _logistic(
     return every[0][:, 1:] - every[0][:, :1], np.clip(every[1][1:] - every[1][:1], -LIMIT, LIMIT)
 
 
-def _fit_logistic(x: Array, y: NDArray[Any], w: Array, inverse_penalty: float) -> tuple[Array, Array]:
-    """Fit logistic regression; return coefficients, `[inputs, classes]`, and intercepts, `[classes]`."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+def _fit_logistic(
+    x: Array, y: NDArray[Any], w: Array, inverse_penalty: float, model: Any = None
+) -> tuple[Array, Array]:
+    """Fit logistic regression; return coefficients, `[inputs, classes]`, and intercepts, `[classes]`.
 
-    classes = int(y.max()) + 1
-    newton = x.shape[1] * (1 if classes == 2 else classes) <= _MOST_NEWTON
+    If a model is given, it is fitted in place; the solver starts from its coefficients.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    model = _logistic_model(x, y) if model is None else model
     with warnings.catch_warnings():
         # The fit is penalized, so a last step that is still large changes predictions little.
         for category in (ConvergenceWarning, LinAlgWarning, RuntimeWarning):
             warnings.simplefilter("ignore", category)
-        model = LogisticRegression(
-            C=inverse_penalty, solver="newton-cholesky" if newton else "lbfgs", max_iter=100, tol=1e-6
-        ).fit(x, y, sample_weight=w)
+        model.set_params(C=inverse_penalty).fit(x, y, sample_weight=w)
     coefficients, intercepts = np.asarray(model.coef_).T, np.asarray(model.intercept_)
-    if classes > 2:
+    if len(intercepts) > 1:
         return coefficients, intercepts
     return np.hstack([-coefficients, coefficients]) / 2, np.hstack([-intercepts, intercepts]) / 2
+
+
+def _logistic_model(x: Array, y: NDArray[Any]) -> Any:
+    """Return an unfitted model whose repeated fits start from the last coefficients."""
+    from sklearn.linear_model import LogisticRegression
+
+    classes = int(y.max()) + 1
+    newton = x.shape[1] * (1 if classes == 2 else classes) <= _MOST_NEWTON
+    solver = "newton-cholesky" if newton else "lbfgs"
+    return LogisticRegression(solver=solver, max_iter=100, tol=1e-6, warm_start=True)
 
 
 def _strength(
@@ -263,8 +274,10 @@ def _strength(
         present, codes = np.unique(y[inside], return_inverse=True)
         if len(present) < 2:
             continue
+        # From the strongest penalty to the weakest, each fit starts from the last one.
+        model, own_x, own_w = _logistic_model(x, codes), x[inside], w[inside]
         for i, inverse_penalty in enumerate(_INVERSE_PENALTIES):
-            coefficients, intercepts = _fit_logistic(x[inside], codes, w[inside], inverse_penalty)
+            coefficients, intercepts = _fit_logistic(own_x, codes, own_w, inverse_penalty, model)
             logits = np.full((int(outside.sum()), int(y.max()) + 1), -LIMIT)
             logits[:, present] = x[outside] @ coefficients + intercepts
             own = logits[np.arange(len(logits)), y[outside]]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import final
@@ -18,6 +19,8 @@ from envariant.training.store import Store
 ProgressCallback = Callable[[int, int, int], None]
 """Callback with the index of a replica or run, the number of completed steps and the number of all steps."""
 
+# Largest number of environments whose scores are shown.
+_MOST_SCORES = 3
 # Seconds between two queries of the store.
 _LOOK_EVERY = 1.0
 
@@ -168,12 +171,23 @@ class SweepProgress:
             self._reached = {run: share for run, share in self._reached.items() if share < 1}
             self._own = sum(self._reached.values())
         failed = counts["failed"] - self._before["failed"]
-        self._update(f"{failed} failed" if failed else None)
+        notes = (f"{failed} failed" if failed else "", _scores_text(store) if ended else "")
+        self._update("; ".join(filter(None, notes)) or None)
 
     def _update(self, note: str | None = None) -> None:
         if self._bar is not None:
             bars, task = self._bar
             bars.update(task, self._ended + self._own, note)
+
+
+def _scores_text(store: Store) -> str:
+    """Return algorithm and test scores of the run that finished last; "" if it has no scores."""
+    newest = store.newest_scores()
+    if newest is None:
+        return ""
+    algorithm, metric, scores = newest
+    some = [f"{name} {value:.3f}" for name, value in islice(scores.items(), _MOST_SCORES)]
+    return f"{algorithm}, {metric}: {', '.join(some)}"
 
 
 def ignore(run: int, done: int, of: int) -> None:

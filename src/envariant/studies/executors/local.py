@@ -1,5 +1,6 @@
 """Train the runs of a study on this machine, in one or several processes that share the study's store."""
 
+import importlib
 import linecache
 import multiprocessing
 import os
@@ -8,12 +9,14 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, cast, final
 
 import cloudpickle
+import threadpoolctl
 import torch
 
 from envariant.core import machine
@@ -29,8 +32,21 @@ from envariant.training.store.recorder import Recorder
 
 MAX_WORKERS = max(64, 2 * (os.cpu_count() or 1))
 """Largest number of worker processes."""
+# Largest default number of processes; each needs about 0.4 GB for its libraries.
+_DEFAULT_WORKERS = 4
 # Seconds between two checks of the jobs of other processes.
 _WAIT_S = 0.5
+
+
+def default_workers(jobs: int) -> int:
+    """Return the number of processes for small models: one per CPU thread, at most 4, at most one per job.
+
+    A second thread hardly speeds up the step of a small model, whereas a second process trains another model.
+
+    Args:
+        jobs: Number of jobs of the study.
+    """
+    return max(1, min(torch.get_num_threads(), _DEFAULT_WORKERS, jobs))
 
 
 @final
@@ -114,14 +130,15 @@ def sweep(
     others = [context.Process(target=_apart, args=(sent,)) for _ in range(workers - 1)]
     torch.set_num_threads(threads)
     try:
-        for other in others:
-            _start(other)
-        _work(folder, plan, on_progress)
-        for other in others:
-            other.join()
-        if any(other.exitcode for other in others):
-            # A process was killed or failed; its jobs are trained here, or raise the same error.
+        with _limited(threads) if workers > 1 else nullcontext():
+            for other in others:
+                _start(other)
             _work(folder, plan, on_progress)
+            for other in others:
+                other.join()
+            if any(other.exitcode for other in others):
+                # A process was killed or failed; its jobs are trained here, or raise the same error.
+                _work(folder, plan, on_progress)
     finally:
         torch.set_num_threads(before)
         for other in others:
@@ -153,6 +170,13 @@ def train_job(
             raise EnvariantError(f"{folder}: has no job {job}")
         plan = _Plan(stored_study(store), execution, memory, 1, None)
         return _train_if_free(store, job, plan, ignore)
+
+
+def _limited(threads: int) -> AbstractContextManager[Any]:
+    """Limit the threads of NumPy and scikit-learn, which do not follow PyTorch's limit."""
+    # scikit-learn brings its own OpenMP library, which must be loaded before its threads can be limited.
+    importlib.import_module("sklearn.utils._openmp_helpers")
+    return threadpoolctl.threadpool_limits(threads)
 
 
 def _sent(folder: Path, plan: _Plan, threads: int) -> bytes:
@@ -213,7 +237,8 @@ def _apart(sent: bytes) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     try:
-        _work(folder, plan)
+        with _limited(threads):
+            _work(folder, plan)
     except EnvariantError:
         # The parent process trains the job of this process, or raises the same error.
         sys.exit(1)

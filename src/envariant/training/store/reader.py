@@ -232,6 +232,20 @@ class StoreReader(ABC):  # noqa: B024
             stored[name, role] = Predictions(name, role, rows, z, y)
         return stored
 
+    def newest_scores(self) -> tuple[str, str, dict[str, float]] | None:
+        """Return algorithm, metric and test scores by environment of the last finished run, or None."""
+        rows = self._rows(
+            "SELECT runs.algorithm, m.name, e.name, AVG(value) FROM runs JOIN jobs j ON j.id = runs.job "
+            "JOIN history h ON h.run = runs.id JOIN names m ON m.id = h.metric AND m.name = j.metric "
+            "JOIN names e ON e.id = h.environment JOIN names r ON r.id = h.role "
+            "JOIN names k ON k.id = h.kind "
+            "WHERE runs.id = (SELECT MAX(id) FROM runs WHERE state = 'done') AND r.name = 'test' "
+            "AND k.name = ? AND step = (SELECT MAX(step) FROM history WHERE run = runs.id) "
+            "GROUP BY h.environment ORDER BY h.environment",
+            (FULL,),
+        )
+        return (*rows[0][:2], {row[2]: row[3] for row in rows}) if rows else None
+
     def table(self) -> "pd.DataFrame":
         """Return the scores used for model selection: one row per run and evaluated step.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from envariant.core.multi_target import MultiLabel, MultiOutputRegression
     from envariant.core.tasks import Binary, Multiclass, Regression
     from envariant.estimators import InvariantClassifier, InvariantRegressor
+    from envariant.objectives import EnvironmentSampler, Objective, objective
     from envariant.reporting.score_tables import score_table
     from envariant.saved_model import load_model
     from envariant.studies import Study
@@ -40,6 +41,7 @@ _MODULES = {
 _NAMES = {
     "Binary": "core.tasks",
     "Environment": "core.environments",
+    "EnvironmentSampler": "objectives",
     "EnvironmentSet": "core.environments",
     "EnvironmentSource": "core.environments",
     "EnvariantError": "core.errors",
@@ -48,11 +50,13 @@ _NAMES = {
     "MultiLabel": "core.multi_target",
     "MultiOutputRegression": "core.multi_target",
     "Multiclass": "core.tasks",
+    "Objective": "objectives",
     "Regression": "core.tasks",
     "Study": "studies",
     "TrainingResult": "training.result",
     "compare": "comparison",
     "load_model": "saved_model",
+    "objective": "objectives",
     "score_table": "reporting.score_tables",
     "soup": "studies.soups",
     "train": "training.train",
@@ -62,6 +66,7 @@ __all__ = [
     "Binary",
     "EnvariantError",
     "Environment",
+    "EnvironmentSampler",
     "EnvironmentSet",
     "EnvironmentSource",
     "InvariantClassifier",
@@ -69,6 +74,7 @@ __all__ = [
     "MultiLabel",
     "MultiOutputRegression",
     "Multiclass",
+    "Objective",
     "Regression",
     "Study",
     "TrainingResult",
@@ -79,6 +85,7 @@ __all__ = [
     "data",
     "load_model",
     "models",
+    "objective",
     "published",
     "reporting",
     "schedules",

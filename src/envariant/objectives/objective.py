@@ -1,9 +1,9 @@
 """`Objective`: the loss of an algorithm as a PyTorch module, for training loops of your own."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,16 @@ from envariant.objectives.joined_batch import JoinedBatch
 from envariant.objectives.processes import Processes, is_distributed
 from envariant.objectives.state_buffers import StateBuffers, updated
 from envariant.objectives.tasks import single_or_double, targets_for, task_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _uncompiled(function: F) -> F:
+    """Run a function as it is in code that `torch.compile` compiles.
+
+    The number of rows per environment changes from batch to batch; each change would compile it again.
+    """
+    return cast("F", torch.compiler.disable(function))
 
 
 @final
@@ -80,6 +90,7 @@ class Objective(nn.Module):
         """Names of the environments; names that were not given are the numbers in the batches."""
         return self._names or tuple(map(str, self._known))
 
+    @_uncompiled
     def forward(
         self,
         logits: Tensor,
@@ -118,6 +129,7 @@ class Objective(nn.Module):
         with _in_single_precision(logits):
             return self._loss_of(self._batch(logits, targets, environments, features, step), model)
 
+    @_uncompiled
     def backward(
         self,
         model: nn.Module,
@@ -149,6 +161,7 @@ class Objective(nn.Module):
         with _in_single_precision(logits):
             return self._backward(self._batch(logits, targets, environments, features, step), model)
 
+    @_uncompiled
     def backward_losses(
         self, model: nn.Module, losses: Mapping[int, Tensor], *, step: int | None = None
     ) -> Tensor:

@@ -39,7 +39,7 @@ def composition_of(algorithm: Algorithm, steps: int | None) -> Composition:
         )
     if (training_step := algorithm.training_step) is not None:
         raise EnvariantError(
-            f"{training_step.name}: is a training step, which passes rows through the model by itself; train it "
+            f"{training_step.name}: is a training step, which computes its own forward passes; train it "
             f"with envariant.train(data, algorithm), or use a penalty such as 'vrex'"
         )
     if (inference := algorithm.environment_inference) is not None:

@@ -39,8 +39,8 @@ class Grouping:
         ids, sizes = values.tolist(), counts.tolist()
         if all(left < right for left, right in pairwise(ids)):
             return cls(tuple(ids), tuple(sizes), None)
-        order = environments.argsort(stable=True)
-        values, counts = torch.unique_consecutive(environments[order], return_counts=True)
+        in_order, order = environments.sort(stable=True)
+        values, counts = torch.unique_consecutive(in_order, return_counts=True)
         return cls(tuple(values.tolist()), tuple(counts.tolist()), order)
 
     def grouped(self, values: Shaped[Tensor, "rows *shape"]) -> Shaped[Tensor, "rows *shape"]:

@@ -29,6 +29,7 @@ class JoinedBatch:
         processes: Processes that share the batch.
         task: Prediction task; None if the loss of each row is given instead of logits and targets.
         context: Step number and random numbers.
+        names: Names of the environments that have rows.
         present: Indices of the environments that have rows; None if all have.
     """
 
@@ -40,6 +41,7 @@ class JoinedBatch:
     processes: Processes
     task: Task | None
     context: StepContext
+    names: tuple[str, ...]
     present: Int[Tensor, " present"] | None
 
     def predicted(

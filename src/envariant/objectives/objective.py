@@ -298,7 +298,8 @@ class Objective(nn.Module):
             processes = Processes.of(rows, device, self._group)
             ids, targets = processes.joined(ids.to(device)), processes.joined(targets)
         if not given:
-            self._task = self._task or task_of(logits, targets, self._loss)
+            if self._task is None:
+                self._task = task_of(logits, targets, self._loss)
             targets = targets_for(self._task, targets, logits)
         if not len(ids):
             raise EnvariantError("objective: the batch has no rows; leave empty batches out")
@@ -314,6 +315,7 @@ class Objective(nn.Module):
             processes,
             None if given else self._task,
             self._context(step, device),
+            tuple(self._names[k] if self._names else str(self._known[k]) for k in place),
             None if everywhere else torch.tensor(place, device=device),
         )
 
@@ -353,19 +355,21 @@ class Objective(nn.Module):
         state: State,
         metrics: Mapping[str, Tensor],
     ) -> None:
-        names = self.environments
-        present = self._places(batch.grouping.ids)
-        own = tuple(names[place] for place in present)
-        self._last = _Last(batch.context.step, loss.detach(), predicted.risks.detach(), own, metrics)
+        risks = predicted.risks.detach()
+        self._last = _Last(batch.context.step, loss.detach(), risks, batch.names, metrics)
         if self.training:
-            requirements.check_state(self.algorithm, self.state.tree(), state)
-            self.state.replace(state)
             self._calls += 1
+            if known := self.state.tree():
+                requirements.check_state(self.algorithm, known, state)
+                self.state.replace(state)
 
 
 @contextmanager
 def _in_single_precision(like: Tensor) -> Generator[None]:
     """Compute losses in single precision, also where the training loop uses autocast."""
+    if not torch.is_autocast_enabled(like.device.type):
+        yield
+        return
     with torch.autocast(like.device.type, enabled=False):
         yield
 

@@ -26,11 +26,11 @@ def uniform_rows(
     return counter_rng.integers(keys, step_context.ROWS, below) + starts
 
 
-def weight_bounds(weights: Sequence[Float[Tensor, " rows"]]) -> Float[Tensor, " rows"]:
+def weight_bounds(weights: Sequence[Tensor]) -> Float[Tensor, " rows"]:
     """Return the cumulative weights of all rows; those of environment k increase from k to k + 1.
 
     Args:
-        weights: Sampling weight of each row, by environment.
+        weights: Sampling weight of each row, `[rows]`, by environment.
     """
     sums = [each.double().cumsum(0) for each in weights]
     return torch.cat([k + (total / total[-1]) for k, total in enumerate(sums)])

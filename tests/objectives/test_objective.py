@@ -1,8 +1,9 @@
 """`envariant.objective`: the gradients of the engine in a plain training loop, for every method."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar, final
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import envariant
-from envariant.algorithms import IGA, RECIPES, AndMask, Composition, GroupDRO, VREx, as_algorithm
+from envariant.algorithms import (
+    IGA,
+    RECIPES,
+    AndMask,
+    Composition,
+    GroupDRO,
+    RiskAggregator,
+    VREx,
+    as_algorithm,
+)
 from envariant.core import counter_rng
 from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
@@ -40,6 +50,18 @@ class Net(nn.Module):
     def forward(self, inputs):
         features = torch.tanh(self.featurizer(inputs))
         return features, self.head(features)
+
+
+@final
+@dataclass(frozen=True)
+class Stubborn(RiskAggregator):
+    name: ClassVar[str] = "stubborn"
+
+    def init(self, params, context):
+        return {"risks": torch.zeros(context.environments)}
+
+    def risk(self, predicted, state):
+        return predicted.risks.mean(), {"risks": predicted.risks.detach()}
 
 
 def step_of(objective, net, inputs, targets, environments, step=None):
@@ -156,6 +178,29 @@ def test_fishr_keeps_the_moving_average_of_an_absent_environment():
         [False, True, False],
         [False, False, True],
     ]
+
+
+@pytest.mark.parametrize("name", [*usable(RECIPES), *COMPOSED])
+def test_every_method_accepts_batches_without_some_environments(name):
+    """Including a batch of a single environment, which no penalty can compare with another."""
+    torch.manual_seed(0)
+    net = Net().double()
+    objective = envariant.objective(name, features=4, loss=envariant.Binary(), environments=3)
+    objective.networks.double()
+    for number, present in enumerate(([0, 2], [1], [0, 1, 2])):
+        rows = batch_of(number)
+        keep = torch.isin(rows[2], torch.tensor(present))
+        loss, gradients = step_of(objective, net, *(each[keep] for each in rows), step=150)
+        assert all(bool(value.isfinite().all()) for value in (loss, *gradients.values()))
+
+
+def test_a_part_that_ignores_absent_environments_is_reported():
+    """Its state has one entry per environment, and shrinks to those in the batch."""
+    objective = envariant.objective(Composition(Stubborn()), environments=2)
+    logits, targets = torch.zeros(4), torch.ones(4)
+    objective(logits, targets, torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(EnvariantError, match=r"stubborn: the shape of the state changed.*batch\.of_present"):
+        objective(logits, targets, torch.tensor([0, 0, 0, 0]))
 
 
 def test_a_risk_of_absent_environments_does_not_enter_the_penalty():
@@ -341,6 +386,23 @@ def test_a_loss_function_of_the_user_is_used():
     logits, targets = torch.randn(6), torch.randn(6)
     loss = envariant.objective("erm", loss=lambda z, y: (z - y).abs())(logits, targets, torch.arange(6) % 2)
     torch.testing.assert_close(loss, (logits - targets).abs().mean())
+
+
+@pytest.mark.parametrize("name", ["irm(coefficient=3)", "fishr(coefficient=3)", "iga(coefficient=3)"])
+def test_penalties_on_derivatives_differentiate_a_loss_function_of_the_user(name):
+    """The same loss, once with the library's derivatives and once with those of automatic differentiation."""
+    torch.manual_seed(0)
+    net, rows = Net().double(), batch_of(1)
+
+    def own(z, y):
+        return F.binary_cross_entropy_with_logits(z, y, reduction="none")
+
+    loss, gradients = step_of(envariant.objective(name, loss=own), net, *rows)
+    gradients = {key: value.clone() for key, value in gradients.items()}
+    expected, reference = step_of(envariant.objective(name), net, *rows)
+    torch.testing.assert_close(loss, expected)
+    for key, value in reference.items():
+        torch.testing.assert_close(gradients[key], value)
 
 
 def test_pooled_risk_is_the_mean_over_all_rows_of_full_batches():

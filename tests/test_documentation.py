@@ -28,6 +28,7 @@ PAGES = [
     pytest.param("docs/guide/averaging.md", marks=pytest.mark.verify),
     "docs/guide/losses_and_models.md",
     "docs/guide/training.md",
+    "docs/guide/own_loop.md",
     "docs/guide/images.md",
 ]
 # Packages whose `__all__` is the public interface; the other packages are reached through them.
@@ -38,6 +39,7 @@ PUBLIC_PACKAGES = [
     "envariant.comparison",
     "envariant.data",
     "envariant.models",
+    "envariant.objectives",
     "envariant.predictors",
     "envariant.reporting.charts",
     "envariant.reproductions",

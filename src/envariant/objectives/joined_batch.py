@@ -58,8 +58,10 @@ class JoinedBatch:
             networks: Auxiliary networks by name.
         """
         grouped, sizes = self.grouping.grouped, self.grouping.sizes
-        logits, features, targets = grouped(logits), grouped(features), grouped(self.targets)
-        nothing = targets.new_empty(len(targets), 0)
+        logits, targets = grouped(logits), grouped(self.targets)
+        # Inputs are not known here; features of width 0 have no order.
+        nothing = features[:, :0]
+        features = grouped(features) if features.shape[1] else features
         # The task of given losses is not used.
         task = Regression() if self.task is None else self.task
         batch = EnvironmentBatch(nothing, targets, sizes, task, present=self.present)

@@ -247,6 +247,10 @@ class Objective(nn.Module):
     def _backward(self, batch: JoinedBatch, model: nn.Module) -> Tensor:
         algorithm, processes = self.algorithm, batch.processes
         parameters = requirements.trained(model)
+        if not batch.logits.requires_grad:
+            raise EnvariantError(
+                "objective: logits and losses must have gradients; compute them outside of torch.no_grad()"
+            )
         penalized = any(isinstance(part, GradientPenalty) for part in algorithm.penalties)
         own = risk_gradients(batch, parameters) if penalized else {}
         outputs = [each for each in (batch.logits, batch.features) if each.requires_grad]

@@ -26,6 +26,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "envariant.training.trackers",
         "envariant.training.interpolation",
     ),
+    "Your own training loop": ("envariant.objectives",),
     "Algorithms and models": (
         "envariant.algorithms",
         "envariant.algorithms.base",

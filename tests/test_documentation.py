@@ -31,6 +31,7 @@ PAGES = [
     "docs/guide/losses_and_models.md",
     "docs/guide/groups.md",
     "docs/guide/training.md",
+    "docs/guide/own_loop.md",
     "docs/guide/images.md",
 ]
 # Packages whose `__all__` is the public interface; the other packages are reached through them.
@@ -42,6 +43,7 @@ PUBLIC_PACKAGES = [
     "envariant.data",
     "envariant.evaluation",
     "envariant.models",
+    "envariant.objectives",
     "envariant.predictors",
     "envariant.reporting.charts",
     "envariant.reproductions",

@@ -33,6 +33,7 @@ from envariant import (
     evaluate,
     load_model,
     models,
+    objective,
     published,
     schedules,
     train,
@@ -155,6 +156,8 @@ class ListSource(EnvironmentSource):
     def sample(self, seed):
         return [A, B]
 
+
+BATCH = torch.zeros(4), torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1])
 
 WRONG = [
     # options of train
@@ -660,6 +663,35 @@ WRONG = [
     ('UniformInteger(3, 1)', 'UniformInteger: low must not lie above high; got 3, 1'),
     ('Choice(())', 'Choice: needs at least one value'),
     ('Invariance(alpha=2)', 'Invariance: alpha must be in (0, 1), got 2'),
+    # objectives for training loops
+    ('objective("vrx")', "unknown algorithm 'vrx'; did you mean 'vrex'?"),
+    ('objective("mldg")', "mldg: is a training step, which computes its own forward passes; train it with envariant.train(data, algorithm), or use a penalty such as 'vrex'"),
+    ('objective("eiil")', "eiil: infers environments before training; train it with envariant.train(data, algorithm), or use 'irm' with environments of your own"),
+    ('objective("vrex(coefficient=step(1, 5, at=50%))")', 'vrex coefficient: step(1, 5, at=50%) depends on the length of the run; pass steps=… to envariant.objective'),
+    ('objective("vrex", environments=1)', 'vrex: needs at least 2 training environments, got 1'),
+    ('objective("vrex", environments="ab")', "objective: environments must be their number or a list of names; got 'ab'"),
+    ('objective("vrex", environments=3, sizes=(1, 2))', 'objective: got 2 sizes for 3 environments'),
+    ('objective("erm(risk_aggregator=pooled)")', 'pooled: weights environments by their number of training rows; pass sizes=(…) to envariant.objective'),
+    ('objective("vrex", loss="focl")', "unknown loss 'focl'; did you mean 'focal'?"),
+    ('objective("selfreg")', 'selfreg: trains a network of its own; pass features=WIDTH and loss=Binary(), Multiclass(K) or Regression() to envariant.objective, and objective.parameters() to the optimizer'),
+    ('objective("coral")(*BATCH)', "coral: needs the inputs of the model's last layer; pass features=…, [rows, width]"),
+    ('objective("iga")(*BATCH)', 'iga: penalizes gradients of the parameters; pass model=model with every batch'),
+    ('objective("irm(l2=0.1)")(*BATCH)', 'irm: has l2, a norm of the parameters; pass model=model with every batch'),
+    ('objective("irm(l2=0.1)")(*BATCH, model=3)', 'objective: model must be a torch.nn.Module; got 3'),
+    ('objective("and-mask")(*BATCH)', "and-mask: combines the environments' gradients, which no loss expresses; call objective.backward(model, logits, targets, environments) instead of loss.backward()"),
+    ('objective("and-mask").backward(nn.Linear(1, 1), *BATCH)', 'objective: logits and losses must have gradients; compute them outside of torch.no_grad()'),
+    ('objective("irm + and-mask").backward_losses(nn.Linear(1, 1), {0: BATCH[0]})', 'irm: needs logits or features, not only losses; call objective.backward(model, logits, targets, environments)'),
+    ('objective("and-mask").backward_losses(nn.Linear(1, 1), [])', 'objective: losses must be a mapping from environment numbers to losses; got []'),
+    ('objective("vrex")(BATCH[0].long(), *BATCH[1:])', 'objective: logits must be a tensor of real numbers, [rows] or [rows, outputs]; got int64 of shape (4,)'),
+    ('objective("vrex")(BATCH[0], BATCH[1], BATCH[0])', 'objective: environments must be whole numbers, one per row; got float32 of shape (4,)'),
+    ('objective("vrex")(BATCH[0], BATCH[1][:3], BATCH[2])', 'objective: lengths must be equal; got 4 logits, 4 environments, 3 targets'),
+    ('objective("vrex")(BATCH[0][:0], BATCH[1][:0], BATCH[2][:0])', 'objective: the batch has no rows; leave empty batches out'),
+    ('objective("vrex")(*BATCH, step=-1)', 'objective: step must be a whole number of at least 0; got -1'),
+    ('objective("vrex", environments=2)(*BATCH[:2], BATCH[2] + 1)', 'objective: environments must be numbers from 0 to 1; got 2'),
+    ('objective("vrex", loss=Multiclass(3))(*BATCH)', 'objective: the task multiclass needs 3 logits per row and targets of shape (4,); got logits (4,) and targets (4,)'),
+    ('objective("vrex", loss=Binary())(BATCH[0], BATCH[1] + 1, BATCH[2])', 'objective: binary targets must be 0 or 1; got 1, 2'),
+    ('objective("vrex")(torch.zeros(4, 3, 2), *BATCH[1:])', 'objective: logits must be [rows] or [rows, outputs], and targets [rows] or [rows, outputs]; got (4, 3, 2) and (4,) (flatten positions into rows)'),
+    ('objective("vrex", loss="mse")(torch.zeros(4, 3), *BATCH[1:])', 'objective: 3 logits and one target per row are a classification, but the loss is for numbers; use one logit per row'),
     # objects of other packages
     ('train(SITES, VectorPenalty(), steps=2)', 'own: must return one number and its state; got a tensor of shape (2,)'),
     ('train(SITES, VectorRisk(), steps=2)', 'own: must return one number and its state; got a tensor of shape (2,)'),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from envariant.core.tasks import Binary, Multiclass, Regression
     from envariant.estimators import InvariantClassifier, InvariantRegressor
     from envariant.evaluation import evaluate
+    from envariant.objectives import EnvironmentSampler, Objective, objective
     from envariant.reporting.score_tables import score_table
     from envariant.saved_model import load_model
     from envariant.studies import Study
@@ -41,6 +42,7 @@ _MODULES = {
 _NAMES = {
     "Binary": "core.tasks",
     "Environment": "core.environments",
+    "EnvironmentSampler": "objectives",
     "EnvironmentSet": "core.environments",
     "EnvironmentSource": "core.environments",
     "EnvariantError": "core.errors",
@@ -49,12 +51,14 @@ _NAMES = {
     "MultiLabel": "core.multi_target",
     "MultiOutputRegression": "core.multi_target",
     "Multiclass": "core.tasks",
+    "Objective": "objectives",
     "Regression": "core.tasks",
     "Study": "studies",
     "TrainingResult": "training.result",
     "compare": "comparison",
     "evaluate": "evaluation",
     "load_model": "saved_model",
+    "objective": "objectives",
     "score_table": "reporting.score_tables",
     "soup": "studies.soups",
     "train": "training.train",
@@ -64,6 +68,7 @@ __all__ = [
     "Binary",
     "EnvariantError",
     "Environment",
+    "EnvironmentSampler",
     "EnvironmentSet",
     "EnvironmentSource",
     "InvariantClassifier",
@@ -71,6 +76,7 @@ __all__ = [
     "MultiLabel",
     "MultiOutputRegression",
     "Multiclass",
+    "Objective",
     "Regression",
     "Study",
     "TrainingResult",
@@ -82,6 +88,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "models",
+    "objective",
     "published",
     "reporting",
     "schedules",

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast, final
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
-from torch.func import grad, grad_and_value, vjp
+from torch.func import grad, vjp
 
 from envariant.algorithms.base import (
     Algorithm,
@@ -38,6 +38,7 @@ from envariant.algorithms.base import (
     TrainingStep,
 )
 from envariant.algorithms.gradient_aggregators.mean import MeanGradient
+from envariant.algorithms.gradient_terms import added, check_gradient, number_and_state, penalty_terms, summed
 from envariant.algorithms.risk_aggregators.mean import MeanRisk, PooledMean
 from envariant.algorithms.risk_aggregators.sum import SumRisk
 from envariant.algorithms.risk_aggregators.worst import WorstCaseRisk
@@ -270,83 +271,107 @@ class Composition(Algorithm):
     ) -> tuple[dict[str, Tensor], State, Metrics]:
         if self.training_step is not None:
             return self._gradients_of_step(self.training_step, model, params, batch, state, context)
-        divisor = self._divisor(context.step)
+        divisor = self.divisor(context.step)
         networks = model.auxiliary_networks
         # Parameters of auxiliary networks. The model's parameters affect the loss only through its outputs.
         own = {name: value for name, value in params.items() if name.split(".")[0] in networks}
 
         def loss(features: Tensor, logits: Tensor, own: Parameters) -> tuple[Tensor, tuple[State, Metrics]]:
             functions = {name: partial(model.network, name, own) for name in networks}
-            predicted = batch.predicted(features, logits, context, functions)
-            states: dict[str, Any] = dict(state)
-            total, states["0"] = _number_and_state(
-                self.risk_aggregator, self.risk_aggregator.risk(predicted, state["0"])
-            )
-            metrics = {"risk": total.detach()}
-            for key, part in self._numbered(Penalty):
-                own_view = replace(predicted, context=context.of_part(key))
-                value, states[str(key)] = _number_and_state(part, part.penalty(own_view, state[str(key)]))
-                total = total + part.coefficient_at(context.step) * value
-                metrics[f"{part.name} penalty"] = value.detach()
-            return total / divisor, (states, metrics)
+            value, states, metrics = self.loss(batch.predicted(features, logits, context, functions), state)
+            return value, (states, metrics)
 
         # Environments pass through the model one at a time only if the aggregator needs separate gradients.
         separate = not isinstance(self.gradient_aggregator, MeanGradient)
         pieces = batch.split(batch.inputs) if separate else (batch.inputs,)
         outputs, pullbacks = zip(*(vjp(_on(model, piece), params) for piece in pieces), strict=True)
         features, logits = (joined(output) for output in zip(*outputs, strict=True))
-        (*cotangents, own_gradient), (states, metrics) = grad(loss, argnums=(0, 1, 2), has_aux=True)(
+        (*cotangents, own_gradient), (new, risk_metrics) = grad(loss, argnums=(0, 1, 2), has_aux=True)(
             features, logits, own
         )
+        states, metrics = dict(new), dict(risk_metrics)
         if separate:
             shares = zip(*map(batch.split, cotangents), strict=True)
             each = [pull(share)[0] for pull, share in zip(pullbacks, shares, strict=True)]
         else:
             each = [pullbacks[0](tuple(cotangents))[0]]
         for key, part in self._numbered(GradientPenalty):
-            value, states[str(key)], terms = _gradient_penalty(part, model, params, batch, state[str(key)])
+            value, states[str(key)], terms = penalty_terms(part, model, params, batch, state[str(key)])
             metrics[f"{part.name} penalty"] = value
             weight = part.coefficient_at(context.step) / divisor
-            each = _added(each, terms if separate else [_summed(terms)], weight)
+            each = added(each, terms if separate else [summed(terms)], weight)
         gradient = each[0]
         if separate:
             shared = [name for name in params if name not in own]
-            gradient, aggregator_metrics = self._aggregated(each, shared, states, context)
+            stacked = {name: torch.stack([g[name] for g in each]) for name in shared}
+            gradient, states, aggregator_metrics = self.aggregate(stacked, states, context)
             metrics |= aggregator_metrics
-        metrics |= self._coefficients(context.step, metrics["risk"])
+        metrics |= self.coefficients(context.step, metrics["risk"])
         gradient = {**gradient, **own_gradient}
         decay = 2 * self.l2 / divisor
         return {name: gradient[name] + decay * value for name, value in params.items()}, states, metrics
+
+    def loss(
+        self, predicted: PredictedBatch, state: State, gradients: Parameters | None = None
+    ) -> tuple[Tensor, State, Metrics]:
+        """Return the loss [ A(R_1 … R_E) + Σ_k c_k(t)·P_k ] / divisor of a batch, the new state and metrics.
+
+        Args:
+            predicted: Batch with predictions, losses, and risks of all environments.
+            state: State of the algorithm.
+            gradients: Gradients of the environments' risks by parameter name, `[environments, *shape]`. If
+                they are None, the loss has no gradient penalties.
+        """
+        context, states = predicted.context, dict(state)
+        aggregator = self.risk_aggregator
+        total, states["0"] = number_and_state(aggregator, aggregator.risk(predicted, state["0"]))
+        metrics = {"risk": total.detach()}
+        for key, part in enumerate(self.penalties, start=1):
+            if isinstance(part, Penalty):
+                own_view = replace(predicted, context=context.of_part(key))
+                result = part.penalty(own_view, state[str(key)])
+            elif gradients is not None:
+                result = part.penalty(gradients, state[str(key)])
+            else:
+                continue
+            value, states[str(key)] = number_and_state(part, result)
+            total = total + part.coefficient_at(context.step) * value
+            metrics[f"{part.name} penalty"] = value.detach()
+        return total / self.divisor(context.step), states, metrics
 
     def _numbered(self, kind: type[P]) -> list[tuple[int, P]]:
         """Return the penalties of one class, each with its index in `parts`."""
         return [(i, part) for i, part in enumerate(self.penalties, start=1) if isinstance(part, kind)]
 
-    def _divisor(self, step: Any) -> Any:
+    def divisor(self, step: Any) -> Any:
+        """Return the divisor of the loss at a step; see `normalize_loss`."""
         if not self.normalize_loss:
             return 1.0
         return _largest([1.0, *(part.coefficient_at(step) for part in self.parts)])
 
-    def _coefficients(self, step: int, like: Tensor) -> dict[str, Tensor]:
+    def coefficients(self, step: int, like: Tensor) -> dict[str, Tensor]:
         """Return the value of each scheduled coefficient at a step, as metrics."""
         parts = (part for part in self.parts if isinstance(getattr(part, "coefficient", None), Schedule))
         return {f"{part.name} coefficient": like.new_zeros(()) + part.coefficient_at(step) for part in parts}
 
-    def _aggregated(
-        self,
-        each: Sequence[Mapping[str, Tensor]],
-        names: Sequence[str],
-        states: dict[str, Any],
-        context: StepContext,
-    ) -> tuple[dict[str, Tensor], Metrics]:
-        """Combine the environments' gradients, and update the aggregator's state in `states`."""
+    def aggregate(
+        self, shares: Mapping[str, Tensor], state: State, context: StepContext
+    ) -> tuple[dict[str, Tensor], dict[str, Any], Metrics]:
+        """Combine the environments' shares of a gradient, and return one gradient, the new state and metrics.
+
+        Args:
+            shares: Contribution of each environment to the gradient of the loss by parameter name,
+                `[environments, *shape]`; the contributions add up to the gradient.
+            state: State of the algorithm.
+            context: Step number, learning rate and random numbers.
+        """
         number = len(self.penalties) + 1
-        stacked = {name: torch.stack([g[name] for g in each]) * len(each) for name in names}
-        gradient, states[str(number)], metrics = self.gradient_aggregator.combine(
-            stacked, states[str(number)], context.of_part(number)
+        stacked = {name: share * len(share) for name, share in shares.items()}
+        gradient, new, metrics = self.gradient_aggregator.combine(
+            stacked, state[str(number)], context.of_part(number)
         )
-        _check_gradient(self.gradient_aggregator, gradient, {name: each[0][name] for name in names})
-        return gradient, metrics
+        check_gradient(self.gradient_aggregator, gradient, {name: g[0] for name, g in shares.items()})
+        return gradient, {**state, str(number): new}, metrics
 
     def _gradients_of_step(
         self,
@@ -368,73 +393,10 @@ class Composition(Algorithm):
         gradient, new, metrics = training_step.gradients(
             model, params, own, state["0"], replace(context, weight_decay=decay)
         )
-        _check_gradient(training_step, gradient, params)
+        check_gradient(training_step, gradient, params)
         if not training_step.returns_updates:
             gradient = {name: gradient[name] + decay * value for name, value in params.items()}
         return gradient, {**state, "0": new}, metrics
-
-
-def _gradient_penalty(
-    part: GradientPenalty, model: Model, params: Parameters, batch: EnvironmentBatch, state: State
-) -> tuple[Tensor, State, list[dict[str, Tensor]]]:
-    """Return the value of a gradient penalty, its new state, and its gradient as one term per environment."""
-
-    def risk_of(inputs: Tensor, targets: Tensor) -> Callable[[Parameters], Tensor]:
-        return lambda params: batch.task.losses(model(params, inputs)[1], targets).mean()
-
-    rows = zip(batch.split(batch.inputs), batch.split(batch.targets), strict=True)
-    gradients, pullbacks = zip(*(vjp(grad(risk_of(*each)), params) for each in rows), strict=True)
-    stacked = {name: torch.stack([g[name] for g in gradients]) for name in params}
-    directions, (value, new) = grad_and_value(part.penalty, has_aux=True)(stacked, state)
-    terms = [
-        pull({name: direction[e] for name, direction in directions.items()})[0]
-        for e, pull in enumerate(pullbacks)
-    ]
-    return value.detach(), new, terms
-
-
-def _added(
-    gradients: Sequence[Mapping[str, Tensor]], terms: Sequence[Mapping[str, Tensor]], weight: Any
-) -> list[dict[str, Tensor]]:
-    return [
-        {name: g + weight * term[name] for name, g in gradient.items()}
-        for gradient, term in zip(gradients, terms, strict=True)
-    ]
-
-
-def _number_and_state(part: Part, result: object) -> tuple[Tensor, State]:
-    """Check that a part returned a number and a state, and return both.
-
-    Raises:
-        EnvariantError: If the result is anything else.
-    """
-    match result:
-        case (Tensor() as value, Mapping() as state) if not value.dim():
-            return value, cast("State", state)
-        case (Tensor() as value, Mapping()):
-            got = f"a tensor of shape {tuple(value.shape)}"
-        case _:
-            got = type(result).__name__
-    raise EnvariantError(f"{part.name}: must return one number and its state; got {got}")
-
-
-def _check_gradient(part: Part, gradient: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> None:
-    """Check that a part returned one gradient per parameter.
-
-    Raises:
-        EnvariantError: If a gradient is missing, or its shape differs from that of its parameter.
-    """
-    for name, value in params.items():
-        shape = tuple(gradient[name].shape) if name in gradient else "no gradient"
-        if shape != tuple(value.shape):
-            raise EnvariantError(
-                f"{part.name}: must return a gradient of shape {tuple(value.shape)} for parameter '{name}'; "
-                f"got {shape}"
-            )
-
-
-def _summed(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([term[name] for term in terms]).sum(dim=0) for name in terms[0]}
 
 
 def _largest(factors: Sequence[float | Tensor]) -> Any:

@@ -27,6 +27,8 @@ class EnvironmentBatch:
         task: Prediction task.
         aggregator: Function that maps the losses of all rows to the risk. Default: the mean over
             environments.
+        present: Indices of the training environments that have rows in the batch; None if all of them have.
+            `sizes` lists these environments only.
     """
 
     inputs: Shaped[Tensor, "rows *input_shape"]
@@ -34,6 +36,22 @@ class EnvironmentBatch:
     sizes: tuple[int, ...]
     task: Task
     aggregator: Callable[[Tensor], Tensor] | None = None
+    present: Int[Tensor, " present"] | None = None
+
+    def of_present(self, values: Shaped[Tensor, "environments *shape"]) -> Shaped[Tensor, "present *shape"]:
+        """Select, from one value per training environment, those of the environments in the batch."""
+        return values if self.present is None else values[self.present]
+
+    def with_present(
+        self, values: Shaped[Tensor, "environments *shape"], new: Shaped[Tensor, "present *shape"]
+    ) -> Shaped[Tensor, "environments *shape"]:
+        """Replace the values of the environments in the batch; those of absent environments stay the same.
+
+        Args:
+            values: One value per training environment.
+            new: New values of the environments in the batch, in the order of `sizes`.
+        """
+        return new if self.present is None else values.index_copy(0, self.present, new)
 
     def split(self, values: Shaped[Tensor, "rows *shape"]) -> tuple[Tensor, ...]:
         """Split per-row values into one tensor per environment."""

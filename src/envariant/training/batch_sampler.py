@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from envariant.core import counter_rng, step_context
+from envariant.core import counter_rng, row_sampling, step_context
 from envariant.core.attributes import WEIGHT, training_weights
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
@@ -117,10 +117,10 @@ class Rows:
         bounds: list[Tensor] = []
         for environments in training:
             weights = [training_weights(e.attributes) for e in environments]
-            sums = [each.double().cumsum(0) for each in weights if each is not None]
-            if not sums:
+            known = [each for each in weights if each is not None]
+            if not known:
                 return None
-            bounds.append(torch.cat([k + (total / total[-1]) for k, total in enumerate(sums)]))
+            bounds.append(row_sampling.weight_bounds(known))
         return torch.stack(bounds).to(device)
 
     def of(self, names: Sequence[str]) -> tuple[Tensor | StreamedInputs, Tensor]:
@@ -220,7 +220,7 @@ class BatchSampler:
             self.axes = (None, None) if alike else (0, 0)
         self._below: Tensor | None = None
         if batch_size is not None:
-            starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+            starts = row_sampling.first_rows(sizes)
             self._below = torch.tensor(sizes).repeat_interleave(batch_size).to(self._device)
             self._starts = torch.tensor(starts).repeat_interleave(batch_size).to(self._device)
             self._owners = torch.arange(len(sizes)).repeat_interleave(batch_size).to(self._device)
@@ -307,21 +307,21 @@ class BatchSampler:
             if self._below is not None:
                 bounds = self._rows.bounds
                 self._drawn = (
-                    counter_rng.integers(self._keys, step_context.ROWS, self._below) + self._starts
+                    row_sampling.uniform_rows(self._keys, self._below, self._starts)
                     if bounds is None
-                    else self._weighted(self._keys, bounds, len(self._below))
+                    else self._weighted(self._keys, bounds)
                 )
         place = step - first
         return self._keys[place], None if self._drawn is None else self._drawn[place]
 
-    def _weighted(self, keys: Tensor, bounds: Tensor, count: int) -> Tensor:
+    def _weighted(self, keys: Tensor, bounds: Tensor) -> Tensor:
         """Return row indices `[steps, replicas, count]`, sampled in proportion to the row weights."""
-        at = counter_rng.uniforms(keys, step_context.ROWS, count).double() + self._owners
+        at = row_sampling.weighted_points(keys, self._owners)
         steps, replicas = keys.shape
         # If replicas have different rows, each uses its own bounds.
         by_bounds = at.transpose(0, 1).reshape(1 if len(bounds) == 1 else replicas, -1)
         numbers = torch.searchsorted(bounds, by_bounds, right=True)
-        return numbers.view(replicas, steps, count).transpose(0, 1)
+        return numbers.view(replicas, steps, -1).transpose(0, 1)
 
     def _augmented(self, augmentation: Augmentation, inputs: Tensor, keys: Tensor) -> Tensor:
         replicas, rows, count = len(keys), sum(self.sizes), augmentation.numbers

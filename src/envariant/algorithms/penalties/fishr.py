@@ -54,10 +54,11 @@ class Fishr(Penalty):
         return {"weight": like.new_zeros(*shape, context.features), "bias": like.new_zeros(shape)}
 
     def penalty(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        newest = self.variances(predicted)
-        gamma = self.memory
-        new = {k: (gamma * state[k] + (1 - gamma) * v).detach() for k, v in newest.items()}
-        used = [v + gamma / (1 - gamma) * state[k] for k, v in newest.items()]
+        newest, batch = self.variances(predicted), predicted.batch
+        gamma, memory = self.memory, {k: batch.of_present(state[k]) for k in newest}
+        averages = {k: (gamma * memory[k] + (1 - gamma) * v).detach() for k, v in newest.items()}
+        new = {k: batch.with_present(state[k], average) for k, average in averages.items()}
+        used = [v + gamma / (1 - gamma) * memory[k] for k, v in newest.items()]
         each = torch.cat([value.flatten(1) for value in used], dim=1)
         squares = (each - each.mean(dim=0)).square()
         return squares.sum() if self.summed else squares.mean(), new

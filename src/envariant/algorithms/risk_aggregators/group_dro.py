@@ -16,8 +16,9 @@ from envariant.core.search_space import LogUniform
 class GroupDRO(RiskAggregator):
     """Weighted risk Σ_e q_e·R_e, after q_e ← q_e·exp(η·R_e) / Σ_f q_f·exp(η·R_f). Sagawa et al. 2020.
 
-    This is the paper's algorithm 1. R_e is the risk and q_e the weight of environment e. The weights are
-    stored as logarithms, because a small weight could underflow to 0 and would then remain 0.
+    This is the paper's algorithm 1. R_e is the risk and q_e the weight of environment e. An environment
+    without rows in the batch has no risk: the sum leaves it out, and its q_e is only normalized. The weights
+    are stored as logarithms, because a small weight could underflow to 0 and would then remain 0.
 
     Attributes:
         rate: η, step size of the weights.
@@ -36,5 +37,8 @@ class GroupDRO(RiskAggregator):
         return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        log_weights = (state["log_weights"] + self.rate * predicted.risks.detach()).log_softmax(dim=0)
-        return (log_weights.exp() * predicted.risks).sum(), {"log_weights": log_weights}
+        batch, before = predicted.batch, state["log_weights"]
+        raised = batch.of_present(before) + self.rate * predicted.risks.detach()
+        log_weights = batch.with_present(before, raised).log_softmax(dim=0)
+        weights = batch.of_present(log_weights).exp()
+        return (weights * predicted.risks).sum(), {"log_weights": log_weights}

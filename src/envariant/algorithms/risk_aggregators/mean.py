@@ -48,7 +48,8 @@ class PooledMean(RiskAggregator):
         return "risks"
 
     def risk(self, predicted: PredictedBatch, state: State) -> tuple[Tensor, State]:
-        sizes, batch = state["sizes"], predicted.batch
+        batch = predicted.batch
+        sizes = batch.of_present(state["sizes"])
         in_batch = torch.tensor(batch.sizes, dtype=sizes.dtype, device=sizes.device)
         weights = (sizes * sum(batch.sizes)) / (sizes.sum() * in_batch)
         weights = weights.to(predicted.losses.dtype)[batch.environment_of_rows()]

@@ -176,6 +176,7 @@ def test_message_without_a_cuda_device_names_the_rehearsal(gpu, tmp_path, capsys
     )
 
 
+@pytest.mark.verify
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 def test_rehearsal_of_the_script(tmp_path):
     """Two processes start: the script and the check."""

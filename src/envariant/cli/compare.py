@@ -109,17 +109,16 @@ def compare(
     out
         Folder for the HTML report, the model and all runs; comparisons/NAME by default.
     """
-    from envariant.comparison import ALGORITHMS
-    from envariant.comparison import compare as run
+    from envariant import comparison as comparisons
 
-    comparison = run(
+    comparison = comparisons.compare(
         file,
         target=target,
         environment=environment,
         features=features,
         text=text,
         task=task,
-        algorithms=algorithms or ALGORITHMS,
+        algorithms=algorithms or comparisons.ALGORITHMS,
         metric=metric,
         n_trials=n_trials,
         replicas=replicas,

@@ -286,16 +286,18 @@ def compare(
     )
     print_findings(findings := check_data(full))
     _warn(plan.undefined)
-    execution = _execution(plan.study, source, options)
-    execution["workers"] = workers or _choose_workers(plan.study, budget)
-    run = _runner(folder, plan.study, execution, executor, address)
-    results, study = _train(folder, plan, start + _TRAINING_SHARE * limit, run, source.table)
+    how = _execution(plan.study, source, options, workers, limit) | {"executor": executor, "address": address}
+    results, study = _train(folder, plan, start + _TRAINING_SHARE * limit, how, source.table)
     results = summarized(source, results, study, plan, columns, findings, start + _SHIFTS_SHARE * limit)
     results = explained(source, results, study, plan.tasks, start + _EXPLAINING_SHARE * limit)
     model, lacking = _best_model(results, methods, full, study, source, shared)
-    lines = tuple(filter(None, (lacking, _exceeded(time.monotonic() - start, limit))))
-    results = replace(results, missing=(*results.missing, *lines))
+    results = _with_missing(results, lacking, _exceeded(time.monotonic() - start, limit))
     return _written(Comparison(folder, results, recommend(results), study, model, time.monotonic() - start))
+
+
+def _with_missing(results: ComparisonResults, *lines: str | None) -> ComparisonResults:
+    """Return the results with sentences on what is missing; empty ones are left out."""
+    return replace(results, missing=(*results.missing, *filter(None, lines)))
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -313,22 +315,25 @@ def _check_out(out: Path | str | None) -> Path | None:
     return folder
 
 
-def _execution(study: Study, source: TableSource, options: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {"execution": protocol.choose_execution(study, source) or "auto"}
+def _execution(
+    study: Study, source: TableSource, options: Mapping[str, Any], workers: int | None, limit: float
+) -> dict[str, Any]:
+    # With a time limit, each of its stages would start processes.
+    jobs = len(study.algorithms) * len(study.test_environments) if math.isinf(limit) else 1
+    chosen: dict[str, Any] = {"execution": protocol.choose_execution(study, source) or "auto"}
+    chosen["workers"] = workers or default_workers(jobs)
     return chosen | {key: value for key, value in options.items() if key in EXECUTION_ONLY}
 
 
-def _choose_workers(study: Study, budget: str | float | None) -> int:
-    """Return the default number of processes; one with a budget, because each stage would start others."""
-    jobs = len(study.algorithms) * len(study.test_environments)
-    return 1 if budget is not None else default_workers(jobs)
-
-
 def _train(
-    folder: Path, plan: protocol.Plan, deadline: float, run: protocol.Run, table: tables.Table
+    folder: Path, plan: protocol.Plan, deadline: float, how: Mapping[str, Any], table: tables.Table
 ) -> tuple[ComparisonResults, Study]:
     """Train as much as the budget allows; return the results and the completed part of the study."""
     limit = deadline if math.isfinite(deadline) else None
+
+    def run(runs_left: int, until: float | None) -> None:
+        train_runs(plan.study, folder, until=until, **how)
+
     study = protocol.run_within_budget(folder, plan.study, limit, run)
     with Store(folder) as store:
         results = gather(store, study, plan.tasks, plan.metric, table)
@@ -434,16 +439,3 @@ def _methods(
     metric_name = "" if metric is None else metrics.metric_named(metric).name
     Study(("table",), tuple(methods.values()), metric=metric_name, **runs)
     return methods
-
-
-def _runner(
-    folder: Path,
-    study: Study,
-    execution: Mapping[str, Any],
-    executor: Literal["local", "ray"],
-    address: str | None,
-) -> protocol.Run:
-    def run(runs_left: int, deadline: float | None) -> None:
-        train_runs(study, folder, executor=executor, address=address, until=deadline, **execution)
-
-    return run

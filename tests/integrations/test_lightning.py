@@ -57,7 +57,9 @@ def module_class(library):
 
 
 def fitted(library, module, steps, folder, resume=None, **options):
-    checkpoints = library.callbacks.ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    checkpoints = library.callbacks.ModelCheckpoint(
+        folder, every_n_train_steps=3, save_top_k=-1, filename="{step}"
+    )
     logger = library.loggers.CSVLogger(folder)
     trainer = library.Trainer(
         accelerator="cpu", max_steps=steps, logger=logger, callbacks=[checkpoints], log_every_n_steps=1,

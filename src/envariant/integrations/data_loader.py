@@ -1,6 +1,6 @@
 """`EnvironmentDataLoader`: a PyTorch data loader that resumes within an epoch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, final
 
 from torch.utils.data import DataLoader, Dataset
@@ -41,7 +41,7 @@ class EnvironmentDataLoader(DataLoader[Any]):
         self._environments = sampler
         self._used = sampler.step
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         """Return the remaining batches of the current epoch, or those of the next epoch."""
         # Worker processes have requested batches in advance that were not used.
         self._environments.load_state_dict({"step": self._used})

@@ -10,6 +10,8 @@ from safetensors import safe_open
 
 import envariant
 from envariant import EnvariantError
+from envariant.data.tables import table as tables
+from envariant.data.tables.source import TableSource
 from envariant.integrations import hub
 from envariant.predictors import MajorityClass
 from envariant.saved_model import SavedModel
@@ -23,7 +25,7 @@ def library():
 @pytest.fixture(scope="module")
 def model():
     table = envariant.data.heart_disease()[["age", "sex", "chol", "hospital", "disease"]]
-    source = envariant.data.table(table, target="disease", environment="hospital")
+    source = TableSource(tables.read(table, "disease", "hospital"), "patients")
     return SavedModel.of_predictor(source, MajorityClass(), about={"selection": "training-domain validation"})
 
 
@@ -42,9 +44,8 @@ def test_the_card_states_the_facts_of_the_record(library, model):
         "tags": ["envariant", "out-of-distribution", "tabular-classification"],
     }  # fmt: skip
     parts = sections(read.content)
-    assert parts["Training environments"].split("\n- ") == [f"- {model.environments[0]}".replace("- ", "- ", 1), *model.environments[1:-1], model.environments[-1] + "\n\n"] or all(
-        name in parts["Training environments"] for name in model.environments
-    )  # fmt: skip
+    environments = "".join(f"- {name}\n" for name in model.environments)
+    assert parts["Training environments"].strip() == environments.strip()
     assert "| cleveland | +0.125 |\n| switzerland | -0.020 |" in parts["Drop per environment"]
     assert parts["Model selection"].strip() == "training-domain validation"
     assert parts["Intended use"].strip() == "Research on heart disease."
@@ -66,16 +67,14 @@ def test_texts_from_data_cannot_change_the_card(library):
     """Names of columns and environments come from files of strangers."""
     evil = "a\n---\nlicense: evil\n---\n<script>alert(1)</script> | # x"
     table = pd.DataFrame(
-        {"x": range(40), evil: range(40), "y": [0, 1] * 20, "place": [evil] * 20 + ["b"] * 20}
+        {"x": range(120), evil: range(120), "y": [0, 1] * 60, "place": [evil] * 60 + ["b"] * 60}
     )
-    source = envariant.data.table(table, target="y", environment="place")
+    source = TableSource(tables.read(table, "y", "place"), "patients")
     card = hub.write_card(SavedModel.of_predictor(source, MajorityClass()), name=evil)
     assert "<script>" not in re.sub(r"\\<", "", card)
     assert card.count("\n---\n") == 1
     assert library.ModelCard(card).data.license is None
-    assert [line for line in card.splitlines() if line.startswith("# ")] == [next(
-        line for line in card.splitlines() if line.startswith("# ")
-    )]  # fmt: skip
+    assert sum(line.startswith("# ") for line in card.splitlines()) == 1
 
 
 def test_a_repository_contains_a_card_and_a_model_without_pickled_objects(library, model, tmp_path):

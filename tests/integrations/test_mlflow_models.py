@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 
 import envariant
+from envariant.data.tables import table as tables
+from envariant.data.tables.source import TableSource
 from envariant.integrations.mlflow import log_model
 from envariant.predictors import Linear
 from envariant.saved_model import SavedModel
@@ -20,7 +22,7 @@ def library():
 def test_a_logged_model_predicts_what_the_saved_model_predicts(library, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     table = envariant.data.heart_disease()[["age", "sex", "chol", "hospital", "disease"]]
-    source = envariant.data.table(table, target="disease", environment="hospital")
+    source = TableSource(tables.read(table, "disease", "hospital"), "patients")
     model = SavedModel.of_predictor(source, Linear())
     previous = library.get_tracking_uri()
     library.set_tracking_uri((tmp_path / "store").as_uri())

@@ -1,11 +1,13 @@
 """Publish saved models on the Hugging Face Hub, with a model card that is written from the model's record."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from envariant.comparison.compare import Comparison
 from envariant.core.errors import EnvariantError, first_line, shown
 from envariant.core.files import as_path, write_text
 from envariant.core.tasks import Regression
@@ -19,8 +21,8 @@ _EXTRA = "huggingface"
 _SELECTION = "not recorded (a single model was trained, without selection among models)"
 _LIMITS = """\
 Predictions are reliable only for environments that resemble the training environments. Before using the
-model for a new environment, check its inputs with `model.resembles(table)`. A score in the training environments
-does not show how the model performs in a new one."""
+model for a new environment, check its inputs with `model.resembles(table)`. A score in the training
+environments does not show how the model performs in a new one."""
 
 
 def write_card(
@@ -82,6 +84,24 @@ def write_card(
     # JSON is valid YAML, and quotes every character.
     yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items())
     return f"---\n{yaml}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def comparison_card(comparison: Comparison, **options: Any) -> str:
+    """Return the model card of the model that a comparison recommends, with its drop in every environment.
+
+    Args:
+        comparison: Result of `envariant.compare`.
+        options: Other arguments of `write_card`, such as `intended_use`.
+    """
+    results = comparison.results
+    cells = results.cells[results.recommended]
+    drops = {name: results.drop(cell).mean for name, cell in cells.items()}
+    given = {
+        "drops": {name: drop for name, drop in drops.items() if math.isfinite(drop)},
+        "metric": results.metric.name,
+        "selection": f"envariant.compare: {comparison.recommendation.headline}",
+    }
+    return write_card(comparison.best_model, **{**given, **options})
 
 
 def prepare_folder(model: SavedModel, folder: Path | str, card: str | None = None) -> Path:

@@ -101,7 +101,8 @@ class StudyObjective:
         rows = history[(history["role"] == "validation") & (history["metric"] == metric.name)]
         if rows.empty:
             raise EnvariantError(
-                f"StudyObjective: {metric.name} is not measured during training; leave the metric of the study out"
+                f"StudyObjective: {metric.name} is not measured during training; leave the metric of the "
+                f"study out"
             )
         means = rows.groupby(["replica", "step"])["value"].mean()
         sign = 1 if metric.higher_is_better else -1

@@ -36,5 +36,8 @@ def test_the_code_of_every_section_runs(tmp_path, monkeypatch):
         assert blocks
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), namespace)
+    if "mlflow" in namespace:
+        # The folder of the example has been removed.
+        namespace["mlflow"].set_tracking_uri(None)
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")

@@ -67,7 +67,7 @@ def test_texts_from_data_cannot_change_the_card(library):
     """Names of columns and environments come from files of strangers."""
     evil = "a\n---\nlicense: evil\n---\n<script>alert(1)</script> | # x"
     table = pd.DataFrame(
-        {"x": range(120), evil: range(120), "y": [0, 1] * 60, "place": [evil] * 60 + ["b"] * 60}
+        {"x": [*range(10)] * 12, evil: [*range(10)] * 12, "y": [0, 1] * 60, "place": [evil] * 60 + ["b"] * 60}
     )
     source = TableSource(tables.read(table, "y", "place"), "patients")
     card = hub.write_card(SavedModel.of_predictor(source, MajorityClass()), name=evil)

@@ -96,7 +96,7 @@ def comparison_card(comparison: Comparison, **options: Any) -> str:
     results = comparison.results
     cells = results.cells[results.recommended]
     drops = {name: results.drop(cell).mean for name, cell in cells.items()}
-    given = {
+    given: dict[str, Any] = {
         "drops": {name: drop for name, drop in drops.items() if math.isfinite(drop)},
         "metric": results.metric.name,
         "selection": f"envariant.compare: {comparison.recommendation.headline}",

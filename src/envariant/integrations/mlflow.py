@@ -41,7 +41,7 @@ def log_model(model: SavedModel, name: str = "model", **options: Any) -> Any:
         raise EnvariantError(f"MLflow: {first_line(error)}") from None
 
 
-def _load_pyfunc(path: str) -> SavedModel:
+def _load_pyfunc(path: str) -> SavedModel:  # pyright: ignore[reportUnusedFunction] (MLflow calls it)
     """Return the saved model in a folder; MLflow calls this function and the model's `predict`."""
     folder = Path(path)
     return load_model(folder / _FOLDER if (folder / _FOLDER).is_dir() else folder)

@@ -27,6 +27,16 @@ MODULES: dict[str, tuple[str, ...]] = {
         "envariant.training.interpolation",
     ),
     "Your own training loop": ("envariant.objectives",),
+    "Other libraries": (
+        "envariant.integrations.huggingface",
+        "envariant.integrations.lightning",
+        "envariant.integrations.data_loader",
+        "envariant.integrations.skorch",
+        "envariant.integrations.optuna",
+        "envariant.integrations.hub",
+        "envariant.integrations.mlflow",
+        "envariant.integrations.step_loss",
+    ),
     "Algorithms and models": (
         "envariant.algorithms",
         "envariant.algorithms.base",

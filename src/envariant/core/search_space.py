@@ -4,8 +4,10 @@
 Ranges are declared nowhere else. A study can override a range with a string such as `loguniform(1e2, 1e6)`.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast, final, get_type_hints
 
@@ -125,7 +127,16 @@ class Nested(Range):
         self.sample(np.random.default_rng(0))
 
     def sample(self, generator: np.random.Generator) -> str:
-        return str(_filled(self.template, generator))
+        return self.filled(lambda within, _: within.sample(generator))
+
+    def filled(self, draw: Callable[[Range, int], Any]) -> str:
+        """Return the string with every range replaced by a value.
+
+        Args:
+            draw: Function from a range and its position among the ranges, from 0, to a value.
+        """
+        position = itertools.count()
+        return str(_filled(self.template, lambda within: draw(within, next(position))))
 
     def __str__(self) -> str:
         return str(self.template)
@@ -153,16 +164,16 @@ def _has_range(value: object) -> bool:
     return value.name in RANGES or any(map(_has_range, (*value.positional, *value.keywords.values())))
 
 
-def _filled(value: Any, generator: np.random.Generator) -> Any:
+def _filled(value: Any, draw: Callable[[Range], Any]) -> Any:
     """Return a value with every range in it replaced by a sample."""
     if isinstance(value, tuple):
-        return tuple(_filled(each, generator) for each in cast("tuple[Any, ...]", value))
+        return tuple(_filled(each, draw) for each in cast("tuple[Any, ...]", value))
     if not isinstance(value, specs.Spec):
         return value
     if value.name in RANGES:
-        return RANGES[value.name](**specs.fill(RANGES[value.name], value)).sample(generator)
-    keywords = {key: _filled(each, generator) for key, each in value.keywords.items()}
-    return specs.Spec(value.name, _filled(value.positional, generator), keywords)
+        return draw(RANGES[value.name](**specs.fill(RANGES[value.name], value)))
+    keywords = {key: _filled(each, draw) for key, each in value.keywords.items()}
+    return specs.Spec(value.name, _filled(value.positional, draw), keywords)
 
 
 def search_range(declared: object) -> Range:

@@ -6,7 +6,7 @@ trials.
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -25,6 +25,9 @@ from envariant.training.parameter_groups import ByGroup
 from envariant.training.resolution import ResolvedAlgorithm, check_objects, resolve_algorithm, terms_of
 from envariant.training.run_spec import PYTHON_ONLY, SHARED, RunSpec
 from envariant.training.store import Trial
+
+Draw = Callable[[str, Range], Any]
+"""Function that samples the value of a hyperparameter, given its name and its search range."""
 
 RATE = "learning_rate"
 """Name of the learning rate among an algorithm's search ranges."""
@@ -109,37 +112,75 @@ class SearchSpace:
         if predictor(self.algorithm) is not None:
             return (Trial(0, {}, 0.0),)
         suggested = resolve_algorithm(self.algorithm, {}, source, steps)
-        own = self.ranges()
-        usual = suggested.defaults.learning_rate if learning_rate is None else rate_of(learning_rate)
-        rate = str(usual) if isinstance(usual, Schedule | ByGroup) else usual
-        rates, unit = own.pop(RATE, None), 1.0 if isinstance(usual, Schedule | ByGroup) else usual
-        factors = LogUniform(unit / lr_range, unit * lr_range) if lr_range > 1 else None
-        trials = [Trial(0, {}, rate)]
+        trials = [Trial(0, {}, _text_of(_usual_rate(suggested, learning_rate)))]
         for number in range(1, n_trials):
-            generator = _generator(seed, self.label, number, "rate")
-            if rates is not None or factors is None:
-                sampled_rate = rate if rates is None else rates.sample(generator)
-            else:
-                factor = factors.sample(generator)
-                scaled = str(usual.scaled(factor)) if isinstance(usual, Schedule | ByGroup) else factor
-                sampled_rate = scaled
-            with _located(bool(self.declared), self.label):
-                sampled = self._sample(suggested, seed, number, own, steps)
-                if self.declared:
-                    options = {name: sampled[name] for name in SEARCHABLE if name in sampled}
-                    own_values = {name: value for name, value in sampled.items() if name not in options}
-                    resolve_algorithm(self.algorithm, own_values, source)
-                    RunSpec(data="", learning_rate=sampled_rate, **options)
-                    check_objects(options)
-            trials.append(Trial(number, sampled, sampled_rate))
+
+            def draw(name: str, within: Range, number: int = number) -> Any:
+                key = "rate" if name == RATE else name
+                return within.sample(_generator(seed, self.label, number, key))
+
+            trials.append(self._trial(number, draw, suggested, source, lr_range, steps, learning_rate))
         distinct = {(json.dumps(t.hyperparameters), t.learning_rate): t for t in reversed(trials)}
         return tuple(distinct.values())[::-1]
+
+    def sample(
+        self,
+        source: EnvironmentSource,
+        draw: Draw,
+        lr_range: float,
+        steps: int | None = None,
+        learning_rate: object = None,
+        number: int = 0,
+    ) -> Trial:
+        """Sample one trial with a function that samples from a range, such as that of an external optimizer.
+
+        Args:
+            source: Data source that suggests default settings.
+            draw: Function from the name of a hyperparameter and its range to a value.
+            lr_range: Factor of at least 1 by which the learning rate may differ from its default.
+            steps: Number of steps of every run. Default: the default number of the data set.
+            learning_rate: Learning rate that the factor multiplies. Default: the default of the data set.
+            number: Index of the trial.
+        """
+        if predictor(self.algorithm) is not None:
+            return Trial(number, {}, 0.0)
+        suggested = resolve_algorithm(self.algorithm, {}, source, steps)
+        return self._trial(number, draw, suggested, source, lr_range, steps, learning_rate)
+
+    def _trial(
+        self,
+        number: int,
+        draw: Draw,
+        suggested: ResolvedAlgorithm,
+        source: EnvironmentSource,
+        lr_range: float,
+        steps: int | None,
+        learning_rate: object,
+    ) -> Trial:
+        own = self.ranges()
+        usual = _usual_rate(suggested, learning_rate)
+        rate = _text_of(usual)
+        rates, unit = own.pop(RATE, None), 1.0 if isinstance(usual, Schedule | ByGroup) else usual
+        factors = LogUniform(unit / lr_range, unit * lr_range) if lr_range > 1 else None
+        if rates is not None or factors is None:
+            sampled_rate = rate if rates is None else draw(RATE, rates)
+        else:
+            factor = draw(RATE, factors)
+            sampled_rate = str(usual.scaled(factor)) if isinstance(usual, Schedule | ByGroup) else factor
+        with _located(bool(self.declared), self.label):
+            sampled = self._sample(suggested, draw, own, steps)
+            if self.declared:
+                options = {name: sampled[name] for name in SEARCHABLE if name in sampled}
+                own_values = {name: value for name, value in sampled.items() if name not in options}
+                resolve_algorithm(self.algorithm, own_values, source)
+                RunSpec(data="", learning_rate=sampled_rate, **options)
+                check_objects(options)
+        return Trial(number, sampled, sampled_rate)
 
     def _sample(
         self,
         suggested: ResolvedAlgorithm,
-        seed: int,
-        number: int,
+        draw: Draw,
         ranges: Mapping[str, Range],
         steps: int | None,
     ) -> dict[str, Any]:
@@ -150,9 +191,7 @@ class SearchSpace:
         unless the study declares a range for them.
         """
         sampled: dict[str, Any] = {
-            name: _option(ranges[name].sample(_generator(seed, self.label, number, name)))
-            for name in SEARCHABLE
-            if name in ranges
+            name: _option(draw(name, ranges[name])) for name in SEARCHABLE if name in ranges
         }
         if not isinstance(suggested.trained, Composition):
             return sampled
@@ -168,7 +207,7 @@ class SearchSpace:
             within = ranges.get(h.name, declared)
             if within is None:
                 continue
-            value = within.sample(_generator(seed, self.label, number, h.name))
+            value = draw(h.name, within)
             if not isinstance(h.default, Schedule):
                 sampled[h.name] = value
                 continue
@@ -179,6 +218,16 @@ class SearchSpace:
             if (course := usual.with_final_value(value)) is not None:
                 sampled[h.name] = str(course)
         return sampled
+
+
+def _usual_rate(suggested: ResolvedAlgorithm, learning_rate: object) -> float | Schedule | ByGroup:
+    """Return the learning rate of the first trial."""
+    return suggested.defaults.learning_rate if learning_rate is None else rate_of(learning_rate)
+
+
+def _text_of(rate: float | Schedule | ByGroup) -> float | str:
+    """Return a learning rate as it is stored: schedules and parameter groups as text."""
+    return str(rate) if isinstance(rate, Schedule | ByGroup) else rate
 
 
 def _option(value: object) -> object:

@@ -1,0 +1,28 @@
+"""Closed-form estimators for tables with rows from several environments.
+
+The estimators follow scikit-learn: `fit(X, y, environments=…)` and `predict(X)`. They are linear, need no
+steps and no random numbers. Public names are imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envariant.closed_forms.anchor_classification import AnchorClassifier
+    from envariant.closed_forms.anchor_regression import AnchorRegressor, gamma_of_quantile
+    from envariant.closed_forms.k_class import KClassRegressor
+
+_MODULES = {
+    "AnchorClassifier": "anchor_classification",
+    "AnchorRegressor": "anchor_regression",
+    "KClassRegressor": "k_class",
+    "gamma_of_quantile": "anchor_regression",
+}
+
+__all__ = ["AnchorClassifier", "AnchorRegressor", "KClassRegressor", "gamma_of_quantile"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -10,16 +10,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from envariant.closed_forms.anchor_classification import AnchorClassifier
     from envariant.closed_forms.anchor_regression import AnchorRegressor, gamma_of_quantile
+    from envariant.closed_forms.causal_subsets import CausalSubsets, find_causal_subsets
+    from envariant.closed_forms.invariant_causal_prediction import (
+        InvariantCausalClassifier,
+        InvariantCausalPrediction,
+    )
     from envariant.closed_forms.k_class import KClassRegressor
 
 _MODULES = {
     "AnchorClassifier": "anchor_classification",
     "AnchorRegressor": "anchor_regression",
+    "CausalSubsets": "causal_subsets",
+    "InvariantCausalClassifier": "invariant_causal_prediction",
+    "InvariantCausalPrediction": "invariant_causal_prediction",
     "KClassRegressor": "k_class",
+    "find_causal_subsets": "causal_subsets",
     "gamma_of_quantile": "anchor_regression",
 }
 
-__all__ = ["AnchorClassifier", "AnchorRegressor", "KClassRegressor", "gamma_of_quantile"]
+__all__ = [
+    "AnchorClassifier",
+    "AnchorRegressor",
+    "CausalSubsets",
+    "InvariantCausalClassifier",
+    "InvariantCausalPrediction",
+    "KClassRegressor",
+    "find_causal_subsets",
+    "gamma_of_quantile",
+]
 
 
 def __getattr__(name: str) -> Any:

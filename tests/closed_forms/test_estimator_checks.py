@@ -14,6 +14,8 @@ from envariant import closed_forms
 from envariant.closed_forms import (
     AnchorClassifier,
     AnchorRegressor,
+    CausalDantzig,
+    DRIGRegressor,
     InvariantCausalClassifier,
     InvariantCausalPrediction,
     KClassRegressor,
@@ -26,6 +28,8 @@ ESTIMATORS = [
     KClassRegressor(),
     InvariantCausalPrediction(),
     InvariantCausalClassifier(),
+    DRIGRegressor(),
+    CausalDantzig(),
 ]
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from envariant.closed_forms.anchor_classification import AnchorClassifier
     from envariant.closed_forms.anchor_regression import AnchorRegressor, gamma_of_quantile
+    from envariant.closed_forms.causal_dantzig import CausalDantzig
     from envariant.closed_forms.causal_subsets import CausalSubsets, find_causal_subsets
+    from envariant.closed_forms.drig import DRIGRegressor
     from envariant.closed_forms.invariant_causal_prediction import (
         InvariantCausalClassifier,
         InvariantCausalPrediction,
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "AnchorClassifier": "anchor_classification",
     "AnchorRegressor": "anchor_regression",
+    "CausalDantzig": "causal_dantzig",
     "CausalSubsets": "causal_subsets",
+    "DRIGRegressor": "drig",
     "InvariantCausalClassifier": "invariant_causal_prediction",
     "InvariantCausalPrediction": "invariant_causal_prediction",
     "KClassRegressor": "k_class",
@@ -31,7 +35,9 @@ _MODULES = {
 __all__ = [
     "AnchorClassifier",
     "AnchorRegressor",
+    "CausalDantzig",
     "CausalSubsets",
+    "DRIGRegressor",
     "InvariantCausalClassifier",
     "InvariantCausalPrediction",
     "KClassRegressor",

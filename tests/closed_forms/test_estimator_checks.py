@@ -12,6 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from envariant import closed_forms
 from envariant.closed_forms import (
+    LEACE,
     AnchorClassifier,
     AnchorRegressor,
     CausalDantzig,
@@ -30,6 +31,7 @@ ESTIMATORS = [
     InvariantCausalClassifier(),
     DRIGRegressor(),
     CausalDantzig(),
+    LEACE(),
 ]
 
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         InvariantCausalPrediction,
     )
     from envariant.closed_forms.k_class import KClassRegressor
+    from envariant.closed_forms.leace import LEACE
 
 _MODULES = {
+    "LEACE": "leace",
     "AnchorClassifier": "anchor_classification",
     "AnchorRegressor": "anchor_regression",
     "CausalDantzig": "causal_dantzig",
@@ -33,6 +35,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "LEACE",
     "AnchorClassifier",
     "AnchorRegressor",
     "CausalDantzig",

@@ -26,9 +26,11 @@ class CausalDantzig(LinearRegressor):
         b = argmin Σ_e w_e ‖(Z_e − Z̄) − (G_e − Ḡ) b‖²
 
     For two environments, b = (G_1 − G_2)⁻¹ (Z_1 − Z_2). For more, the weight of each difference depends on
-    the units of the columns, so standardize them first; and if shifts are weak, the estimate is biased towards
-    least squares by an amount of order 1/n_e, so intervals may miss the truth. With D_e = G_e − Ḡ, A = Σ_e w_e D_eᵀD_e, and the
-    covariance V_e of x_i (y_i − x_iᵀb) in environment e, the covariance of b is
+    the units of the columns, so standardize them first; and if shifts are weak, the estimate is biased
+    towards least squares by an amount of order 1/n_e, so intervals may miss the truth.
+
+    With D_e = G_e − Ḡ, A = Σ_e w_e D_eᵀD_e, and the covariance V_e of x_i (y_i − x_iᵀb) in environment e, the
+    covariance of b is
     A⁻¹ (Σ_e w_e² D_e V_e D_eᵀ / n_e) A⁻¹. Differences of means carry the signal, so rows are not centered by
     environment.
 

@@ -41,8 +41,9 @@ def predict_causally(moments: Moments, rows: int, level: float = 0.05) -> Causal
     """Run invariant causal prediction as the released program of the IRM paper does.
 
     For each environment e, `compare_with_the_rest` compares the residuals inside e with those outside it: a
-    t test of the means has the p-value p_t, and an F test of the variances has the p-value p_F. With p_e = 2 min(p_t, p_F) and E environments, a subset is accepted if its
-    corrected p-value E · min_e p_e exceeds the level.
+    t test of the means has the p-value p_t, and an F test of the variances has the p-value p_F. With
+    p_e = 2 min(p_t, p_F) and E environments, a subset is accepted if its corrected p-value E · min_e p_e
+    exceeds the level.
 
     Args:
         moments: Moments of shape `[problems, environments]`, computed with an intercept. The intercept is

@@ -8,7 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from envariant import algorithms, analysis, data, models, published, reporting, studies
+    from envariant import algorithms, analysis, closed_forms, data, models, published, reporting, studies
+    from envariant.closed_forms import (
+        LEACE,
+        AnchorClassifier,
+        AnchorRegressor,
+        CausalDantzig,
+        DRIGRegressor,
+        InvariantCausalClassifier,
+        InvariantCausalPrediction,
+        KClassRegressor,
+    )
     from envariant.comparison import compare
     from envariant.core import schedules, tasks
     from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
@@ -28,6 +38,7 @@ _MODULES = {
     "algorithms": "algorithms",
     "analysis": "analysis",
     "callbacks": "training.callbacks",
+    "closed_forms": "closed_forms",
     "data": "data",
     "models": "models",
     "published": "published",
@@ -38,13 +49,21 @@ _MODULES = {
     "trackers": "training.trackers",
 }
 _NAMES = {
+    "LEACE": "closed_forms",
+    "AnchorClassifier": "closed_forms",
+    "AnchorRegressor": "closed_forms",
     "Binary": "core.tasks",
+    "CausalDantzig": "closed_forms",
+    "DRIGRegressor": "closed_forms",
     "Environment": "core.environments",
     "EnvironmentSet": "core.environments",
     "EnvironmentSource": "core.environments",
     "EnvariantError": "core.errors",
+    "InvariantCausalClassifier": "closed_forms",
+    "InvariantCausalPrediction": "closed_forms",
     "InvariantClassifier": "estimators",
     "InvariantRegressor": "estimators",
+    "KClassRegressor": "closed_forms",
     "MultiLabel": "core.multi_target",
     "MultiOutputRegression": "core.multi_target",
     "Multiclass": "core.tasks",
@@ -59,13 +78,21 @@ _NAMES = {
 }
 
 __all__ = [
+    "LEACE",
+    "AnchorClassifier",
+    "AnchorRegressor",
     "Binary",
+    "CausalDantzig",
+    "DRIGRegressor",
     "EnvariantError",
     "Environment",
     "EnvironmentSet",
     "EnvironmentSource",
+    "InvariantCausalClassifier",
+    "InvariantCausalPrediction",
     "InvariantClassifier",
     "InvariantRegressor",
+    "KClassRegressor",
     "MultiLabel",
     "MultiOutputRegression",
     "Multiclass",
@@ -75,6 +102,7 @@ __all__ = [
     "algorithms",
     "analysis",
     "callbacks",
+    "closed_forms",
     "compare",
     "data",
     "load_model",

@@ -8,6 +8,7 @@ results to closed_forms.md.
 """
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,10 +185,13 @@ def dantzig_coverage(seeds: int, rows: int, strength: float) -> dict[str, float]
     return {"coverage": float(np.mean(covered)), "refused": refused / seeds}
 
 
-def mean_over_seeds(measure: Callable[[int], dict[str, float]], seeds: int) -> dict[str, float]:
-    """Return the means over seeds."""
+def over_seeds(measure: Callable[[int], dict[str, float]], seeds: int) -> dict[str, float]:
+    """Return the medians of ratios of risks over seeds, and the means of other values."""
     results = [measure(seed) for seed in range(seeds)]
-    return {name: float(np.mean([each[name] for each in results])) for name in results[0]}
+    return {
+        name: float((np.median if name.startswith("risk") else np.mean)([each[name] for each in results]))
+        for name in results[0]
+    }
 
 
 def _table(head: list[str], rows: dict[str, dict[str, float]], percent: bool) -> list[str]:
@@ -196,6 +200,10 @@ def _table(head: list[str], rows: dict[str, dict[str, float]], percent: bool) ->
     lines = [f"| {' | '.join([*head, *names])} |", f"|{' --- |' * (len(names) + 1)}"]
     lines += [f"| {key} | {' | '.join(text(row[name]) for name in names)} |" for key, row in rows.items()]
     return [*lines, ""]
+
+
+def _paragraph(text: str) -> list[str]:
+    return [*textwrap.wrap(text, 110, break_long_words=False), ""]
 
 
 def page(seeds: int) -> str:
@@ -210,13 +218,13 @@ def page(seeds: int) -> str:
         }.items()
     }
     anchor = {
-        f"γ = {gamma:g}": mean_over_seeds(
+        f"γ = {gamma:g}": over_seeds(
             lambda s, g=gamma: anchor_risks(LinearModel(s, hidden=1.0), g, 2000), seeds
         )
         for gamma in GAMMAS
     }
     drig = {
-        f"γ = {gamma:g}": mean_over_seeds(
+        f"γ = {gamma:g}": over_seeds(
             lambda s, g=gamma: drig_risks(LinearModel(s, hidden=1.0), g, 2000), seeds
         )
         for gamma in (0.0, 1.0, 4.0, 16.0)
@@ -232,38 +240,45 @@ def page(seeds: int) -> str:
         [
             "# Closed forms on linear models with known causes",
             "",
-            f"This page is written by `python benchmarks/closed_forms.py --write`, with {seeds} seeds.",
-            "Each seed draws a model of four columns (root → first parent → y ← second parent, y → child)",
-            f"with random coefficients, and {ENVIRONMENTS} environments that shift the means and variances",
-            "of the columns.",
-            "",
+            *_paragraph(
+                f"This page is written by `python benchmarks/closed_forms.py --write`, with {seeds} seeds. Each "
+                "seed draws a model of four columns (root → first parent → y ← second parent, y → child) with "
+                f"random coefficients, and {ENVIRONMENTS} environments that shift the means and variances of the "
+                "columns."
+            ),
             "## Invariant causal prediction",
             "",
-            f"Level α = {ALPHA:g}. The guarantee: a false inclusion, or an interval that misses its",
-            f"coefficient, happens in at most {100 * ALPHA:.0f} % of the models. Rows are per environment. A",
-            "rejected model has no intervals, which counts as not covered.",
-            "",
+            *_paragraph(
+                f"Level α = {ALPHA:g}. The guarantee: a false inclusion happens in at most {100 * ALPHA:.0f} % of "
+                "the models, and an interval misses its coefficient with probability at most 1.5 α: α for the "
+                "tests, which may reject the true set, and α/2 for its interval. Rows are per environment. A "
+                "rejected model has no intervals, which counts as not covered."
+            ),
             *_table(["setting"], icp, percent=True),
             "## Anchor regression",
             "",
-            "A hidden variable confounds the target and both parents; environments shift means only. *risk /",
-            "theory* is the largest mean squared error over shifts of strength γ, on new rows, divided by",
-            "`within_risk_ + γ · between_risk_`. *smallest over γ* is the share of models in which no other",
-            "γ of the table has a risk that is smaller by more than 1 %.",
-            "",
+            *_paragraph(
+                "A hidden variable confounds the target and both parents; environments shift means only. *risk / "
+                "theory* is the largest mean squared error over shifts of strength γ, on new rows, divided by "
+                "`within_risk_ + γ · between_risk_`. *smallest over γ* is the share of models in which no other "
+                "γ of the table has a risk that is smaller by more than 1 %. Ratios are medians over models."
+            ),
             *_table(["strength"], anchor, percent=False),
             "## DRIG",
             "",
-            "The same models, but environments shift variances only. *risk / theory* is the mean squared",
-            "error for γ times the mean excess variance, on new rows, divided by R_0 + γ Σ w_e (R_e − R_0).",
-            "*pooled* is least squares of all rows, and *anchor* is anchor regression with the same γ.",
-            "",
+            *_paragraph(
+                "The same models, but environments shift variances only. *risk / theory* is the mean squared "
+                "error for γ times the mean excess variance, on new rows, divided by R_0 + γ Σ w_e (R_e − R_0). "
+                "*pooled* is least squares of all rows, and *anchor* is anchor regression with the same γ. "
+                "Ratios are medians over models. Sampling errors of the R_e are multiplied by γ."
+            ),
             *_table(["strength"], drig, percent=False),
             "## Causal Dantzig",
             "",
-            "Columns: the two parents, which are confounded with the target. Intervals at level",
-            f"{ALPHA:g}. *refused* is the share of models for which the environments differ too little.",
-            "",
+            *_paragraph(
+                "Columns: the two parents, which are confounded with the target. Intervals at level "
+                f"{ALPHA:g}. *refused* is the share of models for which the environments differ too little."
+            ),
             *_table(["setting"], dantzig, percent=True),
         ]
     )

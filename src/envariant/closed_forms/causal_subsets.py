@@ -84,7 +84,8 @@ class CausalSubsets:
         """Confidence interval of each coefficient, `[p, 2]`; NaN if all are rejected or it was not tested.
 
         The interval is the union over accepted subsets of β̂_j ± z_{1−α/4} s_j, where s_j is the standard
-        error, and of 0 for subsets without j. Half of α is spent on the tests, and half on the intervals.
+        error, and of 0 for subsets without j. It misses with probability at most α + α/2: the tests reject
+        the set of the parents with probability α, and its own interval misses with probability α/2.
         """
         bounds = np.full((self.n_columns, 2), np.nan)
         z = float(stats.norm.isf(self.alpha / 4))

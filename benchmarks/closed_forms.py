@@ -241,43 +241,46 @@ def page(seeds: int) -> str:
             "# Closed forms on linear models with known causes",
             "",
             *_paragraph(
-                f"This page is written by `python benchmarks/closed_forms.py --write`, with {seeds} seeds. Each "
-                "seed draws a model of four columns (root → first parent → y ← second parent, y → child) with "
-                f"random coefficients, and {ENVIRONMENTS} environments that shift the means and variances of the "
-                "columns."
+                f"This page is written by `python benchmarks/closed_forms.py --write`, with {seeds} "
+                "seeds. Each seed draws a model of four columns (root → first parent → y ← second "
+                f"parent, y → child) with random coefficients, and {ENVIRONMENTS} environments that "
+                "shift the means and variances of the columns."
             ),
             "## Invariant causal prediction",
             "",
             *_paragraph(
-                f"Level α = {ALPHA:g}. The guarantee: a false inclusion happens in at most {100 * ALPHA:.0f} % of "
-                "the models, and an interval misses its coefficient with probability at most 1.5 α: α for the "
-                "tests, which may reject the true set, and α/2 for its interval. Rows are per environment. A "
-                "rejected model has no intervals, which counts as not covered."
+                f"Level α = {ALPHA:g}. The guarantee: a false inclusion happens in at most {100 * ALPHA:.0f} "
+                "% of the models, and an interval misses its coefficient with probability at most 1.5 "
+                "α: α for the tests, which may reject the true set, and α/2 for its interval. Rows are "
+                "per environment. A rejected model has no intervals, which counts as not covered."
             ),
             *_table(["setting"], icp, percent=True),
             "## Anchor regression",
             "",
             *_paragraph(
-                "A hidden variable confounds the target and both parents; environments shift means only. *risk / "
-                "theory* is the largest mean squared error over shifts of strength γ, on new rows, divided by "
-                "`within_risk_ + γ · between_risk_`. *smallest over γ* is the share of models in which no other "
-                "γ of the table has a risk that is smaller by more than 1 %. Ratios are medians over models."
+                "A hidden variable confounds the target and both parents; environments shift means "
+                "only. *risk / theory* is the largest mean squared error over shifts of strength γ, on "
+                "new rows, divided by `within_risk_ + γ · between_risk_`. *smallest over γ* is the "
+                "share of models in which no other γ of the table has a risk that is smaller by more "
+                "than 1 %. Ratios are medians over models."
             ),
             *_table(["strength"], anchor, percent=False),
             "## DRIG",
             "",
             *_paragraph(
-                "The same models, but environments shift variances only. *risk / theory* is the mean squared "
-                "error for γ times the mean excess variance, on new rows, divided by R_0 + γ Σ w_e (R_e − R_0). "
-                "*pooled* is least squares of all rows, and *anchor* is anchor regression with the same γ. "
-                "Ratios are medians over models. Sampling errors of the R_e are multiplied by γ."
+                "The same models, but environments shift variances only. *risk / theory* is the mean "
+                "squared error for γ times the mean excess variance, on new rows, divided by R_0 + γ Σ "
+                "w_e (R_e − R_0). *pooled* is least squares of all rows, and *anchor* is anchor "
+                "regression with the same γ. Ratios are medians over models. Sampling errors of the "
+                "R_e are multiplied by γ."
             ),
             *_table(["strength"], drig, percent=False),
             "## Causal Dantzig",
             "",
             *_paragraph(
                 "Columns: the two parents, which are confounded with the target. Intervals at level "
-                f"{ALPHA:g}. *refused* is the share of models for which the environments differ too little."
+                f"{ALPHA:g}. *refused* is the share of models for which the environments differ too "
+                "little."
             ),
             *_table(["setting"], dantzig, percent=True),
         ]

@@ -1,10 +1,11 @@
 """Closed-form estimators by name: in training, studies and saved models, for every task they support."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from envariant import EnvironmentSet, closed_forms, train
+from envariant import EnvironmentSet, closed_forms, compare, train
 from envariant.core.errors import EnvariantError
 from envariant.predictors import PREDICTORS, ClosedForm, FittedLinear, predictor
 from envariant.testing import check_predictor
@@ -51,6 +52,19 @@ def test_regression_methods_refuse_classes(name):
     sample = EnvironmentSet.from_arrays(inputs, (y > 0).astype(int), site)
     with pytest.raises(EnvariantError, match=rf"^{name}: needs numeric targets, .* use anchor-regression$"):
         predictor(name).fit(sample, 0)
+
+
+def test_compare_says_which_methods_do_not_apply_to_classes(tmp_path):
+    inputs, y, site = confounded(rows=60)
+    table = pd.DataFrame(inputs, columns=["cause", "effect"]).assign(site=site)
+    table["high"] = y > 20 * np.random.default_rng(0).normal(size=len(y))
+    options = {"replicas": 1, "n_trials": 1, "steps": 5, "out": tmp_path}
+    options["algorithms"] = ("drig", "anchor-regression")
+    answer = compare(table, target="high", environment="site", **options)
+    assert "anchor-regression" in str(answer.table)
+    assert "drig" not in str(answer.table)
+    (page,) = tmp_path.glob("*.html")
+    assert "drig needs numeric targets" in page.read_text(encoding="utf-8")
 
 
 def test_classes_without_training_rows_are_never_predicted():

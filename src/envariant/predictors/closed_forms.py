@@ -41,17 +41,23 @@ class ClosedForm(Predictor):
     name: str
 
     def fit(self, environments: EnvironmentSet, seed: int) -> FittedPredictor:
+        if problem := self.unsuitable(environments.task):
+            raise EnvariantError(
+                f"{self.name}: {problem}, but '{environments.label}' has classes; use anchor-regression"
+            )
         regressor, classifier = _ESTIMATORS[self.name]
         chosen = regressor if isinstance(environments.task, Regression) else classifier
-        if not chosen:
-            raise EnvariantError(
-                f"{self.name}: needs numeric targets, but '{environments.label}' has classes; use "
-                f"anchor-regression"
-            )
         fitted = fit_estimator(self.name, getattr(closed_forms, chosen)(), environments)
         if not isinstance(fitted, FittedEstimator):
             return fitted
         return _linear(fitted.estimator, environments.task, fitted.classes)
+
+    def unsuitable(self, task: Task) -> str:
+        if isinstance(task, Regression):
+            return ""
+        if not _ESTIMATORS[self.name][1]:
+            return "needs numeric targets"
+        return "needs numeric targets or two classes" if self.name == "icp" and task.outputs > 2 else ""
 
 
 def _linear(estimator: Any, task: Task, classes: tuple[int, ...]) -> FittedLinear:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Title and modules of each part of the reference, in the order in which readers meet them.
 MODULES: dict[str, tuple[str, ...]] = {
-    "Start here": ("envariant", "envariant.estimators"),
+    "Start here": ("envariant", "envariant.estimators", "envariant.closed_forms"),
     "Data": (
         "envariant.data",
         "envariant.features",

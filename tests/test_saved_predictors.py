@@ -46,7 +46,9 @@ def table_of(target, frame=None, **more):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.parametrize(
+    "name", [n for n in PREDICTORS if n not in ("tsls", "icp", "drig", "causal-dantzig")]
+)
 def test_loaded_predictor_predicts_as_fitted(name, target, tmp_path):
     source = table_of(target)
     fitted = predictor(name).fit(source.sample(0), 3)

@@ -8,7 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from envariant import algorithms, analysis, data, models, published, reporting, studies
+    from envariant import algorithms, analysis, closed_forms, data, models, published, reporting, studies
+    from envariant.closed_forms import (
+        LEACE,
+        AnchorClassifier,
+        AnchorRegressor,
+        CausalDantzig,
+        DRIGRegressor,
+        InvariantCausalClassifier,
+        InvariantCausalPrediction,
+        KClassRegressor,
+    )
     from envariant.comparison import compare
     from envariant.core import schedules, tasks
     from envariant.core.environments import Environment, EnvironmentSet, EnvironmentSource
@@ -30,6 +40,7 @@ _MODULES = {
     "algorithms": "algorithms",
     "analysis": "analysis",
     "callbacks": "training.callbacks",
+    "closed_forms": "closed_forms",
     "data": "data",
     "models": "models",
     "published": "published",
@@ -40,14 +51,22 @@ _MODULES = {
     "trackers": "training.trackers",
 }
 _NAMES = {
+    "LEACE": "closed_forms",
+    "AnchorClassifier": "closed_forms",
+    "AnchorRegressor": "closed_forms",
     "Binary": "core.tasks",
+    "CausalDantzig": "closed_forms",
+    "DRIGRegressor": "closed_forms",
     "Environment": "core.environments",
     "EnvironmentSampler": "objectives",
     "EnvironmentSet": "core.environments",
     "EnvironmentSource": "core.environments",
     "EnvariantError": "core.errors",
+    "InvariantCausalClassifier": "closed_forms",
+    "InvariantCausalPrediction": "closed_forms",
     "InvariantClassifier": "estimators",
     "InvariantRegressor": "estimators",
+    "KClassRegressor": "closed_forms",
     "MultiLabel": "core.multi_target",
     "MultiOutputRegression": "core.multi_target",
     "Multiclass": "core.tasks",
@@ -65,14 +84,22 @@ _NAMES = {
 }
 
 __all__ = [
+    "LEACE",
+    "AnchorClassifier",
+    "AnchorRegressor",
     "Binary",
+    "CausalDantzig",
+    "DRIGRegressor",
     "EnvariantError",
     "Environment",
     "EnvironmentSampler",
     "EnvironmentSet",
     "EnvironmentSource",
+    "InvariantCausalClassifier",
+    "InvariantCausalPrediction",
     "InvariantClassifier",
     "InvariantRegressor",
+    "KClassRegressor",
     "MultiLabel",
     "MultiOutputRegression",
     "Multiclass",
@@ -83,6 +110,7 @@ __all__ = [
     "algorithms",
     "analysis",
     "callbacks",
+    "closed_forms",
     "compare",
     "data",
     "evaluate",

@@ -7,8 +7,7 @@ import copy
 import secrets
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, cast, final
 
@@ -19,7 +18,7 @@ from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from envariant import algorithms
@@ -28,7 +27,13 @@ from envariant.core.conversion import text_of, warn_of_look_alikes
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError, EnvariantWarning, shown
-from envariant.core.estimator_inputs import mean_and_scale, plain_targets, split_environments
+from envariant.core.estimator_inputs import (
+    errors_in_one_line,
+    mean_and_scale,
+    plain_targets,
+    split_environments,
+    validated,
+)
 from envariant.core.losses import Loss
 from envariant.core.multi_target import task_named
 from envariant.core.tasks import Binary, Multiclass, Regression, Task
@@ -40,22 +45,6 @@ from envariant.training.result import TrainingResult
 from envariant.training.run_config import built
 from envariant.training.schedule_notes import SCALED
 from envariant.training.train import train
-
-
-@contextmanager
-def _errors_in_one_line() -> Generator[None]:
-    """Within a `with` block, convert scikit-learn's errors for invalid input to one-line errors."""
-    try:
-        yield
-    except EnvariantError:
-        raise
-    except ValueError as error:
-        raise EnvariantError(" ".join(str(error).split())) from error
-
-
-def _validate(*arguments: Any, **options: Any) -> Any:
-    with _errors_in_one_line():
-        return validate_data(*arguments, **options)
 
 
 class InvariantEstimator(BaseEstimator, ABC):
@@ -107,8 +96,8 @@ class InvariantEstimator(BaseEstimator, ABC):
         """
         rows, labels = split_environments(X, environments)
         numeric = isinstance(self, RegressorMixin)
-        inputs, y = _validate(self, rows, plain_targets(y), dtype=np.float64, y_numeric=numeric)
-        with _errors_in_one_line():
+        inputs, y = validated(self, rows, plain_targets(y), dtype=np.float64, y_numeric=numeric)
+        with errors_in_one_line():
             task, targets, fitted = self._encode_targets(cast("NDArray[Any]", y))
         mean, scale = mean_and_scale(inputs)
         table = EnvironmentSet.from_arrays(
@@ -207,7 +196,7 @@ class InvariantEstimator(BaseEstimator, ABC):
             return secrets.randbits(32)
         if isinstance(state, np.random.RandomState):
             return int(state.randint(2**32, dtype=np.uint32))
-        with _errors_in_one_line():
+        with errors_in_one_line():
             check_random_state(state)  # Reject invalid values as scikit-learn does.
         return int(state)
 
@@ -242,7 +231,7 @@ class InvariantEstimator(BaseEstimator, ABC):
         check_is_fitted(self)
         column = self.environment_column_
         rows = split_environments(X, column)[0] if column in getattr(X, "columns", ()) else X
-        inputs = (_validate(self, rows, dtype=np.float64, reset=False) - self.mean_) / self.scale_
+        inputs = (validated(self, rows, dtype=np.float64, reset=False) - self.mean_) / self.scale_
         network, task = self._network()
         return Evaluator.of_module(network, task).logits(torch.from_numpy(inputs)).numpy()
 

@@ -114,9 +114,13 @@ def plan(
     # The first fold of ordered environments has the fewest training environments.
     n_environments = len(table.environments_until(folds[0]))
     applicable, not_applicable = applicable_algorithms(algorithms, folds, n_environments)
+    problems = [known.unsuitable(source.task) if (known := predictor(e)) else "" for e in applicable]
+    not_applicable += tuple(f"{text_of(e)} {why}" for e, why in zip(applicable, problems, strict=True) if why)
+    applicable = tuple(each for each, why in zip(applicable, problems, strict=True) if not why)
     if (slow := _slow_methods(source)) and "erm" in applicable:
         names = [name for name in slow if name in applicable]
-        not_applicable += (f"{', '.join(names)}: take minutes on {_size_text(source)}",) if names else ()
+        size = f"{len(source.table.classes)} classes and {len(source.encoder.names):,} inputs"
+        not_applicable += (f"{', '.join(names)}: take minutes on {size}",) if names else ()
         applicable = tuple(each for each in applicable if each not in slow)
     if len(table.environments) > _MOST_PAIRED and "erm" in applicable and "coral" in applicable:
         # It compares every pair of environments in every step.
@@ -195,10 +199,6 @@ def _slow_methods(source: TableSource) -> tuple[str, ...]:
     if len(source.table.classes) > _MOST_CLASSES:
         return ("linear", "boosted-trees", "stable-columns")
     return ("boosted-trees", "stable-columns") if is_large(source) else ()
-
-
-def _size_text(source: TableSource) -> str:
-    return f"{len(source.table.classes)} classes and {len(source.encoder.names):,} inputs"
 
 
 def parse_duration(budget: str | float) -> float:

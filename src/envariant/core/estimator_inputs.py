@@ -1,12 +1,32 @@
 """Inputs of scikit-learn estimators: environment columns, targets, and standardization."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import validate_data
 
 from envariant.core.errors import EnvariantError, unknown_name
+
+
+@contextmanager
+def errors_in_one_line() -> Generator[None]:
+    """Within a `with` block, convert scikit-learn's errors for invalid input to one-line errors."""
+    try:
+        yield
+    except EnvariantError:
+        raise
+    except ValueError as error:
+        raise EnvariantError(" ".join(str(error).split())) from error
+
+
+def validated(*arguments: Any, **options: Any) -> Any:
+    """Return the output of scikit-learn's `validate_data`; its errors become one-line errors."""
+    with errors_in_one_line():
+        return validate_data(*arguments, **options)
 
 
 def split_environments(X: Any, environments: ArrayLike | str | None) -> tuple[Any, Any]:  # noqa: N803

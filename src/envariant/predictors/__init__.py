@@ -11,6 +11,7 @@ from envariant.predictors.base import FittedPredictor, Predictor, UntrustedTypes
 
 if TYPE_CHECKING:
     from envariant.predictors.boosted_trees import BoostedTrees
+    from envariant.predictors.closed_forms import ClosedForm
     from envariant.predictors.elastic_net import ElasticNet
     from envariant.predictors.linear import FittedLinear, Linear
     from envariant.predictors.majority_class import MajorityClass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BoostedTrees": "boosted_trees",
+    "ClosedForm": "closed_forms",
     "ElasticNet": "elastic_net",
     "FittedConstant": "majority_class",
     "FittedEstimator": "scikit_learn",
@@ -36,8 +38,16 @@ PREDICTORS = {
     "boosted-trees": "BoostedTrees",
     "stable-columns": "StableColumns",
     "majority-class": "MajorityClass",
+    "anchor-regression": "AnchorRegressor",
+    "tsls": "KClassRegressor",
+    "icp": "InvariantCausalPrediction",
+    "drig": "DRIGRegressor",
+    "causal-dantzig": "CausalDantzig",
 }
-"""Class names by name of the predictor. Names of predictors are accepted wherever algorithm names are."""
+"""Class names by name of the predictor. Names of predictors are accepted wherever algorithm names are.
+
+Classes that are not in this package are estimators of `envariant.closed_forms`.
+"""
 
 FORMATS = {
     "linear": "FittedLinear",
@@ -55,7 +65,10 @@ def predictor(requested: object) -> Predictor | None:
         requested: Name of a predictor, `Predictor`, or estimator with the methods `fit` and `predict`.
     """
     if isinstance(requested, str):
-        return _class(PREDICTORS[requested])() if requested in PREDICTORS else None
+        if requested not in PREDICTORS:
+            return None
+        own = PREDICTORS[requested] in _MODULES
+        return _class(PREDICTORS[requested])() if own else _class("ClosedForm")(requested)
     if isinstance(requested, Predictor):
         return requested
     is_estimator = not isinstance(requested, type) and all(
@@ -83,6 +96,7 @@ __all__ = [
     "FORMATS",
     "PREDICTORS",
     "BoostedTrees",
+    "ClosedForm",
     "ElasticNet",
     "FittedLinear",
     "FittedPredictor",

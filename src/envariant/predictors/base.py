@@ -130,6 +130,15 @@ class Predictor(ABC):
             EnvariantError: If the predictor cannot be fitted to the data.
         """
 
+    def unsuitable(self, task: Task) -> str:
+        """Return why the predictor cannot be fitted to a task, such as "needs numeric targets"; "" if it can.
+
+        Args:
+            task: Prediction task.
+        """
+        del task
+        return ""
+
 
 def pooled(
     environments: EnvironmentSet,

@@ -48,7 +48,7 @@ class ScikitLearn(Predictor):
     `random_state` is set to the seed of the fit. If the estimator's `fit` has a parameter `environments`,
     `environment`, `groups` or `sample_domain`, it receives the environment number of each row, counted from
     1. If `fit` has a parameter `sample_weight`, it receives the sample weights. In a pipeline, the last step
-    receives both.
+    receives both, and earlier steps receive `environments`.
 
     Attributes:
         estimator: Unfitted classifier or regressor; each fit uses a copy.
@@ -208,8 +208,8 @@ def fit_estimator(
         y = np.round(y.astype(np.float64) * task.scale + task.center, 5 - int(np.log10(task.scale)))
     rows: Any = _frame(name, environments) if raw_columns else inputs.numpy()
     options: dict[str, Any] = {}
-    if key := _fit_parameter(estimator, _ENVIRONMENTS):
-        sizes = [len(each) for each in environments.environments]
+    sizes = [len(each) for each in environments.environments]
+    for key in _environment_parameters(estimator):
         options[key] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
     if weights is not None and (key := _fit_parameter(estimator, ("sample_weight",))):
         options[key] = weights.numpy()
@@ -273,6 +273,15 @@ def _fit_parameter(estimator: Any, names: Sequence[str]) -> str:
     passes_on = any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     inner = getattr(estimator, "estimator", None)
     return _fit_parameter(inner, names) if passes_on and hasattr(inner, "fit") else ""
+
+
+def _environment_parameters(estimator: Any) -> list[str]:
+    """Return the parameters of `fit` that receive environments; in a pipeline, those of every step."""
+    last = _fit_parameter(estimator, _ENVIRONMENTS)
+    steps: Any = getattr(estimator, "steps", None) or ()
+    # Transformers such as LEACE: only a parameter named `environments` is certain to mean environments.
+    before = [f"{name}__environments" for name, step in steps[:-1] if _fit_parameter(step, _ENVIRONMENTS[:1])]
+    return [*before, *([last] if last else [])]
 
 
 def _needs_unit(estimator: Any) -> bool:

@@ -13,9 +13,9 @@ from typing import final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
+from envariant.closed_forms.residual_tests import compare_with_the_rest
 from envariant.reproductions.quadratic import Moments
 
 
@@ -40,10 +40,10 @@ class CausalPrediction:
 def predict_causally(moments: Moments, rows: int, level: float = 0.05) -> CausalPrediction:
     """Run invariant causal prediction as the released program of the IRM paper does.
 
-    For each environment e, two tests compare the residuals inside e with those outside it. Welch's t test of
-    the means has the p-value p_t. The F test of the variances has the p-value p_F = 2 min(p, 1 − p), where p
-    is the upper-tail probability. With p_e = 2 min(p_t, p_F) and E environments, a subset is accepted if its
-    corrected p-value E · min_e p_e exceeds the level.
+    For each environment e, `compare_with_the_rest` compares the residuals inside e with those outside it: a
+    t test of the means has the p-value p_t, and an F test of the variances has the p-value p_F. With
+    p_e = 2 min(p_t, p_F) and E environments, a subset is accepted if its corrected p-value E · min_e p_e
+    exceeds the level.
 
     Args:
         moments: Moments of shape `[problems, environments]`, computed with an intercept. The intercept is
@@ -92,20 +92,6 @@ def _residuals(moments: Moments, weights: Tensor) -> tuple[NDArray[np.float64], 
 
 def _p_values(means: NDArray[np.float64], squares: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
     """Return the smallest p-value over environments, min_e p_e, of shape `[problems, subsets]`."""
-    inside, outside = rows, (means.shape[1] - 1) * rows
-
-    def of_the_others(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
-
-    def variance(mean: NDArray[np.float64], square: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-        return (square - mean**2) * (n / (n - 1))
-
-    mean, other = means, of_the_others(means)
-    a, b = variance(mean, squares, inside), variance(other, of_the_others(squares), outside)
-    ratio = a / b
-    a, b = a / inside, b / outside
-    freedom = (a + b) ** 2 / (a**2 / (inside - 1) + b**2 / (outside - 1))
-    p_t = 2 * stats.t.sf(np.abs(mean - other) / np.sqrt(a + b), freedom)
-    tail = stats.f.sf(ratio, inside - 1, outside - 1)
-    p_f = 2 * np.minimum(tail, 1 - tail)
-    return 2 * np.minimum(p_t, p_f).min(axis=1)
+    each = np.full(means.shape[1], rows)
+    p_t, p_f = compare_with_the_rest(np.moveaxis(means, 1, -1), np.moveaxis(squares, 1, -1), each)
+    return 2 * np.minimum(p_t, p_f).min(axis=-1)

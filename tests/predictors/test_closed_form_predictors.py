@@ -8,7 +8,7 @@ import torch
 from envariant import EnvironmentSet, closed_forms, train
 from envariant.comparison import protocol
 from envariant.core.errors import EnvariantError
-from envariant.data import tables
+from envariant.data.tables import table as tables
 from envariant.data.tables.source import TableSource
 from envariant.predictors import PREDICTORS, ClosedForm, FittedLinear, predictor
 from envariant.testing import check_predictor

@@ -5,8 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from envariant import EnvironmentSet, closed_forms, compare, train
+from envariant import EnvironmentSet, closed_forms, train
+from envariant.comparison import protocol
 from envariant.core.errors import EnvariantError
+from envariant.data.tables import table as tables
+from envariant.data.tables.source import TableSource
 from envariant.predictors import PREDICTORS, ClosedForm, FittedLinear, predictor
 from envariant.testing import check_predictor
 
@@ -54,17 +57,14 @@ def test_regression_methods_refuse_classes(name):
         predictor(name).fit(sample, 0)
 
 
-def test_compare_says_which_methods_do_not_apply_to_classes(tmp_path):
+def test_compare_says_which_methods_do_not_apply_to_classes():
     inputs, y, site = confounded(rows=60)
     table = pd.DataFrame(inputs, columns=["cause", "effect"]).assign(site=site)
     table["high"] = y > 20 * np.random.default_rng(0).normal(size=len(y))
-    options = {"replicas": 1, "n_trials": 1, "steps": 5, "out": tmp_path}
-    options["algorithms"] = ("drig", "anchor-regression")
-    answer = compare(table, target="high", environment="site", **options)
-    assert "anchor-regression" in str(answer.table)
-    assert "drig" not in str(answer.table)
-    (page,) = tmp_path.glob("*.html")
-    assert "drig needs numeric targets" in page.read_text(encoding="utf-8")
+    source = TableSource(tables.read(table, "high", "site"), "sites")
+    planned = protocol.plan(source, "sites", ("linear", "drig", "anchor-regression"), None, 1, 1, 0, {})
+    assert planned.not_applicable == ("drig needs numeric targets",)
+    assert planned.study.algorithms == ("linear", "anchor-regression")
 
 
 def test_classes_without_training_rows_are_never_predicted():

@@ -7,7 +7,7 @@ from envariant import EnvariantError, Study
 from envariant.core.search_space import Choice, LogUniform, Nested, Uniform, UniformInteger, search_range
 from envariant.integrations.optuna import StudyObjective, suggest
 
-SETTINGS = {"steps": 20, "evaluate_every": 10, "model": "linear"}
+SETTINGS = {"steps": 4, "evaluate_every": 2, "model": "linear"}
 
 
 @pytest.fixture(scope="module")

@@ -287,6 +287,19 @@ def test_evaluation_changes_neither_state_nor_step():
     assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
 
 
+def test_evaluation_in_a_new_environment_does_not_add_it():
+    objective, net = envariant.objective("groupdro"), Net().double()
+    x, y, e = batch_of(0)
+    step_of(objective, net, x, y, e)
+    before = {key: value.clone() for key, value in objective.state_dict().items()}
+    loss = objective.eval()(net(x)[1], y, e + 100)
+    assert loss.isfinite()
+    assert {"risk 100", "risk 101"} <= set(objective.metrics())
+    after = objective.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+
+
 def test_step_defaults_to_the_number_of_earlier_batches():
     objective, coefficients = envariant.objective("vrex(coefficient=step(1, 5, at=2))"), []
     for _ in range(4):

@@ -126,7 +126,7 @@ class Objective(nn.Module):
                 f"{self.algorithm.name}: combines the environments' gradients, which no loss expresses; call "
                 f"objective.backward(model, logits, targets, environments) instead of loss.backward()"
             )
-        with _in_single_precision(logits):
+        with _in_single_precision(logits), self._unchanged_in_evaluation():
             return self._loss_of(self._batch(logits, targets, environments, features, step), model)
 
     @_uncompiled
@@ -158,7 +158,7 @@ class Objective(nn.Module):
             EnvariantError: If shapes or values are not valid, or the algorithm needs an argument that is
                 missing.
         """
-        with _in_single_precision(logits):
+        with _in_single_precision(logits), self._unchanged_in_evaluation():
             return self._backward(self._batch(logits, targets, environments, features, step), model)
 
     @_uncompiled
@@ -186,7 +186,7 @@ class Objective(nn.Module):
         parts = [value.reshape(-1) for value in losses.values()]
         rows = torch.cat(parts)
         ids = torch.tensor([number for number, part in zip(losses, parts, strict=True) for _ in part])
-        with _in_single_precision(rows):
+        with _in_single_precision(rows), self._unchanged_in_evaluation():
             return self._backward(self._batch(rows, None, ids, None, step), model)
 
     def metrics(self) -> dict[str, float]:
@@ -322,6 +322,17 @@ class Objective(nn.Module):
             tuple(self._names[k] if self._names else str(self._known[k]) for k in place),
             None if everywhere else torch.tensor(place, device=device),
         )
+
+    @contextmanager
+    def _unchanged_in_evaluation(self) -> Generator[None]:
+        """Restore state and known environments after a call in evaluation mode."""
+        known, initialized_for, state = list(self._known), self._initialized_for, self.state.tree()
+        try:
+            yield
+        finally:
+            if not self.training:
+                self._known, self._initialized_for = known, initialized_for
+                self.state.replace(state)
 
     def _places(self, ids: Sequence[int]) -> list[int]:
         """Return the index of each environment; environments not seen before are added, unless given."""

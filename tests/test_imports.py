@@ -31,6 +31,36 @@ def modules_loaded_by(code: str) -> set[str]:
     return set(python(code + report).split()) - set(python("pass" + report).split())
 
 
+@pytest.fixture(scope="module")
+def imported():
+    """Resolve all public names and import all modules in a new process; return the resolved names.
+
+    The process fails if the imports change the global state of PyTorch or NumPy.
+    """
+    code = f"""
+import numpy, torch
+
+def state():
+    numbers = numpy.random.get_state()
+    return (
+        torch.get_rng_state().tolist(), torch.get_default_dtype(), torch.is_grad_enabled(),
+        torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(), torch.initial_seed(),
+        numbers[1].tolist(), numbers[2], numpy.geterr(),
+    )
+
+torch.manual_seed(7); numpy.random.seed(7)
+before = state()
+import envariant
+names = [name for name in envariant.__all__ if hasattr(envariant, name)]
+for name in {MODULES}:
+    __import__(name)
+assert state() == before
+print("names:", *names)
+"""
+    return python(code).rpartition("names:")[2].split()
+
+
 def test_importing_the_package_loads_only_the_standard_library():
     """Import time depends on the modules loaded; benchmarks/engine.py measures it."""
     loaded = modules_loaded_by("import envariant")
@@ -38,9 +68,8 @@ def test_importing_the_package_loads_only_the_standard_library():
     assert {m.split(".")[0] for m in loaded} <= {"envariant", *sys.stdlib_module_names}
 
 
-def test_every_public_name_resolves_in_a_new_process():
-    code = "import envariant; print(*(n for n in envariant.__all__ if hasattr(envariant, n)))"
-    assert python(code).split() == envariant.__all__
+def test_every_public_name_resolves_in_a_new_process(imported):
+    assert imported == envariant.__all__
     assert dir(envariant) == sorted(envariant.__all__)
 
 
@@ -95,26 +124,8 @@ def test_imports_point_downward():
     assert "1 kept, 0 broken" in done.stdout
 
 
-def test_importing_every_module_leaves_global_state_of_pytorch_and_numpy_unchanged():
-    code = f"""
-import numpy, torch
-
-def state():
-    numbers = numpy.random.get_state()
-    return (
-        torch.get_rng_state().tolist(), torch.get_default_dtype(), torch.is_grad_enabled(),
-        torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(), torch.initial_seed(),
-        numbers[1].tolist(), numbers[2], numpy.geterr(),
-    )
-
-torch.manual_seed(7); numpy.random.seed(7)
-before = state()
-for name in {MODULES}:
-    __import__(name)
-assert state() == before
-"""
-    python(code)
+def test_importing_every_module_leaves_global_state_of_pytorch_and_numpy_unchanged(imported):
+    assert imported, "the process of the fixture compares the states"
 
 
 def loaded_by_command(*words):

@@ -328,7 +328,7 @@ class EnvironmentSet(EnvironmentSource):
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        """Return a digest of names, inputs, targets, sampling weights, group numbers and task loss."""
+        """Return a digest of names, inputs, targets, row attributes and task loss."""
         digest = hashlib.blake2b(self.task.identity().encode(), digest_size=16)
         for environment in self.environments:
             digest.update(environment.name.encode())
@@ -338,6 +338,10 @@ class EnvironmentSet(EnvironmentSource):
             extra = [known[name] for name in (WEIGHT, ROW_GROUP) if name in known]
             for part in (environment.targets, *extra):
                 digest.update(part.cpu().contiguous().numpy().tobytes())
+            # Other attributes define groups (`by-group`).
+            for name in sorted(known.keys() - {WEIGHT, ROW_GROUP}):
+                digest.update(name.encode())
+                digest.update(known[name].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def roles(self, test: Sequence[str] | None = None) -> dict[str, str]:

@@ -6,24 +6,16 @@ every group has the same weight in the loss, so that `erm` is the reweighting RW
 the worst group.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from envariant.core import specs
-from envariant.core.environments import (
-    DefaultSettings,
-    Environment,
-    EnvironmentSet,
-    EnvironmentSource,
-)
+from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
-from envariant.data import source as source_named
-from envariant.data.base import SpecSource
+from envariant.data.wrapped_source import WrappedSource
 
 # More values are rather those of a measurement than those of a category.
 _MOST_VALUES = 20
@@ -31,13 +23,14 @@ _MOST_VALUES = 20
 
 @final
 @dataclass(frozen=True)
-class ByGroup(SpecSource):
+class ByGroup(WrappedSource):
     """Data source whose environments are the groups of another source, such as `by-group(DATA, color)`.
 
     The training environments are pooled. All their rows of class y and attribute value a are the training
     environment `target=y color=a`. The rows of other environments are split in the same way; the names of
     their groups begin with the name of the environment, as in `flip-0.9: target=1 color=0`. Groups without
-    rows are left out.
+    rows are left out. The test environments are the default ones of the other source. Pooled rows are held in
+    memory, and keep the attributes that all training environments have.
 
     Attributes:
         source: Data source, or its name with settings.
@@ -49,44 +42,9 @@ class ByGroup(SpecSource):
 
     base: ClassVar[str] = "by-group"
     positional: ClassVar[tuple[str, ...]] = ("source", "attributes")
-    source: Any
     attributes: str
     classes: bool = True
     subsample: bool = False
-
-    def __post_init__(self) -> None:
-        specs.validate(self, self.base, only=("attributes", "classes", "subsample"))
-        source = source_named(self.source) if isinstance(self.source, str) else self.source
-        if not isinstance(source, EnvironmentSource):
-            raise EnvariantError(
-                f"{self.base}: source must be a data source or its name; got {self.source!r}"
-            )
-        object.__setattr__(self, "source", source)
-
-    @classmethod
-    def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
-        settings = specs.fill(cls, spec, cls.positional)
-        settings["source"] = source_named(str(settings["source"]), folder=folder)
-        return cls(**settings)
-
-    @property
-    def name(self) -> str:
-        return self._spec(self.source.name)
-
-    def identity(self) -> str:
-        return self._spec(self.source.identity())
-
-    def _spec(self, source: str) -> str:
-        flags = {"classes": self.classes, "subsample": self.subsample}
-        changed = {key: value for key, value in flags.items() if value != getattr(type(self), key)}
-        return str(specs.Spec(self.base, (source, self.attributes), changed))
-
-    def default_settings(self, algorithm: str) -> DefaultSettings:
-        return self.source.default_settings(algorithm)
-
-    @property
-    def columns(self) -> Mapping[str, slice]:
-        return self.source.columns
 
     def sample(self, seed: int) -> EnvironmentSet:
         whole = self.source.sample(seed)

@@ -5,10 +5,8 @@ the 80 % part, and oracle selection uses the 20 % part.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, final
+from typing import Annotated, ClassVar, final
 
 import numpy as np
 import torch
@@ -16,11 +14,9 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from envariant.core import specs
-from envariant.core.environments import DefaultSettings, EnvironmentSet, EnvironmentSource
+from envariant.core.environments import EnvironmentSet
 from envariant.core.errors import EnvariantError
-from envariant.data import source as source_named
-from envariant.data.base import SpecSource
+from envariant.data.wrapped_source import WrappedSource
 
 OUT = " out"
 """Suffix of the names of the 20 % parts."""
@@ -28,7 +24,7 @@ OUT = " out"
 
 @final
 @dataclass(frozen=True)
-class DomainBedSplit(SpecSource):
+class DomainBedSplit(WrappedSource):
     """Data source whose environments are split as in DomainBed, such as `domainbed-split(rotated-mnist)`.
 
     The 80 % part of environment `0` keeps its name, and the 20 % part is named `0 out`. The 20 % parts are
@@ -45,45 +41,14 @@ class DomainBedSplit(SpecSource):
     """
 
     base: ClassVar[str] = "domainbed-split"
-    positional: ClassVar[tuple[str, ...]] = ("source",)
-    source: Any
     trial: int = 0
     fraction: float = 0.2
     rows: Annotated[int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
-        specs.validate(self, self.base, only=("trial", "fraction", "rows"))
-        source = source_named(self.source) if isinstance(self.source, str) else self.source
-        if not isinstance(source, EnvironmentSource):
-            raise EnvariantError(
-                f"{self.base}: source must be a data source or its name; got {self.source!r}"
-            )
-        object.__setattr__(self, "source", source)
+        super().__post_init__()
         if not 0 < self.fraction < 1:
             raise EnvariantError(f"{self.base}: fraction must lie above 0 and below 1; got {self.fraction:g}")
-
-    @classmethod
-    def from_spec(cls, spec: specs.Spec, folder: Path | None = None) -> Self:
-        settings = specs.fill(cls, spec, cls.positional)
-        settings["source"] = source_named(str(settings["source"]), folder=folder)
-        return cls(**settings)
-
-    @property
-    def name(self) -> str:
-        changed = {key: getattr(self, key) for key in ("trial", "fraction", "rows")}
-        changed = {key: value for key, value in changed.items() if value != getattr(type(self), key)}
-        return str(specs.Spec(self.base, (self.source.name,), changed))
-
-    def identity(self) -> str:
-        settings = {"trial": self.trial, "fraction": self.fraction, "rows": self.rows}
-        return str(specs.Spec(self.base, (self.source.identity(),), settings))
-
-    def default_settings(self, algorithm: str) -> DefaultSettings:
-        return self.source.default_settings(algorithm)
-
-    @property
-    def columns(self) -> Mapping[str, slice]:
-        return self.source.columns
 
     def sample(self, seed: int) -> EnvironmentSet:
         whole = self.source.sample(seed)

@@ -8,6 +8,9 @@ from envariant.core.errors import EnvariantError, first_line
 from envariant.integrations.requirement import required
 from envariant.saved_model import SavedModel, load_model
 
+# MLflow finds `_load_pyfunc` by its name.
+__all__ = ["_load_pyfunc", "log_model"]
+
 _FOLDER = "envariant_model"
 
 
@@ -41,7 +44,7 @@ def log_model(model: SavedModel, name: str = "model", **options: Any) -> Any:
         raise EnvariantError(f"MLflow: {first_line(error)}") from None
 
 
-def _load_pyfunc(path: str) -> SavedModel:  # pyright: ignore[reportUnusedFunction] (MLflow calls it)
+def _load_pyfunc(path: str) -> SavedModel:
     """Return the saved model in a folder; MLflow calls this function and the model's `predict`."""
     folder = Path(path)
     return load_model(folder / _FOLDER if (folder / _FOLDER).is_dir() else folder)

@@ -54,6 +54,11 @@ def test_the_card_states_the_facts_of_the_record(library, model):
         assert f"- {key}: " in parts["Record"]
 
 
+def test_an_environment_without_a_measured_drop_is_named(model):
+    parts = sections(hub.write_card(model, drops={"a": 0.125, "b": float("nan")}))
+    assert "| a | +0.125 |\n| b | not measured |" in parts["Drop per environment"]
+
+
 def test_a_card_without_measurements_claims_none(library, model):
     parts = sections(hub.write_card(model))
     assert parts["Drop per environment"].startswith("No drop was measured.")

@@ -40,7 +40,8 @@ def write_card(
     Args:
         model: Saved model.
         drops: Drop (in-domain score − out-of-domain score) in each environment, by name, for example from a
-            comparison. Default: the card states that no drop was measured.
+            comparison; NaN for environments in which it was not measured. Default: the card states that no
+            drop was measured.
         metric: Name of the metric of the drops.
         selection: Rule by which the model was selected. Default: the rule recorded in `about["selection"]`.
         intended_use: Purpose of the model, one or more sentences.
@@ -95,9 +96,8 @@ def comparison_card(comparison: Comparison, **options: Any) -> str:
     """
     results = comparison.results
     cells = results.cells[results.recommended]
-    drops = {name: results.drop(cell).mean for name, cell in cells.items()}
     given: dict[str, Any] = {
-        "drops": {name: drop for name, drop in drops.items() if math.isfinite(drop)},
+        "drops": {name: results.drop(cell).mean for name, cell in cells.items()},
         "metric": results.metric.name,
         "selection": f"envariant.compare: {comparison.recommendation.headline}",
     }
@@ -215,7 +215,8 @@ def _drops(drops: Mapping[str, float] | None, metric: str) -> str:
         if isinstance(drop, bool) or not isinstance(drop, int | float):
             raise EnvariantError(f"write_card: the drop of '{name}' must be a number; got {shown(drop)}")
     unit = f" ({_line(metric)})" if metric else ""
-    rows = "\n".join(f"| {_line(name)} | {drop:+.3f} |" for name, drop in drops.items())
+    texts = {name: f"{drop:+.3f}" if math.isfinite(drop) else "not measured" for name, drop in drops.items()}
+    rows = "\n".join(f"| {_line(name)} | {text} |" for name, text in texts.items())
     return f"In-domain score − out-of-domain score{unit}:\n\n| environment | drop |\n| --- | --- |\n{rows}"
 
 

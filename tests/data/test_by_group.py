@@ -90,6 +90,32 @@ def test_name_rebuilds_the_source():
     assert "subsample=true" in view.identity()
 
 
+def test_boolean_attributes_are_groups_0_and_1():
+    view = ByGroup(made([4, 7], sex=torch.arange(11) % 2 == 0), "sex", classes=False).sample(0)
+    assert view.names[:2] == ("sex=0", "sex=1")
+
+
+def test_weights_of_some_environments_only_are_an_error_and_other_attributes_are_left_out():
+    def with_attribute(name, value):
+        a, b, c = made([4, 7]).environments
+        b = Environment("b", b.inputs, b.targets, {**b.attributes, name: value})
+        return ByGroup(EnvironmentSet("made", (a, b, c), Binary(), test=("c",)), "sex")
+
+    with pytest.raises(EnvariantError, match=r"^by-group: some training environments have .*'weight'"):
+        with_attribute("weight", torch.ones(11)).sample(0)
+    view = with_attribute("age", torch.ones(11)).sample(0)
+    assert {tuple(view[name].attributes) for name in view.names if ":" not in name} == {("sex",)}
+
+
+def test_values_are_counted_over_all_environments():
+    parts = [
+        Environment(str(k), torch.rand(20, 2), torch.arange(20) % 2, {"id": 20 * k + torch.arange(20)})
+        for k in range(3)
+    ]
+    with pytest.raises(EnvariantError, match=r"attribute 'id' has 40 values; groups need at most 20"):
+        ByGroup(EnvironmentSet("ids", tuple(parts), Binary(), test=("2",)), "id").sample(0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

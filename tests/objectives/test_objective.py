@@ -253,6 +253,65 @@ def test_a_resumed_objective_gives_bit_identical_losses(saved_after, tmp_path):
     assert losses[saved_after:] == [step_of(again, net, *batch_of(k))[0] for k in range(saved_after, 5)]
 
 
+def test_a_resumed_objective_keeps_its_task():
+    """Rows of 0 and 1 alone do not make a regression binary after a restart, nor after an evaluation."""
+    objective, zeros, ids = envariant.objective("erm"), torch.zeros(2), torch.tensor([0, 1])
+    objective.eval()(zeros, torch.tensor([0.0, 1.0]), ids)
+    objective.train()(zeros, torch.tensor([0.5, 1.0]), ids)
+    again = envariant.objective("erm")
+    again.load_state_dict(objective.state_dict())
+    for each in (objective, again):
+        assert float(each(zeros, torch.tensor([0.0, 1.0]), ids)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "loss"),
+    [
+        (torch.zeros(2, 3), torch.tensor([0, 2]), None),
+        (torch.zeros(2, 3), torch.tensor([[0.0, 1, 1], [1, 0, 1]]), None),
+        (torch.zeros(2, 3), torch.tensor([[0.5, 1, 1], [1, 0, 1]]), "huber"),
+    ],
+)
+def test_every_inferred_task_is_restored(logits, targets, loss):
+    first, again = (envariant.objective("erm", loss=loss) for _ in range(2))
+    first(logits, targets, torch.tensor([0, 1]))
+    again.load_state_dict(first.state_dict())
+    assert type(again._task) is type(first._task)
+    assert again(logits, targets, torch.tensor([0, 1])) == first(logits, targets, torch.tensor([0, 1]))
+
+
+def test_a_failed_call_changes_nothing():
+    objective = envariant.objective("erm", environments=2)
+    with pytest.raises(EnvariantError, match="from 0 to 1"):
+        objective(torch.zeros(2), torch.tensor([0.0, 1.0]), torch.tensor([0, 5]))
+    assert float(objective(torch.zeros(2), torch.tensor([0.5, 1.0]), torch.tensor([0, 1]))) == pytest.approx(
+        0.625
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda o: o([0.1, 0.2], torch.ones(2), torch.tensor([0, 1])), "logits must be a tensor"),
+        (lambda o: o.backward_losses(Net(), {0: 0.5}), "losses of environment 0 must be a tensor"),
+        (
+            lambda o: o.backward_losses(Net(), {"a": torch.ones(1)}),
+            "environments must be whole numbers; got 'a'",
+        ),
+    ],
+)
+def test_values_that_are_no_tensors_are_reported(call, message):
+    with pytest.raises(EnvariantError, match=message):
+        call(envariant.objective("vrex"))
+
+
+def test_gradient_penalties_need_gradients_also_in_evaluation():
+    objective, net = envariant.objective("iga").eval(), Net().double()
+    x, y, e = batch_of(0)
+    with torch.no_grad(), pytest.raises(EnvariantError, match=r"outside of torch.no_grad\(\)"):
+        objective(net(x)[1], y, e, model=net)
+
+
 def test_a_state_of_other_environments_is_rejected():
     saved = envariant.objective("groupdro", environments=3).state_dict()
     with pytest.raises(EnvariantError, match=r"the saved state has 3 environments, but the objective has 2"):

@@ -143,3 +143,8 @@ def test_errors(options, message):
     with pytest.raises(EnvariantError) as error:
         sampler(**options)
     assert message in str(error.value)
+
+
+def test_epochs_of_few_environments_have_no_batch_too_many():
+    """1/49·49 is less than 1 in floating-point numbers."""
+    assert len(envariant.EnvironmentSampler(range(49), batch_size=1, per_batch=1)) == 49

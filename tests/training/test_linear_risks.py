@@ -83,7 +83,8 @@ def test_algorithms_of_risks_and_gradients_are_known():
     ],
 )  # fmt: skip
 def test_formulas_agree_with_rows(uses, monkeypatch, task, algorithm):
-    data = environments(TASKS[task], EQUAL if len(algorithm) % 2 else UNEQUAL)
+    equal = len(algorithm) % 2 and "pooled" not in algorithm
+    data = environments(TASKS[task], EQUAL if equal else UNEQUAL)
     recorded = algorithm in ("irm", "iga", "and-mask")
     monkeypatch.setattr(step_program, "_WORTH_RECORDING", 1 if recorded else 10**9)
     fast, slow = both_ways(monkeypatch, data, algorithm, evaluate_every=4)

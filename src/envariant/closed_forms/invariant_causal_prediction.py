@@ -110,7 +110,7 @@ class CausalEstimator(EnvironmentEstimator, ABC):
 
     def conclusion(self) -> str:
         """Return the conclusion in one or two sentences."""
-        alpha, parents = self.alpha, self.parents_
+        alpha, parents = self.subsets_.alpha, self.parents_
         if parents is None:
             return (
                 f"No set of columns is invariant at level {alpha:g}, so the model is rejected and there is "

@@ -7,12 +7,13 @@ the worst group.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from envariant.core.attributes import CLASS_WEIGHT, ROW_GROUP, WEIGHT
 from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError, unknown_name
 from envariant.data.wrapped_source import WrappedSource
@@ -46,6 +47,10 @@ class ByGroup(WrappedSource):
     classes: bool = True
     subsample: bool = False
 
+    def with_test_environments(self, test: Sequence[str] | None) -> "ByGroup":
+        # The environments that are left out of pooling are the default test environments of the source.
+        return replace(self, source=self.source.with_test_environments(None))
+
     def sample(self, seed: int) -> EnvironmentSet:
         whole = self.source.sample(seed)
         roles = whole.roles()
@@ -57,7 +62,9 @@ class ByGroup(WrappedSource):
                     pooled.setdefault(group, []).append((environment, rows))
                 else:
                     held_out[role].append(environment.select(rows, name=f"{environment.name}: {group}"))
-        training = [_pooled(group, pooled[group]) for group in sorted(pooled)]
+        trained = [each for each in whole.environments if roles[each.name] == "train"]
+        common = self._common_attributes(trained)
+        training = [_pooled(group, pooled[group], common) for group in sorted(pooled)]
         if self.subsample:
             training = _subsampled(training, seed)
         return EnvironmentSet(
@@ -91,36 +98,51 @@ class ByGroup(WrappedSource):
             ]
             yield " ".join(words), torch.nonzero(codes == code).flatten()
 
+    def _common_attributes(self, environments: Sequence[Environment]) -> list[str]:
+        """Return the attributes that all environments have."""
+        every = [set(each.attributes) for each in environments]
+        common = set.intersection(*every)
+        if partial := sorted({WEIGHT, CLASS_WEIGHT, ROW_GROUP} & (set.union(*every) - common)):
+            raise EnvariantError(
+                f"{self.base}: some training environments have the row attribute '{partial[0]}', others do "
+                f"not, so they cannot be pooled; give it to all or to none"
+            )
+        for name in self.attributes.split("+"):
+            values = {v for each in environments for v in self._values(each, name.strip()).unique().tolist()}
+            if len(values) > _MOST_VALUES:
+                raise EnvariantError(
+                    f"{self.base}: attribute '{name.strip()}' has {len(values)} values; groups need at most "
+                    f"{_MOST_VALUES}"
+                )
+        return sorted(common)
+
     def _values(self, environment: Environment, name: str) -> Tensor:
         known = environment.attributes
         if name not in known:
             raise unknown_name("attribute", name, tuple(known), where=self.base)
         values = known[name].cpu()
-        whole = values.round().long()
+        values = values.long() if values.dtype == torch.bool else values
+        whole = values.round().long() if values.is_floating_point() else values.long()
         if values.dim() != 1 or not torch.equal(whole.to(values.dtype), values):
             raise EnvariantError(f"{self.base}: attribute '{name}' must be one whole number per row")
-        if (count := len(whole.unique())) > _MOST_VALUES:
-            raise EnvariantError(
-                f"{self.base}: attribute '{name}' has {count} values; groups need at most {_MOST_VALUES}"
-            )
         return whole
 
 
-def _pooled(name: str, parts: Sequence[tuple[Environment, Tensor]]) -> Environment:
-    """Join the given rows of several environments in one environment."""
+def _pooled(name: str, parts: Sequence[tuple[Environment, Tensor]], attributes: Sequence[str]) -> Environment:
+    """Join the given rows of several environments, with the given attributes, in one environment."""
     first = parts[0][0]
-    common = [key for key in first.attributes if all(key in each.attributes for each, _ in parts)]
     return Environment(
         name,
         first.input_store.with_rows(torch.cat([each.input_store.gather(rows) for each, rows in parts])),
         torch.cat([each.targets[rows] for each, rows in parts]),
-        {key: torch.cat([each.attributes[key][rows] for each, rows in parts]) for key in common},
+        {key: torch.cat([each.attributes[key][rows] for each, rows in parts]) for key in attributes},
     )
 
 
 def _subsampled(groups: Sequence[Environment], seed: int) -> list[Environment]:
     """Reduce all groups to the size of the smallest one; the chosen rows keep their order."""
-    generator = torch.Generator().manual_seed(seed)
+    # Not the seed itself, with which the sampling of the data starts.
+    generator = torch.Generator().manual_seed(seed ^ 0x5B6)
     smallest = min(map(len, groups))
     return [
         each.select(torch.randperm(len(each), generator=generator)[:smallest].sort()[0]) for each in groups

@@ -5,6 +5,7 @@ the 80 % part, and oracle selection uses the 20 % part.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, final
 
@@ -49,6 +50,10 @@ class DomainBedSplit(WrappedSource):
         super().__post_init__()
         if not 0 < self.fraction < 1:
             raise EnvariantError(f"{self.base}: fraction must lie above 0 and below 1; got {self.fraction:g}")
+
+    def with_test_environments(self, test: Sequence[str] | None) -> "DomainBedSplit":
+        names = None if test is None else tuple(dict.fromkeys(name.removesuffix(OUT) for name in test))
+        return replace(self, source=self.source.with_test_environments(names))
 
     def sample(self, seed: int) -> EnvironmentSet:
         whole = self.source.sample(seed)

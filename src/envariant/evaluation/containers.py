@@ -1,7 +1,9 @@
 """Read rows from lists, arrays, tensors, series and data frames of any library."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, final
 
 import narwhals
@@ -173,12 +175,11 @@ def check_order(inputs: Mapping[str, Any]) -> None:
         EnvariantError: If two indices have the same labels in different orders.
     """
     indexed = {n: v.index for n, v in inputs.items() if isinstance(v, pd.Series | pd.DataFrame)}
-    (first, index), *others = indexed.items() if indexed else [("", pd.Index([]))]
-    for name, other in others:
-        if not index.equals(other) and index.sort_values().equals(other.sort_values()):
+    for (first, index), (second, other) in combinations(indexed.items(), 2):
+        if len(index) == len(other) and not index.equals(other) and Counter(index) == Counter(other):
             raise EnvariantError(
-                f"evaluate: {first} and {name} have the same index in different orders, but rows are matched "
-                f"by position; sort both equally, or call reset_index(drop=True) on both"
+                f"evaluate: {first} and {second} have the same index in different orders, but rows are "
+                f"matched by position; sort both equally, or call reset_index(drop=True) on both"
             )
 
 

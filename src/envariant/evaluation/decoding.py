@@ -199,13 +199,19 @@ def _class_names(
     if kind == "labels" and width > 1:
         raise EnvariantError(f"{_WHERE}: labels must be one per row; got {width} columns")
     if classes is not None:
-        return _given_classes(classes, width)
+        return _given_classes(classes, width, kind)
     known = in_order(labels_of(targets)[0])
     if kind == "labels":
-        predicted = {text for values in sides for text in labels_of(values.array)[0]}
-        known = _with_predicted(known, predicted)
+        known = _with_predicted(known, [set(labels_of(values.array)[0]) for values in sides])
     elif width > 1:
-        return _classes_of_columns(sides[0].names, width, known)
+        orders = {_classes_of_columns(values.names, width, known): None for values in sides}
+        if len(orders) > 1:
+            first, second, *_ = orders
+            raise EnvariantError(
+                f"{_WHERE}: the columns of one model are the classes {listed(first)}, those of another are "
+                f"{listed(second)}; name the columns equally, or set classes"
+            )
+        return next(iter(orders))
     known = next((pair for pair in _PAIRS if set(known) <= set(pair)), known)
     if len(known) == 1:
         raise EnvariantError(
@@ -219,7 +225,7 @@ def _class_names(
     return known
 
 
-def _given_classes(classes: Sequence[Any], width: int) -> tuple[str, ...]:
+def _given_classes(classes: Sequence[Any], width: int, kind: str) -> tuple[str, ...]:
     names = tuple(text_of(each) for each in several(classes, f"{_WHERE}: classes"))
     if len(set(names)) < max(2, len(names)):
         raise EnvariantError(f"{_WHERE}: classes must be at least two different labels; got {listed(names)}")
@@ -227,20 +233,28 @@ def _given_classes(classes: Sequence[Any], width: int) -> tuple[str, ...]:
         raise EnvariantError(
             f"{_WHERE}: {width} columns of predictions need {width} classes; got {len(names)}"
         )
+    if width == 1 and kind != "labels" and len(names) > 2:
+        raise EnvariantError(
+            f"{_WHERE}: {len(names)} classes need predicted labels, or one column per class; got one number "
+            f"per row"
+        )
     return names
 
 
-def _with_predicted(known: tuple[str, ...], predicted: set[str]) -> tuple[str, ...]:
-    """Return the classes of the targets and of the predictions."""
-    if not predicted & set(known):
-        first = min(predicted)
+def _with_predicted(known: tuple[str, ...], predicted: Sequence[set[str]]) -> tuple[str, ...]:
+    """Return the classes of the targets and of the predictions of all models."""
+    for own in predicted:
+        if own & set(known):
+            continue
+        first = min(own)
         hint = f" (did you mean '{near}'?)" if (near := closest_name(first, known)) else ""
         raise EnvariantError(
             f"{_WHERE}: no predicted label, such as '{first}'{hint}, occurs in the targets "
             f"({listed(known)}); spell them identically"
         )
-    warn_of_look_alikes({*known, *predicted}, f"{_WHERE}: labels")
-    return in_order({*known, *predicted})
+    names = {*known}.union(*predicted)
+    warn_of_look_alikes(names, f"{_WHERE}: labels")
+    return in_order(names)
 
 
 def _classes_of_columns(names: tuple[str, ...], width: int, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -202,7 +202,10 @@ def evaluate(
         for m, own in models.items()
         for k, v in own.items()
     }
-    check_order({**named, "targets": targets, "environments": environments})
+    by_row = {"targets": targets, "environments": environments}
+    by_row |= {"clusters": clusters, "sample_weight": sample_weight}
+    attributes = groups if isinstance(groups, Mapping) else {"": groups}
+    check_order({**named, **by_row, **{f"groups {name}".rstrip(): v for name, v in attributes.items()}})
     return evaluate_values(
         {
             model: {k: values_of(values, f"evaluate: predictions of {model}") for k, values in own.items()}

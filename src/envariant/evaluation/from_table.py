@@ -23,6 +23,9 @@ from envariant.evaluation.decoding import class_of_column, labels_of
 from envariant.evaluation.evaluate import MODEL, Evaluation, evaluate_values
 from envariant.saved_model import load_model
 
+# Larger whole numbers are not exact in float64.
+_LARGEST = 2**53
+
 
 def evaluate_table(
     data: Any,
@@ -129,9 +132,12 @@ def _check_predicted(label: str, columns: Sequence[Column]) -> None:
 
 
 def _values(loaded: LoadedColumns, column: Column) -> NDArray[Any]:
-    """Return numbers, Booleans or the original words of a column, `[rows]`."""
+    """Return numbers, Booleans or the original words of a column, `[rows]`; whole numbers as integers."""
     if column.kind == "number":
-        return column.values
+        values = column.values
+        # Whole numbers may be classes; tables store all numbers as floating-point numbers.
+        whole = bool(np.isfinite(values).all()) and bool((values == np.round(values)).all())
+        return values.astype(np.int64) if whole and np.abs(values).max() < _LARGEST else values
     chunk = concatenated(loaded.chunks[column.name])
     if chunk.kind is None:
         return np.array([*chunk.texts, ""], dtype=object)[chunk.values].astype(str)
@@ -170,7 +176,11 @@ def _with_second_class(
     ):
         return dict(options)
     others = [each for each in known if each != named]
-    return {**options, "classes": (others[0], named)} if len(others) == 1 else dict(options)
+    if len(others) != 1:
+        return dict(options)
+    # Also a column of zeros and ones holds probabilities, if it is named P(…).
+    kind = options.get("kind") or "probabilities"
+    return {**options, "classes": (others[0], named), "kind": kind}
 
 
 def _ids(column: Column) -> Ids:

@@ -45,7 +45,9 @@ class EnvironmentCollator:
         others = [{key: value for key, value in row.items() if key != self.column} for row in rows]
         batch = dict(self.collator(others))
         if all(self.column in row for row in rows):
-            numbers = [self._numbers.get(text_of(row[self.column]), _UNKNOWN) for row in rows]
+            given = [row[self.column] for row in rows]
+            plain = [value.item() if isinstance(value, torch.Tensor) else value for value in given]
+            numbers = [self._numbers.get(text_of(value), _UNKNOWN) for value in plain]
             batch[self.column] = torch.tensor(numbers)
         return batch
 
@@ -115,11 +117,15 @@ class ObjectiveMixin(ABC):
             options: Other keyword arguments of the trainer's method.
 
         Raises:
-            EnvariantError: If the checkpoint does not contain the state of the algorithm.
+            EnvariantError: If there is no checkpoint, or it lacks the state of the algorithm.
         """
         if resume_from_checkpoint is True:
             trainer_utils = required("transformers.trainer_utils", "huggingface")
             resume_from_checkpoint = trainer_utils.get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise EnvariantError(
+                    f"{self.args.output_dir}: contains no checkpoint to resume from; train without resuming"
+                )
         if resume_from_checkpoint:
             path = Path(resume_from_checkpoint) / _FILE
             _, state = read_tensors(path, "resume from a checkpoint that this trainer saved")
@@ -137,9 +143,14 @@ class ObjectiveMixin(ABC):
             return_outputs: Whether to return the outputs as well.
             options: Other arguments of the trainer's method; used in evaluation only.
         """
-        environments = inputs.pop(self._column, None)
+        environments: Any = inputs.pop(self._column, None)
         if not model.training:
             return cast("Any", super()).compute_loss(model, inputs, return_outputs, **options)
+        if environments is None or bool((environments == _UNKNOWN).any()):
+            raise EnvariantError(
+                f"trainer: a training batch has rows without a known environment; check the column "
+                f"'{self._column}' of the training data"
+            )
         labels = inputs.pop(self.label_names[0])
         if self.state.global_step != self._cleared_at:
             # The trainer clears the gradients of the model only.

@@ -12,7 +12,20 @@ from typing import final
 import torch
 from torch import Tensor
 
+from envariant.core.errors import EnvariantError
 from envariant.objectives.joined_batch import JoinedBatch
+
+
+def check_differentiable(batch: JoinedBatch) -> None:
+    """Check that the outputs of the model can be differentiated.
+
+    Raises:
+        EnvariantError: If they were computed without gradients.
+    """
+    if not batch.logits.requires_grad:
+        raise EnvariantError(
+            "objective: logits and losses must have gradients; compute them outside of torch.no_grad()"
+        )
 
 
 def risk_gradients(batch: JoinedBatch, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -23,7 +36,11 @@ def risk_gradients(batch: JoinedBatch, parameters: Mapping[str, Tensor]) -> dict
     Args:
         batch: Batch of the step.
         parameters: Trained parameters of the model by name.
+
+    Raises:
+        EnvariantError: If the outputs of the model were computed without gradients.
     """
+    check_differentiable(batch)
     own = list(parameters.values())
     each = [
         torch.autograd.grad(risk, own, create_graph=True, materialize_grads=True)

@@ -13,17 +13,23 @@ from envariant.algorithms.base import GradientPenalty, State
 from envariant.core import counter_rng
 from envariant.core.counter_rng import private_random_numbers
 from envariant.core.environments import PredictedBatch
-from envariant.core.errors import EnvariantError, shown
+from envariant.core.errors import EnvariantError
 from envariant.core.step_context import StepContext
 from envariant.core.tasks import Regression, Task
 from envariant.data.with_loss import check_loss
 from envariant.objectives import requirements
-from envariant.objectives.gradient_shares import Differentiated, accumulate, risk_gradients, shares
+from envariant.objectives.gradient_shares import (
+    Differentiated,
+    accumulate,
+    check_differentiable,
+    risk_gradients,
+    shares,
+)
 from envariant.objectives.grouping import Grouping, places
 from envariant.objectives.joined_batch import JoinedBatch
 from envariant.objectives.processes import Processes, is_distributed
 from envariant.objectives.state_buffers import StateBuffers, updated
-from envariant.objectives.tasks import single_or_double, targets_for, task_of
+from envariant.objectives.tasks import single_or_double, targets_for, task_code, task_of, task_of_code
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -126,7 +132,7 @@ class Objective(nn.Module):
                 f"{self.algorithm.name}: combines the environments' gradients, which no loss expresses; call "
                 f"objective.backward(model, logits, targets, environments) instead of loss.backward()"
             )
-        with _in_single_precision(logits), self._unchanged_in_evaluation():
+        with _in_single_precision(logits), self._unchanged_unless_trained():
             return self._loss_of(self._batch(logits, targets, environments, features, step), model)
 
     @_uncompiled
@@ -158,7 +164,7 @@ class Objective(nn.Module):
             EnvariantError: If shapes or values are not valid, or the algorithm needs an argument that is
                 missing.
         """
-        with _in_single_precision(logits), self._unchanged_in_evaluation():
+        with _in_single_precision(logits), self._unchanged_unless_trained():
             return self._backward(self._batch(logits, targets, environments, features, step), model)
 
     @_uncompiled
@@ -179,14 +185,11 @@ class Objective(nn.Module):
             EnvariantError: If the algorithm needs logits or features, or a loss is not valid.
         """
         requirements.check_needs_only_losses(self.algorithm)
-        if not isinstance(losses, Mapping) or not losses:
-            raise EnvariantError(
-                f"objective: losses must be a mapping from environment numbers to losses; got {shown(losses)}"
-            )
+        requirements.check_losses(losses)
         parts = [value.reshape(-1) for value in losses.values()]
         rows = torch.cat(parts)
         ids = torch.tensor([number for number, part in zip(losses, parts, strict=True) for _ in part])
-        with _in_single_precision(rows), self._unchanged_in_evaluation():
+        with _in_single_precision(rows), self._unchanged_unless_trained():
             return self._backward(self._batch(rows, None, ids, None, step), model)
 
     def metrics(self) -> dict[str, float]:
@@ -207,11 +210,11 @@ class Objective(nn.Module):
         return f"{self.algorithm.name}, environments={len(self._known) or 'learned from the batches'}"
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of calls and the numbers of the known environments, for `state_dict`."""
-        return torch.tensor([self._calls, *self._known])
+        """Return number of calls, inferred task and numbers of known environments, for `state_dict`."""
+        return torch.tensor([self._calls, *task_code(self._task), *self._known])
 
     def set_extra_state(self, state: Any) -> None:
-        """Restore the number of calls and the numbers of the known environments.
+        """Restore the number of calls, the inferred task and the numbers of the known environments.
 
         Args:
             state: Result of `get_extra_state`.
@@ -219,13 +222,14 @@ class Objective(nn.Module):
         Raises:
             EnvariantError: If the objective was built for other environments.
         """
-        calls, *known = state.tolist()
+        calls, code, outputs, *known = state.tolist()
         if self._names and known != self._known:
             raise EnvariantError(
                 f"objective: the saved state has {len(known)} environments, but the objective has "
                 f"{len(self._known)}; build it with environments={len(known)}"
             )
         self._calls, self._known, self._initialized_for = calls, known, -1
+        self._task = self._task or task_of_code(code, outputs, self._loss)
 
     def _loss_of(self, batch: JoinedBatch, model: nn.Module | None) -> Tensor:
         algorithm, processes = self.algorithm, batch.processes
@@ -247,10 +251,7 @@ class Objective(nn.Module):
     def _backward(self, batch: JoinedBatch, model: nn.Module) -> Tensor:
         algorithm, processes = self.algorithm, batch.processes
         parameters = requirements.trained(model)
-        if not batch.logits.requires_grad:
-            raise EnvariantError(
-                "objective: logits and losses must have gradients; compute them outside of torch.no_grad()"
-            )
+        check_differentiable(batch)
         penalized = any(isinstance(part, GradientPenalty) for part in algorithm.penalties)
         own = risk_gradients(batch, parameters) if penalized else {}
         outputs = [each for each in (batch.logits, batch.features) if each.requires_grad]
@@ -324,14 +325,16 @@ class Objective(nn.Module):
         )
 
     @contextmanager
-    def _unchanged_in_evaluation(self) -> Generator[None]:
-        """Restore state and known environments after a call in evaluation mode."""
-        known, initialized_for, state = list(self._known), self._initialized_for, self.state.tree()
+    def _unchanged_unless_trained(self) -> Generator[None]:
+        """Restore state, known environments and task after a call in evaluation mode, or one that failed."""
+        before = list(self._known), self._initialized_for, self._task
+        state, trained = self.state.tree(), False
         try:
             yield
+            trained = self.training
         finally:
-            if not self.training:
-                self._known, self._initialized_for = known, initialized_for
+            if not trained:
+                self._known, self._initialized_for, self._task = before
                 self.state.replace(state)
 
     def _places(self, ids: Sequence[int]) -> list[int]:
@@ -380,9 +383,10 @@ class Objective(nn.Module):
 
 
 @contextmanager
-def _in_single_precision(like: Tensor) -> Generator[None]:
+def _in_single_precision(like: object) -> Generator[None]:
     """Compute losses in single precision, also where the training loop uses autocast."""
-    if not torch.is_autocast_enabled(like.device.type):
+    # What is not a tensor is reported where the batch is checked.
+    if not isinstance(like, Tensor) or not torch.is_autocast_enabled(like.device.type):
         yield
         return
     with torch.autocast(like.device.type, enabled=False):

@@ -1,7 +1,7 @@
 """Check that an algorithm can be used in a training loop of your own, and that it receives what it needs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,26 @@ def check_needs_only_losses(algorithm: Composition) -> None:
             raise EnvariantError(
                 f"{penalty.name}: needs logits or features, not only losses; call objective.backward(model, "
                 f"logits, targets, environments)"
+            )
+
+
+def check_losses(losses: object) -> None:
+    """Check that losses are a mapping from numbers of environments to tensors.
+
+    Raises:
+        EnvariantError: If they are not.
+    """
+    if not isinstance(losses, Mapping) or not losses:
+        raise EnvariantError(
+            f"objective: losses must be a mapping from environment numbers to losses; got {shown(losses)}"
+        )
+    for number, value in cast("Mapping[object, object]", losses).items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise EnvariantError(f"objective: environments must be whole numbers; got {shown(number)}")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise EnvariantError(
+                f"objective: the losses of environment {number} must be a tensor of real numbers; got "
+                f"{_described(value)}"
             )
 
 

@@ -1,6 +1,5 @@
 """`EnvironmentSampler`: batches with rows of every environment, for PyTorch's `DataLoader`."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
@@ -86,9 +85,9 @@ class EnvironmentSampler(Sampler[list[int]]):
         if weights is not None and not replacement:
             raise EnvariantError("sampler: weights need replacement=True")
         self._bounds = None if weights is None else self._weight_bounds(weights)
-        share = 1.0 if per_batch is None else per_batch / len(self.names)
-        rows = share * sum(self._counts)
-        self._batches = math.ceil(len(owners) / rows) if batches is None else batches
+        # A batch has `rows` / (number of environments) rows on average; whole numbers avoid rounding.
+        rows = sum(self._counts) * (len(self.names) if per_batch is None else per_batch)
+        self._batches = -(-len(owners) * len(self.names) // rows) if batches is None else batches
         self._seed, self.step = seed, 0
         # Permutation of an environment's rows by environment, with the number of its pass over the rows.
         self._permutations: dict[int, tuple[int, Tensor]] = {}

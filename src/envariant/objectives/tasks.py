@@ -12,6 +12,8 @@ from envariant.core.specs import parse
 from envariant.core.tasks import Binary, Multiclass, Regression, Task, check_losses
 from envariant.data.with_loss import check_loss, with_loss
 
+_INFERRED: tuple[type[Task], ...] = (Binary, Multiclass, Regression, MultiLabel, MultiOutputRegression)
+
 
 def task_of(logits: Tensor, targets: Tensor, loss: Any = None) -> Task:
     """Infer the prediction task.
@@ -37,6 +39,31 @@ def task_of(logits: Tensor, targets: Tensor, loss: Any = None) -> Task:
     if not task.has_default_loss:
         check_losses(task, targets_for(task, targets, logits))
     return task
+
+
+def task_code(task: Task | None) -> tuple[int, int]:
+    """Return the kind of an inferred task and its number of outputs as numbers, for `state_dict`.
+
+    The kind is the position in the list of inferred tasks, from 1; it is 0 for any other task and for None.
+    """
+    if task is None or type(task) not in _INFERRED:
+        return 0, 0
+    return _INFERRED.index(type(task)) + 1, task.outputs
+
+
+def task_of_code(code: int, outputs: int, loss: Any) -> Task | None:
+    """Rebuild an inferred task from its code; see `task_code`.
+
+    Args:
+        code: Kind of the task.
+        outputs: Number of outputs.
+        loss: Name of a loss or function, as given to `task_of`; None for the default loss.
+    """
+    if not code:
+        return None
+    cls: Any = _INFERRED[code - 1]
+    plain = cls() if cls in (Binary, Regression) else cls(outputs)
+    return plain if loss is None else with_loss(plain, loss)
 
 
 def targets_for(task: Task, targets: Tensor, logits: Tensor) -> Tensor:

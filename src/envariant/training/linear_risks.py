@@ -86,9 +86,9 @@ def replace(
 ) -> RiskModel | None:
     """Replace the inputs of full batches by one row per environment, and return the model of these rows.
 
-    Return None, and replace nothing, if a step needs the rows; if environments differ in size so much that
-    padding would add more than a quarter; or if the rows do not fit in a quarter of the available memory.
-    With the squared loss, there must be at most 256 columns.
+    Return None, and replace nothing, if a step needs the rows. With the logistic loss, also if environments
+    differ in size so much that padding would add more than a quarter, or if the rows do not fit in a quarter
+    of the available memory; with the squared loss, also if there are more than 256 columns.
 
     Args:
         batches: Sampler of the training batches.

@@ -139,6 +139,8 @@ def test_columns_are_preselected_and_named():
     assert summary.loc["n0", ["low", "high"]].isna().all()
     assert summary.loc["n0", "p_value"] == 1
     assert "Causal parents at level 0.05: p, q." in fitted.conclusion()
+    # The level of the fit, whatever parameters are set for the next one.
+    assert "at level 0.05" in fitted.set_params(alpha=0.2).conclusion()
 
 
 def test_p_values_of_the_binary_test_are_those_of_its_definition():

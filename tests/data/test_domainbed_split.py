@@ -1,6 +1,7 @@
 """Splits of DomainBed: seeds and rows of its program, and roles of both parts."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from envariant.core.environments import Environment, EnvironmentSet
 from envariant.core.errors import EnvariantError
 from envariant.core.tasks import Binary, Multiclass
 from envariant.data.domainbed_split import DomainBedSplit, both_parts, seed_hash, split
+from envariant.data.tables.source import TableSource
+from envariant.data.tables.table import read
 
 
 def test_seeds_and_first_rows_are_those_of_the_program():
@@ -78,3 +81,18 @@ def test_invalid_settings_are_errors():
         DomainBedSplit(3)
     with pytest.raises(EnvariantError, match=r"0.01 of the 20 rows of 'a' are less than one row"):
         DomainBedSplit(numbered(), fraction=0.01).sample(0)
+
+
+def test_preprocessing_is_not_fitted_on_test_environments():
+    frame = pd.DataFrame(
+        {
+            "x": [k * 7 % 11 / 3 for k in range(60)],
+            "y": [0.7 * k + 1000 * (k >= 40) for k in range(60)],
+            "site": ["a"] * 20 + ["b"] * 20 + ["c"] * 20,
+        }
+    )
+    split_source = DomainBedSplit(TableSource(read(frame, "y", "site", min_rows=20), "numbers"))
+    chosen = split_source.with_test_environments(both_parts("c"))
+    assert chosen.source.test == ("c",)
+    assert chosen.sample(0).task != split_source.sample(0).task
+    assert chosen.identity() != split_source.identity()

@@ -165,3 +165,10 @@ def test_wrong_data_are_rejected_in_one_line(library, trainer_class, tmp_path, d
     with pytest.raises(EnvariantError, match=r"^trainer: ") as error:
         trainer_class(tiny_model(library), arguments, train_dataset=data, objective=objective).train()
     assert message in str(error.value)
+
+
+def test_environments_may_be_tensors():
+    """Otherwise all rows would be of one unknown environment, and no penalty would act."""
+    collator = EnvironmentCollator(lambda rows: {}, ("0", "1"))
+    numbers = collator([{"environment": torch.tensor(k)} for k in (1, 0, 2)])["environment"]
+    assert numbers.tolist() == [1, 0, -1]
